@@ -53,8 +53,10 @@ class LogMetrics:
                 self._store.add(metrics.LOG_RETURNED, labels, number)
                 self._counted.add((metrics.LOG_RETURNED, labels))
 
-    def tell(self, files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> None:
-        """Set how far reading is, by *files*, and what waits, by *sinks*: rows of the collector's answer."""
+    def tell(self, files: Iterable[Unchecked], sinks: Iterable[Unchecked], troubles: int = 0) -> None:
+        """Set how far reading is, by *files*, and what waits, by *sinks*: rows of the collector's answer, which names
+        so many *troubles*.
+        """
         lag_bytes: dict[Labels, float] = {}
         lag_seconds: dict[Labels, float] = {}
         number = 0
@@ -70,7 +72,10 @@ class LogMetrics:
         buffered: dict[Labels, float] = {(_text(row, "name"),): _number(row, "bufferedBytes") for row in rows}
         self._store.replace(metrics.LOG_WAITING, waiting)
         self._store.replace(metrics.LOG_BUFFERED, buffered)
+        failing: dict[Labels, float] = {(_text(row, "name"),): bool(_text(row, "trouble")) for row in rows}
+        self._store.replace(metrics.LOG_SINK_FAILING, failing)
         self._store.set(metrics.LOG_FILES, (), number)
+        self._store.set(metrics.LOG_TROUBLES, (), troubles)
 
     def follow(self, pods: Iterable[PodName]) -> None:
         """The node's pods are *pods* now: series of others end after a while."""

@@ -21,4 +21,6 @@ async def on_disk(
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # nobody is there to hear of it
         raise

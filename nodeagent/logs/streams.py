@@ -207,7 +207,7 @@ class FileStreams:
                 "heldBytes": lane.held,
                 "bufferedBytes": lane.buffered_bytes,
                 "delivered": lane.counts.total().delivered,
-                "trouble": lane.trouble,
+                "trouble": "; ".join(lane.troubles()),
             }
             for name, lane in self.lanes.items()
         ]

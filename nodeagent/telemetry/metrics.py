@@ -277,6 +277,18 @@ LOG_LAG_SECONDS = Metric(
     "nodeagent_log_lag_seconds", "gauge", _LOG_POD, "For how long something in a pod's log files has been unread."
 )
 LOG_FILES = Metric("nodeagent_log_files", "gauge", (), "Files of logs that are open.")
+LOG_TROUBLES = Metric(
+    "nodeagent_log_troubles",
+    "gauge",
+    (),
+    "What keeps logs from sinks or from the disk at the moment, each told in words by readiness and `get logs`.",
+)
+LOG_SINK_FAILING = Metric(
+    "nodeagent_log_sink_failing",
+    "gauge",
+    ("sink",),
+    "1: a sink takes nothing, or its buffer or dead-letter file cannot be written or read.",
+)
 LOG_RESTARTS = Metric(
     "nodeagent_log_collector_restarts_total",
     "counter",
@@ -319,6 +331,7 @@ PLAIN: Final = {
         *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
         *LOG_FAMILIES,
         *(LOG_WAITING, LOG_BUFFERED, LOG_LAG_BYTES, LOG_LAG_SECONDS, LOG_FILES, LOG_RESTARTS),
+        *(LOG_TROUBLES, LOG_SINK_FAILING),
     )
 }
 """Families with one number a series, by name."""

@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,43 @@ def test_a_reload_goes_by_the_section_as_it_is_then(lab: Lab) -> None:
     path.write_text(yaml.safe_dump(good))
     os.kill(agent.pid, signal.SIGHUP)
     eventually(lambda: of(lab, "talks")[-1]["log"].startswith("line "), "records without the rule")
+
+
+def test_full_disks_are_said_and_nothing_is_lost(lab: Lab) -> None:
+    """The sink's and the buffer's at once."""
+    agent = lab.agent("node1")
+    folders = [lab.layout.node("node1") / "logs", collected(lab).parent]
+    agent.stop()
+    with ExitStack() as stack:
+        stack.callback(agent.start)
+        for folder in folders:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+            stack.callback(subprocess.run, ["umount", folder], check=True)
+            with suppress(OSError):
+                (folder / "filler").write_bytes(bytes(2 << 20))
+        stack.callback(agent.stop)
+        agent.start()
+        eventually(lambda: any("No space left" in each for each in complaints(lab, "talks")), "get logs says so")
+        eventually(
+            lambda: any("buffer takes no more" in each for each in complaints(lab, "talks")), "and of the buffer"
+        )
+        eventually(lambda: scrape(lab).sum("nodeagent_log_sink_failing", sink="all") == 1, "a metric says so")
+        eventually(lambda: "No space left" in get(lab, "node1", 15021, "/ready")[1], "readiness warns")
+        pid = collector(lab)
+        for folder in folders:
+            (folder / "filler").unlink()
+        eventually(lambda: len(of(lab, "talks")) > 50, "records")
+        eventually(lambda: scrape(lab).sum("nodeagent_log_sink_failing", sink="all") == 0, "it is well again")
+        eventually(lambda: not complaints(lab, "talks") and scrape(lab).sum("nodeagent_log_troubles") == 0)
+        assert collector(lab) == pid
+        numbers = [int(each["log"].removeprefix("line ")) for each in of(lab, "talks")]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        eventually(lambda: unaccounted(scrape(lab)) == 0, "offered is delivered, or waiting")
+
+
+def complaints(lab: Lab, pod: str) -> list[str]:
+    """Return what the rows of `get logs` say of the sinks of *pod*."""
+    return [each["why"] for each in admin(lab, "node1", "/logs/files") if each.get("pod") == pod and each.get("why")]
 
 
 def test_reading_costs_little_memory(lab: Lab) -> None:

@@ -9,6 +9,7 @@ started: a new process begins a new segment. Only files of its own names are eve
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 from collections import Counter, deque
@@ -24,6 +25,8 @@ from nodeagent.logs.records import LogRecords
 
 SEGMENT_BYTES: Final = 8 << 20
 NAME: Final = re.compile(r"(\d{12})\.segment")
+READS: Final = 12
+"""How often in a row the disk may fail to read a segment (EIO) before what is unread in it counts as lost."""
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -40,6 +43,8 @@ class _Segment:
     """Offset up to which it has been taken."""
     out: deque[Taking] = field(default_factory=deque)
     """What was taken and is not settled, in order."""
+    failed: int = 0
+    """How often in a row it could not be read."""
 
 
 @dataclass(slots=True)
@@ -62,8 +67,8 @@ class DiskBuffer:
         self._segment_bytes = min(segment_bytes, max(1 << 16, most // 4))
         self._segments: deque[_Segment] = deque()
         self._writer: SegmentWriter | None = None
-        self._reader: SegmentReader | None = None
-        self._reading: _Segment | None = None
+        self._reading: tuple[_Segment, SegmentReader] | None = None
+        """Which one is read, and by what: one value, for a thread reads while the loop removes what is settled."""
         self._appending: _Segment | None = None
         self._lock = asyncio.Lock()
         self._last = 0
@@ -72,29 +77,40 @@ class DiskBuffer:
         self.pods: Counter[PodName] = Counter()
         """Records that are here, by pod: until they are settled, taken or not."""
 
-    def open(self) -> None:
-        """Find what an earlier process left. Raises OSError."""
+    def open(self) -> list[str]:
+        """Find what an earlier process left; return, in words, what of it cannot be read. Raises OSError where the
+        folder cannot.
+        """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         cursor = self._cursor()
         self._last = cursor[0]
+        unread: list[str] = []
         for path in sorted(each for each in self._folder.iterdir() if NAME.fullmatch(each.name)):
             number = int(path.name[:12])
             self._last = max(self._last, number)
-            if number < cursor[0]:
-                path.unlink()
-                continue
             start = cursor[1] if number == cursor[0] else 0
             segment = _Segment(number, path, 0, reached=start, read_to=start)
-            try:
-                segment.size, segment.unread = survey(path, start)
-            except DamagedSegment as error:
-                self._put_aside(segment, str(error))
+            if number < cursor[0]:
+                self._remove(segment)
                 continue
-            self.pods.update(segment.unread)
-            if segment.unread:
-                self._segments.append(segment)
-            else:
-                path.unlink()
+            try:
+                self._find(segment)
+            except OSError as error:
+                unread.append(f"{path}: {error.strerror}")
+        return unread
+
+    def _find(self, segment: _Segment) -> None:
+        """Take *segment* of an earlier process in, if it has anything. Raises OSError."""
+        try:
+            segment.size, segment.unread = survey(segment.path, segment.reached)
+        except DamagedSegment as error:
+            self._put_aside(segment, str(error))
+            return
+        self.pods.update(segment.unread)
+        if segment.unread:
+            self._segments.append(segment)
+        else:
+            self._remove(segment)
 
     @property
     def bytes(self) -> int:
@@ -140,7 +156,7 @@ class DiskBuffer:
             segment = next((each for each in self._segments if each.unread), None)
             if segment is None:
                 return [], Counter()
-            taken, damage = await on_disk(self._read, segment, most)
+            taken, damage = await self._readable(segment, most)
             for each in taken:
                 segment.read_to = each.end
                 segment.out.append(each)
@@ -203,31 +219,61 @@ class DiskBuffer:
 
     def _roll(self) -> None:
         """Append to another segment from now on."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.close()
+        except OSError as error:
+            log.warning("%s: %s as it was closed; what counts of it was synced before", self._folder, error.strerror)
+
+    async def _readable(self, segment: _Segment, most: int) -> tuple[list[Taking], str]:
+        """Return as :meth:`_read` does. Raises OSError where another try may help."""
+        try:
+            taken = await on_disk(self._read, segment, most)
+        except OSError as error:
+            segment.failed += 1
+            given_up = error.errno == errno.EIO and segment.failed >= READS
+            if not given_up and not isinstance(error, FileNotFoundError):
+                raise
+            return [], f"{segment.path}: {error.strerror}"
+        segment.failed = 0
+        return taken
 
     def _read(self, segment: _Segment, most: int) -> tuple[list[Taking], str]:
-        """Return what is next in *segment*, and what is wrong with what follows; empty: nothing."""
+        """Return what is next in *segment*, and what is wrong with what follows; empty: nothing. Raises OSError."""
         taken: list[Taking] = []
         try:
-            if self._reading is not segment or self._reader is None:
-                self._leave()
-                self._reader = SegmentReader(segment.path)
-                self._reading = segment
-                self._reader.skip(segment.read_to)
-            until = min(segment.size, self._reader.at + most)
-            while self._reader.at < until and (records := self._reader.next(segment.size)):
-                taken.append(Taking(records, segment, self._reader.at))
+            reader = self._reader(segment)
+            until = min(segment.size, reader.at + most)
+            while reader.at < until and (records := reader.next(segment.size)):
+                taken.append(Taking(records, segment, reader.at))
         except DamagedSegment as error:
             return taken, str(error)
+        except OSError:
+            self._leave()  # another try begins behind what is taken
+            if not taken:
+                raise
         return taken, "" if taken else f"{segment.path}: it ends before what was written to it"
 
+    def _reader(self, segment: _Segment) -> SegmentReader:
+        """Return what reads *segment* on. Raises OSError and DamagedSegment."""
+        if self._reading is not None and self._reading[0] is segment:
+            return self._reading[1]
+        self._leave()
+        reader = SegmentReader(segment.path)
+        try:
+            reader.skip(segment.read_to)
+        except BaseException:
+            reader.close()
+            raise
+        self._reading = segment, reader
+        return reader
+
     def _leave(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-        self._reader = None
-        self._reading = None
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading[1].close()
 
     def _lose(self, segment: _Segment) -> Counter[PodName]:
         """Count what is unread of *segment* as no longer here; return it."""
@@ -251,7 +297,8 @@ class DiskBuffer:
     def _forget(self, segment: _Segment) -> None:
         if self._writer is not None and segment is self._segments[-1]:
             self._roll()
-        if self._reading is segment:
+        reading = self._reading
+        if reading is not None and reading[0] is segment:
             self._leave()
         if segment in self._segments:
             self._segments.remove(segment)

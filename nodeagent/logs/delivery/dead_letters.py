@@ -32,7 +32,8 @@ class DeadLetters:
         self._file = RotatingFile(folder / f"{sink}.jsonl", most, KEPT_FILES)
         self._sink = sink
         self._lock = asyncio.Lock()
-        self._failing = False
+        self.trouble = ""
+        """Why what the sink refuses is lost; empty: it is written."""
         self._told: set[str] = set()
 
     async def write(self, letters: Sequence[tuple[LogRecords, int, str]]) -> bool:
@@ -42,15 +43,15 @@ class DeadLetters:
             async with self._lock:
                 await on_disk(self._append, content)
         except OSError as error:
-            if not self._failing:
+            if not self.trouble:
                 log.error(
                     "sink %s: %d records that it refuses are lost, for %s cannot be written: %s; make room there, and "
                     "let the collector's user write",
                     self._sink, len(letters), self._file.path, error.strerror,
                 )  # fmt: skip
-            self._failing = True
+            self.trouble = f"what it refuses is lost, for {self._file.path} cannot be written: {error.strerror}"
             return False
-        self._failing = False
+        self.trouble = ""
         self._tell(letters)
         return True
 

@@ -135,8 +135,10 @@ class Lane:
 
     def troubles(self) -> list[str]:
         """Return, in words, what keeps records from the sink, or from the disk."""
-        buffer = self.spill.trouble if self.spill else ""
-        found = (self.trouble, buffer and f"its buffer takes no more: {buffer}")
+        found = [self.trouble, self._letters.trouble]
+        if self.spill:
+            found.append(self.spill.trouble and f"its buffer takes no more: {self.spill.trouble}")
+            found += [each and f"its buffer: {each}" for each in (self.spill.left, self.spill.unread)]
         return [each for each in found if each]
 
     async def run(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +16,11 @@ from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
 DEAD_LETTERS: Final = "dead-letters"
 """Folders below ``logs.stateDirectory``."""
 BUFFER: Final = "buffer"
-log = logging.getLogger("nodeagent.logs")
 
 
 def make_lane(settings: SinkSettings, buffer: BufferSettings, state: Path) -> Lane:
     """Return the lane of the sink that *settings* describe; what an earlier process left in its buffer is found
-    below the folder *state*. A buffer that cannot be read is said, and gone without.
+    below the folder *state*. What of it cannot be read is said, and gone without.
     """
     window = max(LaneBounds().window, 4 * settings.request_bytes)
     bounds = LaneBounds(window, request=settings.request_bytes, in_flight=settings.in_flight)
@@ -34,11 +32,5 @@ def make_lane(settings: SinkSettings, buffer: BufferSettings, state: Path) -> La
         spill = Spill(settings.name, disk, buffer.full, bounds.window // 4, clock)
     lane = Lane(make_sink(settings), letters, bounds, clock, spill=spill)
     if spill:
-        try:
-            spill.open(lane.counts)
-        except OSError as error:
-            log.error(
-                "sink %s: its buffer %s: %s; the collector's user must be able to read and write there; until a "
-                "restart nothing is read from it", settings.name, error.filename, error.strerror,
-            )  # fmt: skip
+        spill.open(lane.counts)
     return lane

@@ -63,6 +63,10 @@ class Spill:
         """Whether all that is offered goes to disk first."""
         self.trouble = ""
         """Why nothing is put on disk though it should be; empty: it is."""
+        self.left = ""
+        """What of an earlier process could not be read; empty: nothing."""
+        self.unread = ""
+        """Why what is on disk is not read, or not written down as delivered; empty: it is."""
         self._sink = sink
         self._full = full
         self._window = window
@@ -75,8 +79,14 @@ class Spill:
         self._save_at = 0.0
 
     def open(self, counts: SinkCounts) -> None:
-        """Find what an earlier process left, and count it as offered. Raises OSError."""
-        self.buffer.open()
+        """Find what an earlier process left, and count it as offered. What cannot be read stays where it is."""
+        try:
+            left = self.buffer.open()
+        except OSError as error:
+            left = [f"{error.filename}: {error.strerror}"]
+        if left:
+            self.left = f"{'; '.join(left[:3])}; left there until the collector starts again"
+            log.error("sink %s: its buffer cannot be read: %s", self._sink, self.left)
         for pod, records in self.buffer.pods.items():
             counts.named(pod).offered += records
         self.active = self.buffer.unread
@@ -118,7 +128,7 @@ class Spill:
         while True:
             self._wake.clear()
             if not self._parts:
-                self._finish()
+                self._finish(lane)
                 await self._clock.wait(self._wake, None)
                 continue
             if self._bytes < GATHER_BYTES:
@@ -182,9 +192,15 @@ class Spill:
             )  # fmt: skip
         self.trouble = why
 
-    def _finish(self) -> None:
-        if self.active and not self.buffer.unread:
+    def _finish(self, lane: Feeding) -> None:
+        """Nothing is to be written."""
+        if self.buffer.unread:
+            return
+        if self.active:
             self.active = False
+            self.unread = ""
+        if lane.hungry() and self._clock.now() >= self._again_at:
+            self.trouble = ""  # what could not be put on disk went to the sink
 
     # -- from disk --
 
@@ -201,16 +217,36 @@ class Spill:
     async def _feed_some(self, counts: SinkCounts, lane: Feeding) -> None:
         try:
             taken, lost = await self.buffer.take(TAKE_BYTES)
-            if self._clock.now() >= self._save_at:
-                self._save_at = self._clock.now() + SAVE_SECONDS
-                self.buffer.save()
         except OSError as error:
-            log.error("sink %s: its buffer cannot be read: %s", self._sink, error)
+            self._say_unread(f"{error.filename or 'on disk'}: {error.strerror}")
             await self._clock.wait(asyncio.Event(), RETRY_SECONDS)
             return
+        self._save()
         for pod, records in lost.items():
             counts.named(pod).dropped[DAMAGED] += records
         now = self._clock.now()
         for each in taken:
             done = partial(self.buffer.done, each)
             lane.feed(Entry(each.records, done, now, cost(each.records), len(each.records)))
+
+    def _save(self) -> None:
+        """Write down how far the sink has taken the buffer: what cannot be comes again after a restart, no more."""
+        if self._clock.now() < self._save_at:
+            return
+        self._save_at = self._clock.now() + SAVE_SECONDS
+        try:
+            self.buffer.save()
+        except OSError as error:
+            self._say_unread(f"how far it was delivered cannot be written down: {error.strerror}")
+            return
+        if self.unread:
+            log.info("sink %s: its buffer is read and written down again", self._sink)
+        self.unread = ""
+
+    def _say_unread(self, why: str) -> None:
+        if not self.unread:
+            log.error(
+                "sink %s: its buffer: %s; is the disk whole and not full, and may the collector's user read and write "
+                "there?", self._sink, why,
+            )  # fmt: skip
+        self.unread = why

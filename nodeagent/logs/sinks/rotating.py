@@ -11,7 +11,9 @@ MODE: Final = 0o640
 
 
 class RotatingFile:
-    """Appends whole pieces: after an error nothing of a piece stays, so that it can be written again."""
+    """Appends whole pieces, of lines: after an error nothing of a piece stays, so that it can be written again; behind
+    a line that a process which died has left in half there is an end of line first.
+    """
 
     def __init__(self, path: Path, most: int, keep: int) -> None:
         """*most*: bytes at which it is renamed; *keep*: how many renamed ones there may be."""
@@ -19,32 +21,48 @@ class RotatingFile:
         self._most = most
         self._keep = keep
         self._descriptor = -1
+        self._looked = False
+        """Whether it is known that it ends with a whole line."""
+        self._torn: int | None = None
+        """The size up to which the file has whole pieces, where a part of one could not be taken back."""
 
     def append(self, data: bytes) -> None:
         """Write *data* and wait until it is on disk. Raises OSError."""
         descriptor = self._opened()
+        if self._torn is not None:
+            self._take_back(descriptor, self._torn)
         size = os.fstat(descriptor).st_size
         if size and size + len(data) > self._most:
             self._rotate()
             descriptor = self._opened()
             size = 0
+        if not self._looked and size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
         try:
             write_all(descriptor, data)
             os.fdatasync(descriptor)
         except OSError:
             # Of a full disk: half a line would spoil the next one.
-            os.ftruncate(descriptor, size)
+            self._take_back(descriptor, size)
             raise
+        self._looked = True
+
+    def _take_back(self, descriptor: int, size: int) -> None:
+        self._torn = size
+        os.ftruncate(descriptor, size)
+        self._torn = None
 
     def close(self) -> None:
         """Close it; the next piece opens it again."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        self._torn = None
+        self._looked = False
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _opened(self) -> int:
         """Return the file's descriptor, of what has this name now: others rename files too."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         if self._descriptor >= 0:
             try:
                 same = os.path.samestat(os.fstat(self._descriptor), os.stat(self.path, follow_symlinks=False))

@@ -69,6 +69,7 @@ async def running(
     try:
         yield scene
     finally:
+        assert not task.done(), f"the lane ended: {task.exception()!r}"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await scene.lane.close(0)
