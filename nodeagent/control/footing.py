@@ -96,7 +96,7 @@ def this_machine(config: AgentConfig) -> Machine:
     top = next((point for point in mounts if config.redirect.cgroup.is_relative_to(point)), None)
     if top is None:
         raise ConfigError(f"redirect.cgroup: {config.redirect.cgroup} is in no cgroup2 hierarchy that is mounted here")
-    return Machine(config.node, uuid.UUID(BOOT_ID.read_text().strip()), top, own_cookie())
+    return Machine(config.node, uuid.UUID(BOOT_ID.read_text().strip()), top, own_cookie(), config.redirect.cgroup)
 
 
 def network_in(namespace: Path) -> Network:

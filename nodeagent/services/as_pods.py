@@ -40,6 +40,8 @@ class Machine:
     """The top of its cgroups."""
     network: int
     """The cookie of its own network."""
+    captured: Path
+    """The cgroup below which connections are captured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,11 @@ def service_pod(
         return f"{where} has no address but loopback's: nobody can reach it, and it reaches nobody"
     uid = PodUid(str(uuid.uuid5(machine.boot, f"{unit.name}/{network.cookie}")))
     cgroup = f"{machine.cgroups}{unit.cgroup}" if unit.cgroup else ""
+    if cgroup and not Path(cgroup).is_relative_to(machine.captured):
+        return (
+            f"its cgroup {cgroup} is not below redirect.cgroup, {machine.captured}, so that what it sends would not "
+            f"be captured: redirect.cgroup: {machine.cgroups} has all that runs on this machine"
+        )
     place = Place(str(where), cgroup, sandbox=str(network.cookie))
     logs = tuple(Path("/var/log", name) for name in unit.logs)
     document = _document(setting, unit, place, network, uid, machine.node, created)

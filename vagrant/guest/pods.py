@@ -96,6 +96,19 @@ class Pod:
         }
 
 
+CLUSTER_IP = "10.43.0.3"
+"""Of the Service of ``near``: known to the agents alone, which balance it for captured pods."""
+NEAR = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "near", "namespace": NAMESPACE},
+    "spec": {
+        "clusterIP": CLUSTER_IP,
+        "clusterIPs": [CLUSTER_IP],
+        "selector": {"app": "near"},
+        "ports": [{"name": "http", "port": 80, "targetPort": PORT, "protocol": "TCP"}],
+    },
+}
 PODS = {
     pod.name: pod
     for pod in (
@@ -168,7 +181,7 @@ def forget(pod: Pod) -> None:
 def objects(folder: Path) -> None:
     """Write all objects into *folder*, and the marks of the pods of other nodes beside them."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    found = {f"Namespace..{NAMESPACE}": namespace}
+    found = {f"Namespace..{NAMESPACE}": namespace, f"Service.{NAMESPACE}.near": NEAR}
     for pod in (pod for pod in PODS.values() if not pod.service):
         found[f"Pod.{NAMESPACE}.{pod.name}"] = pod.object()
         account = {"name": pod.name, "namespace": NAMESPACE}

@@ -14,7 +14,7 @@ from nodeagent.control import footing
 from nodeagent.services.as_pods import UNIT, Machine
 from nodeagent.services.follower import Services
 
-MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1)
+MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1, captured=Path("/sys/fs/cgroup"))
 CONFIG = """
 node: node-a
 source: {folder}

@@ -36,7 +36,7 @@ SETTINGS = (
     ),
     ServiceSettings(unit=OTHER, name="second"),
 )
-MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1)
+MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1, captured=Path("/sys/fs/cgroup"))
 NETNS_PATH = "/run/netns/legacy"
 NETWORK = Network(5, frozenset((Address("10.7.0.2"), Address("fd00::2"))))
 OTHER_PATH = "/run/netns/other"
@@ -122,6 +122,16 @@ def test_a_unit_that_is_started_anew_in_its_network_is_the_same_pod(world: World
     assert [pod_of(each).ready for each in (before, between, after)] == [True, False, True]
     assert after == before
     assert pod_of(between).uid == pod_of(before).uid
+
+
+def test_a_unit_whose_connections_would_not_be_captured_is_refused(world: World) -> None:
+    """Input: redirect.cgroup is the pods' alone. Verdict: told, rather than in the mesh by half."""
+    world.legacy()
+    world.services = world.made(replace(MACHINE, captured=Path("/sys/fs/cgroup/kubepods.slice")))
+    assert world.look() == {}
+    assert world.warned()[LEGACY].startswith(
+        "its cgroup /sys/fs/cgroup/system.slice/legacy.service is not below redirect.cgroup, "
+    )
 
 
 def test_another_network_is_another_pod(world: World) -> None:
