@@ -23,7 +23,12 @@ STEADY_SECONDS = 0.1
 """For which a value must stay what it is to count as steady."""
 
 
-def eventually(condition: Callable[[], Found], what: str = "the condition", seconds: float = DEADLINE) -> Found:
+def eventually(
+    condition: Callable[[], Found],
+    what: str = "the condition",
+    seconds: float = DEADLINE,
+    pause: float = 4 * LOOK_SECONDS,  # what is looked at in other processes costs more
+) -> Found:
     """Return the first true value of *condition*; an assertion in it may fail until the deadline."""
     deadline = time.monotonic() + seconds
     while True:
@@ -35,7 +40,7 @@ def eventually(condition: Callable[[], Found], what: str = "the condition", seco
             if late:
                 raise
         assert not late, f"after {seconds:g} s, still not: {what}"
-        time.sleep(4 * LOOK_SECONDS)  # what is looked at in other processes costs more
+        time.sleep(pause)
 
 
 async def until(condition: Callable[[], Found], what: str = "the condition", seconds: float = DEADLINE) -> Found:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.lab.demo.wiretap import Seen, examine
+from tests import waiting
 from tests.vm.machines import Answer, Lab, Machine
 from tests.vm.telling import Failed, going_on
-from tests.waiting import eventually
 
 NEAR = "10.42.1.3"
 NEAR_SERVICE = "10.43.0.3"
@@ -32,7 +32,14 @@ LEGACY = "legacy-node-b"
 PINS = "/sys/fs/bpf/nodeagent"
 SECONDS = 300.0
 """For a state to come on emulated processors."""
-CURL = "curl --silent --show-error --max-time 30 --globoff"
+PAUSE = 2.0
+"""Between two looks: each takes an emulated processor seconds, which what is waited for has not."""
+CURL = "curl --silent --show-error --max-time 60 --globoff"
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until *condition* holds. Raises AssertionError."""
+    waiting.eventually(condition, what, SECONDS, PAUSE)
 
 
 def get(node: Machine, url: str, pod: str = "client") -> Answer:
@@ -77,7 +84,7 @@ def check(lab: Lab) -> str:
 def enrolment(lab: Lab) -> str:
     """All pods are captured, on pure cgroup v2 under systemd."""
     for node in lab.nodes.values():
-        eventually(lambda node=node: all_enrolled(node), f"{node.name}: all pods are enrolled", SECONDS)
+        eventually(lambda node=node: all_enrolled(node), f"{node.name}: all pods are enrolled")
     states = state_of(lab.a) | state_of(lab.b)
     return ", ".join(sorted(states))
 
@@ -88,7 +95,6 @@ def capture(lab: Lab) -> str:
         eventually(
             lambda address=address: CLIENT in get(lab.a, f"http://{address}:8080/capture").output,
             f"far at {address} is told that {CLIENT} asks",
-            SECONDS,
         )
     return "client → far by IPv4 and IPv6, with the client's identity in X-Forwarded-Client-Cert"
 
@@ -160,19 +166,19 @@ def policy(lab: Lab) -> str:
         node.write("/etc/nodeagent/policies/strict.yaml", STRICT)
         node.write("/etc/nodeagent/policies/no-secret.yaml", NO_SECRET)
     url = f"http://{FAR[0]}:8080"
-    eventually(lambda: get(lab.a, f"{url}/secret").output.endswith("403"), "/secret is refused with 403", SECONDS)
+    eventually(lambda: get(lab.a, f"{url}/secret").output.endswith("403"), "/secret is refused with 403")
     assert asked(lab.a, f"{url}/other").endswith("200"), "another path is refused too"
     stranger = lab.a.ask(f"{CURL} --output /dev/null {url}/other")
     assert stranger.status, "under STRICT, plaintext from outside of the mesh was answered"
     for node in lab.nodes.values():
         node.run("rm /etc/nodeagent/policies/no-secret.yaml")
-    eventually(lambda: get(lab.a, f"{url}/secret").output.endswith("200"), "/secret is allowed again", SECONDS)
+    eventually(lambda: get(lab.a, f"{url}/secret").output.endswith("200"), "/secret is allowed again")
     return f"DENY 403 and 200 beside it; STRICT: a stranger got curl's status {stranger.status}; taken back: 200"
 
 
 def kernel_path(lab: Lab) -> str:
     """Within a node connections run pod to pod; a bypass that applications could tell is refused with a reason."""
-    eventually(lambda: "kernel" in str(_near(lab)["paths"]), "near is on the kernel path, by get pods", SECONDS)
+    eventually(lambda: "kernel" in str(_near(lab)["paths"]), "near is on the kernel path, by get pods")
     for url in (f"http://{NEAR}:8080/kernel", f"http://{NEAR_SERVICE}/kernel"):
         assert asked(lab.a, url).startswith("near"), f"{url} was not answered by near"
     rows = [row for row in lab.a.rows("flows --last 2") if "near" in str(row["destination"])]
@@ -194,19 +200,17 @@ def _said(text: str, word: str) -> str:
 
 def service(lab: Lab) -> str:
     """A service of node-b's systemd, which is no pod, is asked and asks under mTLS, as itself."""
-    eventually(lambda: all_enrolled(lab.b) and LEGACY in state_of(lab.b), f"{LEGACY} is enrolled", SECONDS)
+    eventually(lambda: all_enrolled(lab.b) and LEGACY in state_of(lab.b), f"{LEGACY} is enrolled")
     name = f"/var/lib/nodeagent/mesh/objects/Pod.machines.{LEGACY}.json"
     told = lab.b.run(f"cat {name}")
     lab.a.write(name, told)
     lab.a.run(f"touch /var/lib/nodeagent/mesh/enrolled/{json.loads(told)['metadata']['uid']}")
     url = f"http://{json.loads(told)['status']['podIP']}:8080"
-    eventually(lambda: CLIENT in get(lab.a, url).output, "the service is told that client asks", SECONDS)
+    eventually(lambda: CLIENT in get(lab.a, url).output, "the service is told that client asks")
     shown = seen(lambda marker: _ask(lab.a, f"{url}/{marker}"))
     assert shown.marked_bytes == 0, f"{shown.marked_bytes} bytes of a request to it were plaintext on the wire"
     own = "spiffe://cluster.local/ns/machines/sa/legacy"
-    eventually(
-        lambda: own in get(lab.b, f"http://{NEAR}:8080/", "legacy").output, f"near is told that {own} asks", SECONDS
-    )
+    eventually(lambda: own in get(lab.b, f"http://{NEAR}:8080/", "legacy").output, f"near is told that {own} asks")
     return f"client → legacy.service → near, as {own}; plaintext bytes 0"
 
 
@@ -224,9 +228,7 @@ def logs(lab: Lab) -> str:
         asked(lab.a, urls)
         if part < 2:
             lab.b.run(f"mv {log} {log}.{part}")
-    eventually(
-        lambda: lab.b.ask(f"grep --count {mark} {kept}").output.strip() == "15", f"15 lines are in {kept}", SECONDS
-    )
+    eventually(lambda: lab.b.ask(f"grep --count {mark} {kept}").output.strip() == "15", f"15 lines are in {kept}")
     lines = re.findall(rf"{mark}-\d-\d", lab.b.run(f"cat {kept}"))
     assert len(lines) == len(set(lines)) == 15, f"{len(lines)} lines of 15, {len(set(lines))} different"
     return "15 lines over 2 rotations, each delivered once"
@@ -235,19 +237,19 @@ def logs(lab: Lab) -> str:
 @contextmanager
 def asking(lab: Lab, outcome: dict[str, int]) -> Iterator[None]:
     """Have the client ask ``far`` one request after the other meanwhile; *outcome* counts what came of them."""
-    lab.a.run("rm -f /tmp/stop /tmp/asked")
+    lab.a.run("rm -f /tmp/stop /tmp/asked /tmp/asked.errors")
     loop = (
         f"while [ ! -e /tmp/stop ]; do {CURL} --output /dev/null --write-out '%{{http_code}}\\n' "
-        f"http://{FAR[0]}:8080/steady >> /tmp/asked; done"
+        f"http://{FAR[0]}:8080/steady >> /tmp/asked 2>> /tmp/asked.errors; sleep 0.5; done"
     )
     lab.a.write("/tmp/asking.sh", loop)
     lab.a.run("setsid /opt/nodeagent-lab/pods.py exec client sh /tmp/asking.sh > /dev/null 2>&1 < /dev/null &")
-    eventually(lambda: "200" in lab.a.ask("cat /tmp/asked").output, "the client asks", SECONDS)
+    eventually(lambda: "200" in lab.a.ask("cat /tmp/asked").output, "the client asks")
     try:
         yield
     finally:
         lab.a.run("touch /tmp/stop")
-        eventually(lambda: lab.a.ask("pgrep -f '[a]sking.sh'").status == 1, "the client has ended", 60)
+        eventually(lambda: lab.a.ask("pgrep -f '[a]sking.sh'").status == 1, "the client has ended")
     for code in lab.a.run("cat /tmp/asked").split():
         outcome[code] = outcome.get(code, 0) + 1
 
@@ -257,8 +259,8 @@ def reload(lab: Lab) -> str:
     outcome: dict[str, int] = {}
     with asking(lab, outcome):
         for node in lab.nodes.values():
-            node.run("systemctl reload nodeagent")
-    assert set(outcome) == {"200"}, f"requests meanwhile: {outcome}"
+            node.run("systemctl reload nodeagent", seconds=SECONDS)
+    assert set(outcome) == {"200"}, f"requests meanwhile: {outcome}; {lab.a.run('cat /tmp/asked.errors')}"
     return f"{outcome['200']} requests meanwhile, all answered"
 
 
@@ -270,10 +272,8 @@ def killed(lab: Lab) -> str:
     with wire(found):
         lab.b.run("systemctl kill --signal KILL nodeagent")
         get(lab.a, f"http://{FAR[0]}:8080/{marker}")
-        eventually(lambda: all_enrolled(lab.b), "node-b's agent is there again", SECONDS)
-        eventually(
-            lambda: get(lab.a, f"http://{FAR[0]}:8080/{marker}").output.endswith("200"), "far answers again", SECONDS
-        )
+        eventually(lambda: all_enrolled(lab.b), "node-b's agent is there again")
+        eventually(lambda: get(lab.a, f"http://{FAR[0]}:8080/{marker}").output.endswith("200"), "far answers again")
     after = lab.b.run("systemctl show --property MainPID --value nodeagent").strip()
     assert after not in (before, "0"), f"MainPID was {before} and is {after}"
     shown = examine(found[0], marker.encode())
@@ -287,9 +287,9 @@ def reboot(lab: Lab) -> str:
     boot = lab.b.run("cat /proc/sys/kernel/random/boot_id").strip()
     lab.b.ask("systemctl reboot", seconds=20)
     with going_on("node-b reboots"):
-        eventually(lambda: _boot(lab) not in ("", boot), "node-b has booted", SECONDS)
-        eventually(lambda: all_enrolled(lab.b), "node-b's pods are enrolled again", SECONDS)
-    eventually(lambda: CLIENT in get(lab.a, f"http://{FAR[0]}:8080/rebooted").output, "far answers again", SECONDS)
+        eventually(lambda: _boot(lab) not in ("", boot), "node-b has booted")
+        eventually(lambda: all_enrolled(lab.b), "node-b's pods are enrolled again")
+    eventually(lambda: CLIENT in get(lab.a, f"http://{FAR[0]}:8080/rebooted").output, "far answers again")
     return f"far answers with the client's identity {time.monotonic() - begun:.0f} s later"
 
 
