@@ -17,6 +17,10 @@ from nodeagent.pulse import Pulse
 _PR_SET_PDEATHSIG: Final = 1
 RoleMain = Callable[[socket.socket, Pulse], None]
 """What a child runs on its end of the channel to control (control: to the supervisor) until it ends."""
+Forking = Callable[[Callable[[], None], set[int]], int]
+"""Fork a process that runs a function, and of the supervisor's own descriptors has no others than
+those given; return its pid. Raises OSError.
+"""
 CONTROL: Final = "control"
 """The role that the supervisor itself starts; all others control asks for."""
 

@@ -19,21 +19,21 @@ import logging
 import os
 import select
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final, assert_never
 
-from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
+from nodeagent.channel import DESCRIPTORS, Packet, close_all, decode
+from nodeagent.children import Children
+from nodeagent.control_process import ControlProcess
 from nodeagent.errors import shown
 from nodeagent.folder_lock import FolderLock
 from nodeagent.forking import CONTROL, Role, fork, reaped
 from nodeagent.hand_over import PORTS, Event, HandOver, Predecessor
-from nodeagent.heart import Heart, Patience, Progress
+from nodeagent.heart import Heart
+from nodeagent.log_lines import say
 from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_SUPERVISOR,
@@ -41,14 +41,11 @@ from nodeagent.messages import (
     Begin,
     BeginHeartbeat,
     Drop,
-    Exited,
     Fork,
-    Forked,
     FromSupervisor,
     Hasten,
     Keep,
     Kept,
-    Orphan,
     Prepared,
     Resign,
     Resigned,
@@ -59,7 +56,7 @@ from nodeagent.messages import (
     Superseded,
     ToSupervisor,
 )
-from nodeagent.pulse import Pulse, Pulses
+from nodeagent.pulse import Pulses
 from nodeagent.service_manager import ServiceManager
 from nodeagent.wire import FileDescriptor, MessageError
 
@@ -69,10 +66,6 @@ start does not spin.
 """
 SILENT_SECONDS: Final = 10.0
 """While no worker's loop has turned for this long, the data plane does not work."""
-CONTROL_SILENT_SECONDS: Final = 30.0
-"""A control whose loop turned once, and has not for this long, is killed and succeeded: without
-one, sockets inside pods run out.
-"""
 PATIENCE_SECONDS: Final = 10.0
 """What has not ended this long after it should have is killed."""
 WATCH_SECONDS: Final = 2.0
@@ -93,14 +86,6 @@ be fetched first. Whoever runs the daemon bounds it too (``terminationGracePerio
 """
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 log = logging.getLogger("nodeagent.supervisor")
-
-
-@dataclass(frozen=True, slots=True)
-class _Child:
-    role: str
-    pulse: Pulse
-    end: FileDescriptor
-    """Control's end of its channel: a control that dies leaves it to its successor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +124,6 @@ class Supervisor:
         self._alone = estate.predecessor is None
         """No other daemon beats on this node."""
         self._watch_at = 0.0
-        self._patience_with_control = Patience(CONTROL_SILENT_SECONDS, asleep=CONTROL_SILENT_SECONDS)
-        self._control_progress = Progress()
         self._give_up_at = 0.0
         self._hung_up_at = 0.0
         self._resign_at = 0.0
@@ -149,18 +132,11 @@ class Supervisor:
         self._coming = False
         """Another daemon is on its way to the node."""
         self._patience = stop_seconds + PATIENCE_SECONDS
-        self._control_pid = 0
-        self._control_started = 0.0
         self._start_at = 0.0
-        self._children: dict[int, _Child] = {}
-        """All but control."""
-        self._unforked: list[Fork] = []
-        self._fork_at = 0.0
         self._kept: dict[str, FileDescriptor] = {}
-        self._channel: socket.socket
-        self._outbox: Outbox[FromSupervisor]
-        self._pulses = Pulses()
-        self._control_pulse = self._pulses.claim()
+        pulses = Pulses()
+        self._control = ControlProcess(roles[CONTROL].main, pulses.claim())
+        self._children = Children(roles, pulses, self._fork)
         self._heart = Heart()
         self._stopping = False
         self._kill_at = 0.0
@@ -174,7 +150,7 @@ class Supervisor:
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
         self._start_control()
-        while self._control_pid or self._children or self._start_at:
+        while self._control or self._children or self._start_at:
             self._wait()
             self._heed_signals()
             self._bury(reaped())
@@ -202,10 +178,8 @@ class Supervisor:
         """
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        if self._control_pid:
-            poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._outbox else 0))
-        channel = self._channel.fileno() if self._control_pid else -1
-        for descriptor, events in self._others().items():
+        control = self._control.waits_for()
+        for descriptor, events in (control | self._others()).items():
             poll.register(descriptor, events)
         alarms = [alarm for alarm in self._alarms() if alarm]
         wait = max(0.0, min(alarms) - time.monotonic()) * 1000 + 1 if alarms else None
@@ -213,18 +187,18 @@ class Supervisor:
             if descriptor == self._wake_read:
                 os.read(self._wake_read, 4096)
                 continue
-            if descriptor != channel:
+            if descriptor not in control:
                 self._hear_another(descriptor, event)
                 continue
             if event & select.POLLOUT:
-                self._outbox.flush()
+                self._control.flush()
             if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
                 self._read_control()
 
     def _alarms(self) -> tuple[float, ...]:
         return (
             self._start_at,
-            self._fork_at,
+            self._children.fork_at,
             self._heart.next_beat,
             self._kill_at,
             self._give_up_at,
@@ -245,20 +219,18 @@ class Supervisor:
             self._watch_at = now + WATCH_SECONDS
             self._look_after_control()
         self._keep_hand_over_in_time(now)
-        if self._fork_at and now >= self._fork_at:
+        if self._children.fork_at and now >= self._children.fork_at:
             self._fork_children()
         if self._kill_at and now >= self._kill_at:
             self._kill_at = 0.0
             _say(f"what has not ended {self._patience:g} s after the daemon was told to stop is killed")
-            for pid in self._children:
-                _signal_child(pid, signal.SIGKILL)
-            self._kill_control()
+            self._children.kill()
+            self._control.kill()
 
     # -- the heartbeat --
 
     def _beat(self, now: float) -> None:
-        carrying = [child.pulse for child in self._children.values() if self._roles[child.role].beats]
-        felt = any(pulse.felt(SILENT_SECONDS) for pulse in carrying)
+        felt = self._children.felt(SILENT_SECONDS)
         try:
             changed = self._heart.beat(now, felt)
         except OSError as error:
@@ -275,13 +247,11 @@ class Supervisor:
 
     def _start_control(self) -> None:
         self._start_at = 0.0
-        self._control_started = time.monotonic()
-        self._control_pulse.rest()
         try:
-            self._fork_control()
+            self._control.start(self._fork)
         except OSError as error:
             _say(f"control cannot be forked: {error.strerror}")
-            self._start_at = self._control_started + RESPAWN_SECONDS
+            self._start_at = self._control.started + RESPAWN_SECONDS
             return
         self._heart.told = False
         if not self._withheld:
@@ -292,38 +262,23 @@ class Supervisor:
         files = list(self._kept.items())
         for at in range(0, len(files), DESCRIPTORS):
             self._tell(Kept(dict(files[at : at + DESCRIPTORS])))
-        for pid, child in self._children.items():
-            self._tell(Orphan(child.role, pid, child.end))
+        for orphan in self._children.orphans():
+            self._tell(orphan)
         self._tell(Begin())
-
-    def _fork_control(self) -> None:
-        """Fork control with a channel of its own. Raises OSError; nothing is left of it then."""
-        ours, theirs = pair()
-        self._channel = ours
-        self._outbox = Outbox(ours)
-        try:
-            main = partial(self._roles[CONTROL].main, theirs, self._control_pulse)
-            self._control_pid = self._fork(main, keep={theirs.fileno()})
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
 
     def _bury(self, dead: dict[int, int]) -> None:
         """Take in who is *dead*, with what status: control last, for no pid that is free again may be signalled."""
-        for pid in dead.keys() & self._children.keys():
-            self._child_died(pid, dead[pid])
-        if self._control_pid in dead:
-            self._control_died(dead[self._control_pid])
+        for pid in dead.keys() & self._children.pids:
+            self._tell(self._children.died(pid, dead[pid]))
+        code = self._control.ended(dead)
+        if code is not None:
+            self._control_died(code)
 
     def _control_died(self, code: int) -> None:
-        self._control_pid = 0
         while self._read_control():
             """Its last words count."""
-        self._channel.close()
-        self._outbox.close()
-        self._forget_unforked()
+        self._control.close()
+        self._children.forget_asked()
         if self._hand_over is not None and self._hand_over.under_way:
             _say(f"control died (status {code}) while another daemon takes over; who is dead has resigned")
             self._hand_everything({})
@@ -335,28 +290,11 @@ class Supervisor:
             self._end_data_plane()
         else:
             _say(f"control died (status {code}); it is started again, workers go on")
-            self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)
+            self._start_at = max(time.monotonic(), self._control.started + RESPAWN_SECONDS)
 
     def _look_after_control(self) -> None:
-        felt = not self._control_pulse.begun() or self._control_pulse.felt(CONTROL_SILENT_SECONDS)
-        if felt:
-            self._control_progress.heard()
-        if self._patience_with_control.over(time.monotonic(), felt) and self._control_pid and not self._stopping:
-            if self._control_progress.is_starved(Path(f"/proc/{self._control_pid}/stat").read_text()):
-                return
-            self._control_pulse.rest()
-            _say(f"control's event loop has not turned for {CONTROL_SILENT_SECONDS:g} s; it is killed")
-            self._kill_control()
-
-    def _kill_control(self) -> None:
-        if self._control_pid:
-            os.kill(self._control_pid, signal.SIGKILL)
-
-    def _child_died(self, pid: int, code: int) -> None:
-        child = self._children.pop(pid)
-        self._pulses.free(child.pulse)
-        os.close(child.end)
-        self._tell(Exited(child.role, pid, code))
+        if not self._stopping:
+            self._control.look_after()
 
     def _stop(self) -> None:
         """Nothing is started any more, and what does not end in time is killed."""
@@ -366,87 +304,47 @@ class Supervisor:
                 self._manager.stopping()
             self._kill_at = time.monotonic() + self._patience
         self._start_at = 0.0
-        self._fork_at = 0.0
+        self._children.fork_at = 0.0
 
     def _end_data_plane(self) -> None:
         self._stop()
         self._end_heart()
-        for pid in self._children:
-            _signal_child(pid, signal.SIGUSR1)
+        self._children.end()
 
     def _fork_children(self) -> None:
         """Fork the children that control asked for; what the machine has no room for is tried again."""
-        self._fork_at = 0.0
-        while self._unforked:
-            asked = self._unforked[0]
-            pulse = self._pulses.claim()
-            try:
-                pid = self._fork_child(self._roles[asked.role], asked, pulse)
-            except OSError as error:
-                _say(f"a {asked.role} cannot be forked: {error.strerror}")
-                self._pulses.free(pulse)
-                self._fork_at = time.monotonic() + RESPAWN_SECONDS
-                return
-            del self._unforked[0]
-            os.close(asked.theirs)
-            self._children[pid] = _Child(asked.role, pulse, asked.controls)
-            self._tell(Forked(asked.role, asked.number, pid))
-
-    def _fork_child(self, role: Role, asked: Fork, pulse: Pulse) -> int:
-        """Return the pid of a child with a copy of its end. Raises OSError."""
-        with socket.socket(fileno=os.dup(asked.theirs)) as end:
-            return self._fork(partial(role.main, end, pulse), keep={end.fileno()})
-
-    def _forget_unforked(self) -> None:
-        """What a control that is gone asked for, its successor asks for anew, by numbers of its own."""
-        for asked in self._unforked:
-            close_all((asked.theirs, asked.controls))
-        self._unforked.clear()
-        self._fork_at = 0.0
+        for forked in self._children.forked():
+            self._tell(forked)
 
     def _fork(self, child: Callable[[], None], keep: set[int]) -> int:
         return fork(child, partial(self._close_inherited, keep), _SIGNALS)
 
     def _close_inherited(self, keep: set[int]) -> None:
-        """Close what is the supervisor's alone: above all, no child may have control's end of another's channel."""
-        ends = [child.end for child in self._children.values()]
-        for asked in self._unforked:
-            ends += (asked.theirs, asked.controls)
+        """Close what is the supervisor's alone."""
         heart = [self._heart.descriptor] if self._heart.begun else []
         waiting = [self._manager.waiting] if self._manager.waiting >= 0 else []
-        channel = [self._channel.detach()] if self._channel.fileno() >= 0 else []
         for descriptor in (
             self._wake_read,
             self._wake_write,
-            *channel,
+            *self._control.inherit(),
             *(lock.descriptor for lock in self._locks.values() if lock.descriptor >= 0),
             *(self._hand_over.inherit() if self._hand_over is not None else ()),
             *(self._predecessor.inherit() if self._predecessor is not None else ()),
             *self._kept.values(),
-            *ends,
+            *self._children.inherit(),
             *heart,
             *waiting,
         ):
             if descriptor not in keep:
                 os.close(descriptor)
-        self._outbox.close()
         self._kept.clear()
-        self._children.clear()
-        self._unforked.clear()
 
     # -- control's messages --
 
     def _read_control(self) -> bool:
         """Obey a message; return whether there may be more."""
-        try:
-            packet = receive(self._channel)
-        except ConnectionResetError:
-            # told once of an end that had not read everything (net/unix/af_unix.c); what it sent
-            # before follows
-            return True
-        except OSError:
-            return False
-        if not packet.payload:
+        packet = self._control.read()
+        if packet is None:
             return False
         self._take(packet)
         return True
@@ -465,7 +363,7 @@ class Supervisor:
         killed, and its successor is told everything.
         """
         _say(f"control says what no control says ({error}) and is killed")
-        self._kill_control()
+        self._control.kill()
 
     def _obey(self, message: ToSupervisor) -> None:
         """Carry *message* out. Raises MessageError for a role that is not known; OSError."""
@@ -491,25 +389,17 @@ class Supervisor:
             case Successor():
                 self._expect(message.coming)
             case Signal():
-                self._signal(message)
+                self._children.signal(message.pid, message.signal)
             case _:
                 assert_never(message)
 
     def _take_fork(self, asked: Fork) -> None:
         """Raises MessageError."""
-        if asked.role == CONTROL or asked.role not in self._roles:
-            close_all((asked.theirs, asked.controls))
-            known = ", ".join(sorted(self._roles.keys() - {CONTROL}))
-            raise MessageError(f"Fork: no role is called {shown(asked.role)}; there are: {known}")
-        if not self._control_pid:
-            close_all((asked.theirs, asked.controls))
-            return
-        self._unforked.append(asked)
-        self._fork_children()
-
-    def _signal(self, message: Signal) -> None:
-        if message.pid in self._children:
-            _signal_child(message.pid, message.signal)
+        self._children.ask(asked)
+        if self._control:
+            self._fork_children()
+        else:
+            self._children.forget_asked()
 
     def _keep(self, files: Mapping[str, FileDescriptor]) -> None:
         for key, descriptor in files.items():
@@ -522,16 +412,7 @@ class Supervisor:
             os.close(descriptor)
 
     def _tell(self, message: FromSupervisor) -> None:
-        """Queue *message* for control. A control that it cannot be told, for want of descriptors
-        here, would not know what it has to: its successor is told everything.
-        """
-        if not self._control_pid:
-            return
-        try:
-            self._outbox.send(message)
-        except OSError as error:
-            _say(f"control cannot be told {type(message).__name__} and is killed: {error.strerror}")
-            self._kill_control()
+        self._control.tell(message)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals.add(number)
@@ -542,8 +423,8 @@ class Supervisor:
             self._told_to_end()
         if signal.SIGINT in signals and self._superseded:
             self._hasten()
-        if signal.SIGHUP in signals and self._control_pid:
-            os.kill(self._control_pid, signal.SIGHUP)
+        if signal.SIGHUP in signals:
+            self._control.signal(signal.SIGHUP)
 
     def _told_to_end(self) -> None:
         """End, unless the node is another daemon's, or about to be."""
@@ -584,10 +465,10 @@ class Supervisor:
             self._predecessor.farewell()
         if self._hand_over is not None:
             self._hand_over.ending = "it is about to end"
-        if self._control_pid and self._alone:
-            os.kill(self._control_pid, signal.SIGTERM)
+        if self._control and self._alone:
+            self._control.signal(signal.SIGTERM)
             return
-        self._kill_control()  # it has taken nothing over: there is nothing to stop in order
+        self._control.kill()  # it has taken nothing over: there is nothing to stop in order
         self._end_data_plane()
 
     # -- from daemon to daemon (hand_over.py) --
@@ -622,7 +503,7 @@ class Supervisor:
         if self._resign_at and now >= self._resign_at:
             self._resign_at = 0.0
             _say(f"control has not resigned within {RESIGN_SECONDS:g} s and is killed")
-            self._kill_control()
+            self._control.kill()
         if self._stop_asked_at and now >= self._stop_asked_at:
             self._stop_asked_at = 0.0
             _say("nobody has taken over; this daemon ends")
@@ -691,7 +572,7 @@ class Supervisor:
             case "takes":
                 self._resign_at = time.monotonic() + RESIGN_SECONDS
                 self._start_at = 0.0
-                if self._control_pid:
+                if self._control:
                     self._tell(Resign())
                 else:
                     self._hand_everything({})
@@ -727,12 +608,12 @@ class Supervisor:
         if self._stop_asked_at and not self._coming:
             self._stop_asked_at = 0.0
             self._stop()
-            self._kill_control()
+            self._control.kill()
             self._end_data_plane()
-        elif self._control_pid:
-            self._kill_control()
+        elif self._control:
+            self._control.kill()
         else:
-            self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)
+            self._start_at = max(time.monotonic(), self._control.started + RESPAWN_SECONDS)
 
     def _step_down(self, hand_over: HandOver) -> None:
         """The node is another daemon's: give everything up but the workers and who tells them of policies."""
@@ -744,7 +625,7 @@ class Supervisor:
             lock.close()
         close_all(list(self._kept.values()))
         self._kept.clear()
-        if self._control_pid:
+        if self._control:
             self._tell(Superseded())
             self._watch_at = time.monotonic() + WATCH_SECONDS
         else:
@@ -758,18 +639,8 @@ class Supervisor:
             self._heart.leave()
 
 
-def _signal_child(pid: int, number: int) -> None:
-    """Send a signal to a worker, which is another user's; who may not is no worse off than before."""
-    try:
-        os.kill(pid, number)
-    except PermissionError:
-        _say(f"process {pid} cannot be told to end: the daemon's container allows no CAP_KILL")
-
-
 def _say(words: str, level: int = logging.ERROR) -> None:
-    """Log *words*, unless whoever reads the log does not: a line that waits would end the heartbeat."""
-    if select.select([], [sys.stderr], [], 0)[1]:
-        log.log(level, words)
+    say(log, words, level)
 
 
 def main(

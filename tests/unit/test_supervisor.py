@@ -23,7 +23,7 @@ from tests.waiting import eventually
 ROOT = Path(__file__).parents[2]
 FRAME = """
     import dataclasses, json, os, signal, socket, sys, time
-    from nodeagent import supervisor
+    from nodeagent import control_process, supervisor
     from nodeagent.channel import DESCRIPTORS, decode, pair, receive
     from nodeagent.wire import encode
     from nodeagent.messages import *
@@ -299,7 +299,7 @@ def test_a_control_that_hangs_is_succeeded() -> None:
     worker; one that never turned is left alone.
     """
     hangs = """
-    supervisor.CONTROL_SILENT_SECONDS = 0.5
+    control_process.SILENT_SECONDS = 0.5
 
     def control(end, pulse):
         read(end, Begin)
@@ -387,6 +387,7 @@ def test_a_pulse_of_the_past_or_of_a_time_to_come_is_none() -> None:
 LASTING = """
     import os, signal, sys
     from nodeagent import supervisor
+    from nodeagent.forking import CONTROL, Role
 
     class Over:  # another daemon has the node, and nothing is left to drain
         over = True
@@ -395,7 +396,8 @@ LASTING = """
         def close(self): pass
         def waits_for(self): return {}
 
-    lasting = supervisor.Supervisor({}, supervisor.Estate(hand_over=Over()), 0.0, sys.argv[1] == "lasts")
+    roles = {CONTROL: Role(lambda end, pulse: None)}
+    lasting = supervisor.Supervisor(roles, supervisor.Estate(hand_over=Over()), 0.0, sys.argv[1] == "lasts")
     lasting._start_control = lambda: None
     sys.exit(lasting.run())
 """
