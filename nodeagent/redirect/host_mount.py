@@ -3,8 +3,8 @@ volumes, which the kubelet wants to find where the node has its pods' folders.
 
 A container that may make such mounts would have to be privileged (mount propagation Bidirectional).
 Here a short-lived process, this module run as a program, enters the namespace of the node's first
-process instead, as :mod:`nodeagent.redirect.pod_mount` does with pods: it needs hostPID, CAP_SYS_ADMIN
-and CAP_SYS_CHROOT, and whatever it is that fails is told in its words.
+process instead, as :mod:`nodeagent.redirect.pod_mount` does with pods: it needs hostPID, CAP_SYS_ADMIN,
+CAP_SYS_CHROOT and CAP_SYS_PTRACE, and whatever it is that fails is told in its words.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ class Right:
     lost: str
 
 
+NO_MOUNTS: Final = "no Workload API by annotation; pods with a volume of csi.nodeagent.io do not start"
+
 RIGHTS: Final = (
     Right(
         "SYS_ADMIN",
@@ -47,15 +49,15 @@ RIGHTS: Final = (
         "SYS_PTRACE",
         19,
         False,
-        "the Workload API: mounts inside pods (mount namespaces of other users' processes)",
-        "no Workload API by annotation",
+        "the Workload API: mounts inside pods and of volumes (mount namespaces of other processes)",
+        NO_MOUNTS,
     ),
     Right(
         "SYS_CHROOT",
         18,
         False,
-        "the Workload API: mounts inside pods (setns of a mount namespace)",
-        "no Workload API by annotation",
+        "the Workload API: mounts inside pods and of volumes (setns of a mount namespace)",
+        NO_MOUNTS,
     ),
     Right(
         "SETPCAP",
