@@ -85,7 +85,6 @@ class SharedUpstream(Link):
             self.session.malformed(stream)
             return
         stream.head_read = True
-        stream.kept = None
         shared = self.streams.get(stream.number)
         if shared is not None:
             shared.taken()

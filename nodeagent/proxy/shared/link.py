@@ -160,7 +160,9 @@ class Link(StreamOwner, SessionUser):
         """Close the connection, which has no streams."""
         if not self.lost and not self.transport.is_closing():
             self.session.leave()
-            self.transport.write(self.session.take())
+            rest = self.session.take()
+            if rest:
+                self.transport.write(rest)
             self.transport.close()
 
     # -- events of the transport --

@@ -792,7 +792,7 @@ def test_a_peer_that_takes_no_stream_gets_connections_for_a_while(monkeypatch: p
 
 
 def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
-    monkeypatch: pytest.MonkeyPatch,
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a daemon that stops, and is to serve what comes meanwhile."""
     asked: list[bool] = []
@@ -808,7 +808,7 @@ def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
     async def scene() -> None:
         monkeypatch.setattr(Dial, "connect", connect)
         sending = Sending(0)
-        sending.pool._dial.pod.tls = object()  # type: ignore[assignment]
+        sending.pool._dial.pod.tls = tls["client"]
         async with asyncio.timeout(5):
             assert (await sending.pool.connect("tcp", accompanied=True)).lease is None
         assert asked == [True, False]
