@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers grpc-load scale nodes sinks soak kube-soak kube-leaks rehearse lint documents kube kube-path wheel deb image artifacts pure
+.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks soak kube-soak kube-leaks rehearse lint documents kube kube-path wheel deb image artifacts pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -30,6 +30,9 @@ SHIPPERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/log-shippers
 # grpc-go as a server and a client, for `nodeagent compare` and tests/netns: built from Go modules once for each content of its folder.
 GRPC_BUILD := nodeagent/compare/grpc_load
 GRPC_LOAD := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/grpcload-$(shell cat $(GRPC_BUILD)/* | sha256sum | head -c 8)/grpcload
+# h2spec, likewise, for tests/netns.
+H2SPEC_BUILD := tests/netns/h2spec
+H2SPEC := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/h2spec-$(shell cat $(H2SPEC_BUILD)/* | sha256sum | head -c 8)/h2spec
 # OpenSearch for tests/sinks, by Maven; and what that takes.
 SEARCH_BUILD := tests/sinks/build
 SEARCH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/search-$(shell find $(SEARCH_BUILD) -type f | sort | xargs cat | sha256sum | head -c 8)
@@ -159,14 +162,25 @@ go=go; version=$$(go env GOVERSION 2>/dev/null || true); minimum=$$(sed -n 's/^g
 }
 endef
 
+# One program of a folder.
+define BUILD_GO
+echo "building $(@F): once"; mkdir -p $(@D); $(call FIND_GO,$(1)); \
+cd $(1) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "-s -w" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+endef
+
 grpc-load: $(VENV)/.complete $(GRPC_LOAD) ## grpc-go's server and client for `nodeagent compare` and the tests, from Go modules into ~/.cache: once
 	@ln -sf $(GRPC_LOAD) $(VENV)/bin/grpcload
 
+h2spec: $(VENV)/.complete $(H2SPEC)
+	@ln -sf $(H2SPEC) $(VENV)/bin/h2spec
+
+peers: grpc-load h2spec ## programs in Go with which tests/netns speak HTTP/2, from modules into ~/.cache: once
+
 $(GRPC_LOAD):
-	@echo "building grpcload: once"
-	@mkdir -p $(@D)
-	@$(call FIND_GO,$(GRPC_BUILD)); \
-	cd $(GRPC_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "-s -w" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+	@$(call BUILD_GO,$(GRPC_BUILD))
+
+$(H2SPEC):
+	@$(call BUILD_GO,$(H2SPEC_BUILD))
 
 $(KUBE):
 	@echo "building Kubernetes $(KUBE_VERSION): once, some minutes"

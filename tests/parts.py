@@ -230,7 +230,7 @@ def start(names: Collection[str], lanes: Executor) -> list[Future[Outcome]]:
     if "unit" in names:
         begun.append(lanes.submit(unit, "unit"))
     if "setup" in names and "netns" in names:  # half a minute, once; then nothing
-        begun.append(lanes.submit(make, "setup", "grpc-load"))
+        begun.append(lanes.submit(make, "setup", "peers"))
         begun[-1].result()
     others = rooms([name for name in names if name not in ("setup", "lint", "unit", *OF_ARTIFACTS)])
     clusters = rooms([name for name in OF_ARTIFACTS if name in names])

@@ -1,4 +1,6 @@
-"""HTTP/2 between pods with real programs: Node.js and nginx as servers; Node.js, curl and h2load as clients."""
+"""HTTP/2 between pods with real programs: Node.js and nginx as servers; Node.js, curl and h2load as
+clients; and h2spec, whose tests break the rules one by one.
+"""
 
 from __future__ import annotations
 
@@ -105,3 +107,20 @@ def test_h2load_loses_no_request(lab: Lab, name: str) -> None:
     done = lab.exec("client", ["h2load", "-n2000", "-c4", "-m50", f"{url(lab, name)}/"], timeout=60)
     assert re.search(r"2000 succeeded, 0 failed, 0 errored", done.stdout), done
     counted.comes_to(2000, "istio_requests_total", reporter="source", response_code="200")
+
+
+H2SPEC = 145
+OTHERWISE = {
+    "http2/3.5/2": "what does not begin with HTTP/2's preface is HTTP/1.1, and is answered so; h2spec waits for an end",
+    "http2/5.3.1/1": "RFC 9113 section 5.3.2 gives priorities no meaning: RFC 7540's rules for them are gone",
+    "http2/5.3.1/2": "the same, in a frame of its own",
+}
+"""Tests of h2spec that do not pass, and why they need not."""
+
+
+def test_the_rules_hold_as_h2spec_knows_them(lab: Lab) -> None:
+    done = lab.exec("client", ["h2spec", cluster_ip(lab, "node-near"), "80", "5"], timeout=300)
+    assert done.returncode == 0, done
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["failed"].keys() == OTHERWISE.keys(), told["failed"]
+    assert told["passed"] + len(OTHERWISE) == H2SPEC
