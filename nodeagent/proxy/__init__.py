@@ -8,14 +8,15 @@ a policy document or knows the authority's key: sockets inside pods, certificate
 entries come from control over a channel, and a worker (``worker.py``, which keeps their order, and
 ``serving.py``, what it serves) is user 1337 without a capability (``privilege.py``).
 
-**HTTP or not.** A declared port is what it is declared to be. On any other nothing is decided by
-time: a client whose first line is a request line for any server (``sniff.py``) speaks HTTP, a
-server that speaks first does not; while both are silent the endpoint is dialled already
-(``first_words.py``), and what goes on of half a line is looked at until it is certain. HTTP/2 is told by its
-preface, of its client: a server's SETTINGS say nothing. What is not parsed as HTTP never reaches a
-workload whose policies decide by requests (JWT, rate limits, rules with HTTP fields), unless the
-port is declared to be no HTTP: the refusal ``unparsed_http``. On ports declared tcp
-X-Forwarded-Client-Cert is neither made nor removed.
+**HTTP or not.** A port declared http or tcp is what it is declared to be; to one declared http2 or
+grpc a client may come with TLS of the application's own. On these and on any other nothing is
+decided by time: a client whose first line is a request line for any server (``sniff.py``) speaks
+HTTP, a server that speaks first does not; while both are silent the endpoint is dialled already
+(``first_words.py``), and what goes on of half a line is looked at until it is certain. HTTP/2 is
+told by its preface, of its client: a server's SETTINGS say nothing. What is not parsed as HTTP
+never reaches a workload whose policies decide by requests (JWT, rate limits, rules with HTTP
+fields), unless the port is declared to be no HTTP: the refusal ``unparsed_http``. On ports declared
+tcp X-Forwarded-Client-Cert is neither made nor removed.
 
 **Patience.** The proxy took the client's connection, so it does for it what the client could do
 itself: where nothing listens at an endpoint's address, its other family's is tried. No time that an

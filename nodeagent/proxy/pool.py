@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from nodeagent.errors import UPSTREAM_RESET
+from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET
 from nodeagent.mesh.entries import HTTP2
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError, Dialled
@@ -98,10 +98,10 @@ class Pool:
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
         if dialled.early or dialled.ended:
-            # Nothing was asked yet: what speaks or leaves now is not an HTTP server, or one on its
-            # way out.
+            # Nothing was asked yet: what speaks now is no server of HTTP/1.1 (one of HTTP/2 may), what
+            # leaves is none or one on its way out.
             dialled.transport.abort()
-            exchange.refuse(UPSTREAM_RESET)
+            exchange.refuse(UPSTREAM_PROTOCOL if dialled.early else UPSTREAM_RESET)
         elif exchange.finished:
             self.release(upstream)
         else:

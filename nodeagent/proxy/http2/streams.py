@@ -13,7 +13,7 @@ import asyncio
 import collections
 from typing import Final
 
-from nodeagent.errors import STREAMS_EXHAUSTED, UPSTREAM_RESET, Reason
+from nodeagent.errors import STREAMS_EXHAUSTED, UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.http.exchange import Exchange
@@ -175,7 +175,8 @@ class StreamPool(StreamKeeper):
             return
         group.connections.remove(upstream)
         if not upstream.session.settled:
-            group.refuse(UPSTREAM_RESET)  # so it would be with the next one: this is no server of HTTP/2
+            # so it would be with the next one: this is no server of HTTP/2
+            group.refuse(UPSTREAM_RESET if upstream.session.broken is None else UPSTREAM_PROTOCOL)
         elif group.waiting:
             group.unused += not upstream.used
             if group.unused < UNUSED:

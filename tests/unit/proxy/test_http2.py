@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from nodeagent.identity.tls import Inside
+from nodeagent.mesh.entries import Protocol
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, Dialled
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.streams import MOST_STREAMS
+from nodeagent.telemetry.metrics import REFUSED
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
 from tests.unit.proxy.http2_wire import GET, SETTLED, read_frame
-from tests.unit.proxy.stage import VIP, Stage, answering, ok, play, read_request
+from tests.unit.proxy.stage import VIP, Handler, Stage, answering, ok, play, read_request
 from tests.waiting import DEADLINE, packet, until
 
 
@@ -344,20 +348,92 @@ def test_a_client_that_takes_nothing_is_given_up_before_it_costs_much() -> None:
     play(answering(lambda head, body: ok(b"x" * 100_000)), scene)
 
 
-def test_what_is_no_server_of_http2_is_told_from_one_that_is_away() -> None:
-    """Input: a server of HTTP/1 at a port that is declared http2; many requests at once. Verdict: 502 or 503, soon."""
+async def of_http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    await reader.read()
+
+
+async def of_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """It begins at once, as Node.js does."""
+    writer.write(SETTLED)
+    await reader.read()
+
+
+async def of_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+
+
+@pytest.mark.parametrize("asks", ["HTTP/1.1", "HTTP/2"])
+@pytest.mark.parametrize(
+    ("protocol", "app", "status", "flag"),
+    [
+        ("http2", of_http1, 502, "UPE"),
+        ("http", of_http2, 502, "UPE"),
+        ("http2", of_nothing, 503, "UC"),
+        ("http", of_nothing, 503, "UC"),
+    ],
+)
+def test_an_application_of_another_version_than_its_port_is_told_from_one_that_is_away(
+    asks: str, protocol: Protocol, app: Handler, status: int, flag: str
+) -> None:
+    """Many requests at once: each is refused, soon, and the log says to look at the port's protocol."""
 
     async def scene(stage: Stage) -> None:
-        client = await connected(stage)
-        asked = [client.ask(method="POST") for _ in range(20)]
-        async with asyncio.timeout(DEADLINE):
-            for each in asked:
-                await each.ended.wait()
-        assert {each.status for each in asked} <= {502, 503}
-        assert {each["response_flags"] for each in stage.log.records} <= {"UPE", "UC"}
-        await client.close()
+        if asks == "HTTP/2":
+            client = await connected(stage)
+            asked = [client.ask(method="POST") for _ in range(20)]
+            async with asyncio.timeout(DEADLINE):
+                for each in asked:
+                    await each.ended.wait()
+            assert {each.status for each in asked} == {status}
+            told = asked[0].body
+            await client.close()
+        else:
+            told = await stage.exchange(
+                b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+            assert told.startswith(b"HTTP/1.1 %d " % status)
+        assert {each["response_flags"] for each in stage.log.records} == {flag}
+        assert (b"is its port declared right?" in told) == (flag == "UPE")
 
-    play(answering(lambda head, body: ok(b"")), scene, protocol="http2")
+    play(app, scene, protocol=protocol)
+
+
+@pytest.mark.parametrize(
+    "said", [b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03", b"EHLO web\r\n"], ids=["TLS", "SMTP"]
+)
+def test_what_is_no_http_on_a_port_declared_http2_is_carried_as_it_is(said: bytes) -> None:
+    """Where policies decide by requests it is refused: test_unparsed_http.py."""
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(len(said)))
+        await reader.read()
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        writer.write(said)
+        assert await reader.readexactly(len(said)) == said
+        (connection,) = stage.context.connections.values()
+        assert connection.protocol == "tcp"
+        writer.close()
+
+    play(app, scene, protocol="http2")
+
+
+def counts(message: Mapping[str, Any]) -> list[list[object]]:
+    return list(message.get("counts", ()))
+
+
+@pytest.mark.parametrize("said", [b"PRI * HTTP/2.0\r\n\r\nGET / HTTP/1.1\r\n", b"PRI * HTTP/2.1\r\n\r\nSM\r\n\r\n"])
+def test_what_is_no_whole_preface_breaks_the_rules_of_http2(said: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        answer = await stage.exchange(said + b"Host: web\r\n\r\n")
+        assert b"this is not HTTP/2's preface" in answer
+        counted = [each for message in stage.context.metrics.delta() for each in counts(message)]
+        assert [REFUSED.name, ("http2_broken",), 1] in counted
+
+    play(Apps(echo), scene, protocol="http2")
 
 
 def test_a_client_that_names_no_host_asks_for_none_that_is_empty() -> None:
