@@ -529,6 +529,20 @@ def test_a_pod_has_no_more_requests_under_way_than_it_may() -> None:
     play(Apps(answer), scene, protocol="http2", limits={"streamsPerPod": 6})
 
 
+def test_a_call_whose_time_is_over_is_ended_though_its_server_knows_no_time() -> None:
+    async def never(app: Http2App, message: Message) -> None:
+        await asyncio.sleep(3600)  # for ever: the stage ends it
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        answer = await client.get(more=[(b"content-type", b"application/grpc"), (b"grpc-timeout", b"50m")])
+        assert (answer.status, answer.fields[b"grpc-status"]) == (200, b"4")
+        assert [each["response_flags"] for each in stage.log.records] == ["DT"]
+        await client.close()
+
+    play(Apps(never), scene, protocol="http2")
+
+
 MANY = 10_000
 
 
