@@ -14,6 +14,7 @@ install -m 755 "$files/guest/pods.py" /opt/nodeagent-lab/pods.py
 install -m 644 "$files"/guest/*.service /etc/systemd/system/
 if [[ $(systemd-detect-virt) == qemu ]]; then # not kvm: the processor is emulated
   install -D -m 644 "$files/guest/nodeagent.conf" /etc/systemd/system/nodeagent.service.d/lab.conf
+  echo force-unsafe-io > /etc/dpkg/dpkg.cfg.d/lab # a minute less for the package
 fi
 install -m 600 "$files"/ca/*.pem /var/lib/nodeagent/ca/
 chmod 644 /var/lib/nodeagent/ca/root-cert.pem

@@ -30,8 +30,8 @@ CLIENT = "spiffe://cluster.local/ns/lab/sa/client"
 LEGACY = "legacy-node-b"
 """What the agent calls node-b's legacy.service."""
 PINS = "/sys/fs/bpf/nodeagent"
-SECONDS = 300.0
-"""For a state to come on emulated processors."""
+SECONDS = 600.0
+"""For a state to come on emulated processors, a reboot's end too, on a machine that does much else."""
 PAUSE = 2.0
 """Between two looks: each takes an emulated processor seconds, which what is waited for has not."""
 CURL = "curl --silent --show-error --max-time 60 --globoff"
