@@ -120,7 +120,7 @@ def up(box: Path, files: Path, host: Host, folder: Path, *, bare: str = "") -> I
     work = folder / "work"
     environment = libvirt.environment(work) | {
         "NODEAGENT_BOX": BOX,
-        "NODEAGENT_FILES": str(files),
+        "NODEAGENT_FILES": str(files.resolve()),
         "NODEAGENT_DRIVER": host.driver,
         "NODEAGENT_CONSOLES": str(folder),
         "VAGRANT_CWD": str(ROOT / "vagrant"),

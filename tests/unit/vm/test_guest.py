@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.resources import object_file
 from nodeagent.resources.marks import is_mark
-from nodeagent.resources.objects import PodObject
+from nodeagent.resources.objects import PodObject, ServiceObject
 
 VAGRANT = Path(__file__).parents[3] / "vagrant"
 
@@ -46,6 +47,39 @@ def test_every_object_is_read_by_the_agent(pods: ModuleType, tmp_path: Path, mon
         assert place.cgroup == f"/sys/fs/cgroup/kubepods.slice/pod@{name}.service"
         assert pod.addresses == pods.PODS[name].addresses
         assert pod.ready
+
+
+def test_the_kernel_path_finds_the_service_of_its_pod(
+    pods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-a")
+    pods.objects(tmp_path)
+    change = object_file.read(tmp_path / "objects" / "Service.lab.near.json").change
+    assert change is not None
+    assert isinstance(change.object, ServiceObject)
+    assert change.object.addresses == (pods.CLUSTER_IP,)
+    assert change.object.selector == pods.PODS["near"].object()["metadata"]["labels"]
+
+
+def test_systemd_understands_every_unit_of_the_lab(tmp_path: Path) -> None:
+    """Each as an instance where it is a template, of a program that is on this machine."""
+    guest = VAGRANT / "guest"
+    texts = {path.name.replace("@.", "@near."): path.read_text() for path in guest.glob("*.service")}
+    texts["nodeagent.service"] = (VAGRANT.parent / "package" / "nodeagent.service").read_text()
+    texts["nodeagent.service.d/lab.conf"] = (guest / "nodeagent.conf").read_text()
+    (tmp_path / "nodeagent.service.d").mkdir()
+    for name, text in texts.items():
+        program = text.replace("/opt/nodeagent-lab/pods.py", sys.executable).replace("/usr/bin/nodeagent", sys.executable)
+        (tmp_path / name).write_text(program)
+    units = sorted(tmp_path.glob("*.service"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_only_pods_of_other_nodes_get_a_mark(pods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
