@@ -62,18 +62,20 @@ def test_the_kernel_path_finds_the_service_of_its_pod(
 
 
 def test_systemd_understands_every_unit_of_the_lab(tmp_path: Path) -> None:
-    """Each as an instance where it is a template, of a program that is on this machine."""
+    """A template by an instance of it; their program is one that is on this machine."""
     guest = VAGRANT / "guest"
-    texts = {path.name.replace("@.", "@near."): path.read_text() for path in guest.glob("*.service")}
+    texts = {path.name: path.read_text() for path in guest.glob("*.service")}
     texts["nodeagent.service"] = (VAGRANT.parent / "package" / "nodeagent.service").read_text()
     texts["nodeagent.service.d/lab.conf"] = (guest / "nodeagent.conf").read_text()
     (tmp_path / "nodeagent.service.d").mkdir()
     for name, text in texts.items():
-        program = text.replace("/opt/nodeagent-lab/pods.py", sys.executable).replace("/usr/bin/nodeagent", sys.executable)
-        (tmp_path / name).write_text(program)
-    units = sorted(tmp_path.glob("*.service"))
+        for program in ("/opt/nodeagent-lab/pods.py", "/usr/bin/nodeagent"):
+            text = text.replace(program, sys.executable)
+        (tmp_path / name).write_text(text)
+    units = sorted(name.replace("@.", "@near.") for name in texts if name.endswith(".service"))
     done = subprocess.run(
         ["systemd-analyze", "verify", *units],
+        cwd=tmp_path,
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
         capture_output=True,
         text=True,
