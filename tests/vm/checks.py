@@ -89,6 +89,17 @@ def enrolment(lab: Lab) -> str:
     return ", ".join(sorted(states))
 
 
+def confinement(lab: Lab) -> str:
+    """Whatever runs of the agent does so under its AppArmor profile, which refused it nothing so far."""
+    for name, node in lab.nodes.items():
+        rows = [line.split(maxsplit=1) for line in node.run("ps -e -o unit:60=,label:60=").splitlines()]
+        labels = {label.strip() for unit, label in rows if unit == "nodeagent.service"}
+        assert labels == {"nodeagent (enforce)"}, f"{name}: the agent's processes are {labels or 'none'}"
+        refused = node.run("journalctl --no-pager --dmesg --grep 'apparmor=.DENIED. .*profile=.nodeagent.' || true")
+        assert "DENIED" not in refused, f"{name}: AppArmor refused: {refused[-800:]}"
+    return "every process of the agent under its profile, in force; nothing refused"
+
+
 def capture(lab: Lab) -> str:
     """Requests go through the agents, and the server is told who asks."""
     for address in FAR:
@@ -329,6 +340,7 @@ CHECKS = (
     Check("logs", logs),
     Check("reload", reload),
     Check("kill -9", killed),
+    Check("AppArmor", confinement),
     Check("reboot", reboot),
     Check("uninstall", uninstall),
 )
