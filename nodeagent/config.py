@@ -159,6 +159,10 @@ class ProxySettings(ConfigSection):
     """Whether connections to another node's agent, which is set so too, are carried over few of mTLS, as
     soon as there are several at once.
     """
+    hbone: bool = False
+    """Whether this mesh and Istio's ambient one are one, by the same roots: pods take HBONE at port 15008,
+    and nothing else there.
+    """
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]
 

@@ -250,6 +250,31 @@ PROBE_REFUSED = Reason(
     "the workload is STRICT and this is neither a probe nor a scrape that the pod declares",
     denies=True,
 )
+NOT_HBONE = Reason(
+    "not_hbone",
+    403,
+    "NR",
+    "filter_chain_not_found",
+    "port 15008 of a pod takes HBONE alone (mTLS with ALPN h2), by proxy.hbone: an application that listens there "
+    "needs another port, or traffic.sidecar.istio.io/excludeInboundPorts",
+    denies=True,
+)
+HBONE_MALFORMED = Reason(
+    "hbone_malformed",
+    400,
+    "DPE",
+    "hbone.malformed",
+    "what came over HBONE is no CONNECT to an address and a port: names of Services are for waypoints and gateways",
+)
+HBONE_ELSEWHERE = Reason(
+    "hbone_elsewhere",
+    400,
+    "NR",
+    "hbone.destination_mismatch",
+    "a peer asked a pod by HBONE for another address than the pod's, or for a port of the agent's own: has an "
+    "address been given to another pod, or is a waypoint expected there?",
+    denies=True,
+)
 UNPARSED_HTTP = Reason(
     "unparsed_http",
     403,

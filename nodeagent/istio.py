@@ -19,7 +19,7 @@ OUTBOUND_PORT: Final = 15001
 INBOUND_PORT: Final = 15006
 """What reaches a pod is led there."""
 TUNNEL_PORT: Final = 15008
-"""Istio's HBONE; kept free."""
+"""Istio's HBONE: where an ambient mesh's proxies take connections for a pod."""
 STATUS_PORT: Final = 15020
 """Metrics, and the application's probes."""
 READY_PORT: Final = 15021

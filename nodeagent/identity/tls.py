@@ -22,6 +22,8 @@ HTTP2_ALPN: Final = "istio-h2"
 TCP_ALPN: Final = "istio"
 SHARED_ALPN: Final = "nodeagent-h2"
 """Only agents know it: many connections over one (``proxy/shared/``)."""
+TUNNEL_ALPN: Final = "h2"
+"""HBONE's: ztunnels and waypoints offer and take nothing else."""
 Inside = Literal["http", "http2", "tcp"]
 """What a connection carries inside its TLS, as its client says."""
 _OFFERED: Final[dict[Inside, tuple[str, ...]]] = {
@@ -30,6 +32,14 @@ _OFFERED: Final[dict[Inside, tuple[str, ...]]] = {
     "tcp": (TCP_ALPN,),
 }
 """What Istio's sidecars offer (its alpn_override filter); ``h2`` is what a sidecar's server picks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelContexts:
+    """Those of HBONE (``proxy/hbone/``)."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,8 @@ class Contexts:
     client_tcp: ssl.SSLContext
     shared_http: ssl.SSLContext
     shared_tcp: ssl.SSLContext
+    tunnel: TunnelContexts | None = None
+    """None: HBONE is not spoken."""
 
     def client(self, inside: Inside, *, shared: bool = False) -> ssl.SSLContext:
         """Return the context of a client that carries what *inside* says; *shared*: or many such, where
@@ -54,9 +66,9 @@ class Contexts:
         return self.shared_http if shared else self.client_http
 
 
-def contexts(certificate: Certificate, *, shared: bool = False) -> Contexts:
-    """Return all contexts for *certificate*; *shared*: its server takes shared connections. Raises
-    IdentityError.
+def contexts(certificate: Certificate, *, shared: bool = False, hbone: bool = False) -> Contexts:
+    """Return all contexts for *certificate*; *shared*: its server takes shared connections; *hbone*: it speaks
+    that too. Raises IdentityError.
     """
     return Contexts(
         server_context(certificate, shared=shared),
@@ -65,6 +77,14 @@ def contexts(certificate: Certificate, *, shared: bool = False) -> Contexts:
         client_context(certificate, *_OFFERED["tcp"]),
         client_context(certificate, SHARED_ALPN, *_OFFERED["http"]),
         client_context(certificate, SHARED_ALPN, *_OFFERED["tcp"]),
+        _tunnel_contexts(certificate) if hbone else None,
+    )
+
+
+def _tunnel_contexts(certificate: Certificate) -> TunnelContexts:
+    return TunnelContexts(
+        _server_context(certificate, (TUNNEL_ALPN,)),
+        client_context(certificate, TUNNEL_ALPN),
     )
 
 
@@ -73,7 +93,11 @@ def server_context(certificate: Certificate, *, shared: bool = False) -> ssl.SSL
     TCP, and before both, where *shared*, many connections over one. Raises IdentityError.
     """
     taken = (HTTP2_ALPN, HTTP_ALPN, TCP_ALPN)
-    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (SHARED_ALPN, *taken) if shared else taken)
+    return _server_context(certificate, (SHARED_ALPN, *taken) if shared else taken)
+
+
+def _server_context(certificate: Certificate, taken: tuple[str, ...]) -> ssl.SSLContext:
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, taken)
     context.num_tickets = 0
     return context
 

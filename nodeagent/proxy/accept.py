@@ -12,14 +12,33 @@ from dataclasses import dataclass
 from time import time
 from typing import Literal
 
-from nodeagent.errors import NO_CERTIFICATE, NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
-from nodeagent.identity.tls import HTTP2_ALPN, HTTP_ALPN, SHARED_ALPN, peer_expiry, peer_identity
+from nodeagent.errors import (
+    NO_CERTIFICATE,
+    NO_ORIGINAL,
+    NOT_HBONE,
+    OVER_LIMIT,
+    PLAINTEXT_REFUSED,
+    UPSTREAM_TLS,
+    IdentityError,
+    Reason,
+)
+from nodeagent.identity.tls import (
+    HTTP2_ALPN,
+    HTTP_ALPN,
+    SHARED_ALPN,
+    TUNNEL_ALPN,
+    Contexts,
+    peer_expiry,
+    peer_identity,
+)
 from nodeagent.mesh.entries import HTTP, Protocol
 from nodeagent.policy.model import MtlsMode
-from nodeagent.proxy.admission import admit
+from nodeagent.proxy.admission import admit, is_hbone
 from nodeagent.proxy.carry import Admitted
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.hbone.server import HboneDownstream
+from nodeagent.proxy.hbone.stream import HboneStream
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.originals import Originals
 from nodeagent.proxy.permit import NotAdmitted, Permit
@@ -186,6 +205,8 @@ class Accepted:
     def _mode(self) -> MtlsMode:
         """The server's mTLS mode at the port that was asked for."""
         assert self._connection is not None
+        if is_hbone(self._context, self._connection):
+            return "STRICT"
         workload = self._context.view.workload(self._pod.uid)
         return workload.mtls_at(self._connection.target.port) if workload is not None else "STRICT"
 
@@ -220,13 +241,20 @@ class Accepted:
             self._pod.open.add(task)
             task.add_done_callback(self._pod.open.discard)
             return
-        stream = TlsStream(tls.server, server_side=True, ready=self._tls_ready, failed=self._tls_failed)
+        stream = TlsStream(self._server(tls), server_side=True, ready=self._tls_ready, failed=self._tls_failed)
         self._early = b""
         self._timer = self._context.loop.call_later(self._context.timeouts.handshake, self._transport.abort)
         transport = self._transport
         transport.set_protocol(stream)
         stream.connection_made(transport)
         stream.data_received(early)
+
+    def _server(self, tls: Contexts) -> ssl.SSLContext:
+        """Return the one that takes what comes to this port."""
+        assert self._connection is not None
+        if tls.tunnel is not None and is_hbone(self._context, self._connection):
+            return tls.tunnel.server
+        return tls.server
 
     async def _await_certificate(self) -> None:
         """Begin the handshake when the pod has its first certificate."""
@@ -256,7 +284,9 @@ class Accepted:
         if not self._admit():
             return
         alpn = stream.session.selected_alpn_protocol()
-        if alpn == SHARED_ALPN:
+        if is_hbone(self._context, connection):
+            self._tunnel(stream, alpn)
+        elif alpn == SHARED_ALPN:
             self._share(stream)
         else:
             self._await_first(http=alpn in (HTTP_ALPN, HTTP2_ALPN))
@@ -269,30 +299,59 @@ class Accepted:
 
     def _share(self, stream: TlsStream) -> None:
         """The peer is an agent, which carries many connections over this one."""
-        connection, self._connection = self._connection, None
-        assert connection is not None
-        self._handed = connection
+        outer = self._handed_over()
 
         def enter(carried: SharedStream, inside: Carried) -> None:
             accepted = Accepted(self._entrance, self._pod, "inbound", self._originals)
-            carried.protocol = accepted
-            accepted.enter(carried, connection, inside)
+            accepted.enter(carried, accepted.within(outer, outer.target.port), http=inside == "http")
 
-        codec = SharedDownstream(self._context, self._ledger, connection, enter)
-        stream.protocol = codec
+        stream.protocol = codec = SharedDownstream(self._context, self._ledger, outer, enter)
         codec.begin()
 
-    def enter(self, stream: SharedStream, outer: Connection, inside: Carried) -> None:
-        """Accept *stream* of the shared connection *outer*: whom it asks for, and who asks, is known by that."""
-        self._transport = stream
-        target = self._context.view.resolve(outer.target.address, outer.target.port)
+    def _tunnel(self, stream: TlsStream, alpn: str | None) -> None:
+        """The peer is a proxy of an ambient mesh, which carries its connections to the pod over this one."""
+        if alpn != TUNNEL_ALPN:
+            assert self._connection is not None
+            self._ledger.refuse(self._connection, self._transport, NOT_HBONE)
+            return
+        outer = self._handed_over()
+
+        def lead(carried: HboneStream, port: int) -> None:
+            accepted = Accepted(self._entrance, self._pod, "inbound", self._originals)
+            connection = carried.connection = accepted.within(outer, port)
+            accepted.enter(carried, connection, http=False)
+            if connection.target.protocol != "tcp":
+                carried.accept()  # what it is, and what policies say of it, its first bytes tell
+
+        stream.protocol = codec = HboneDownstream(self._context, self._ledger, outer, lead)
+        codec.begin()
+
+    def _handed_over(self) -> Connection:
+        """Return the connection, which somebody else carries from now on."""
+        connection = self._handed = self._connection
+        self._connection = None
+        assert connection is not None
+        return connection
+
+    def within(self, outer: Connection, port: int) -> Connection:
+        """Return a connection that a stream of *outer* is, to *port* of the address that *outer* asked for; who
+        asks is known by that.
+        """
+        target = self._context.view.resolve(outer.target.address, port)
         peer = self._proved(outer.peer, SpiffeId(outer.peer.identity))
-        connection = self._connection = Connection(self._pod, "inbound", peer, target, time())
+        connection = Connection(self._pod, "inbound", peer, target, time())
         connection.expires = outer.expires
         connection.sni = outer.sni
+        return connection
+
+    def enter(self, stream: SharedStream, connection: Connection, *, http: bool) -> None:
+        """Accept *connection*, which *stream* is; *http*: that is inside, as its client says."""
+        stream.protocol = self
+        self._transport = stream
+        self._connection = connection
         if self._is_entered(connection, stream) and self._admit():
-            self._protocol = target.protocol
-            self._await_first(http=inside == "http")
+            self._protocol = connection.target.protocol
+            self._await_first(http=http)
 
     def _is_entered(self, connection: Connection, transport: Transport) -> bool:
         """Enter *connection*; say whether its pod may have one more."""
@@ -320,12 +379,13 @@ class Accepted:
         self._cancel()
         connection = self._connection
         if connection is not None:
-            reason = (
-                PLAINTEXT_REFUSED
-                if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE"
-                else UPSTREAM_TLS
-            )
-            self._ledger.refuse(connection, self._transport, reason)
+            self._ledger.refuse(connection, self._transport, self._tls_reason(connection, error))
+
+    def _tls_reason(self, connection: Connection, error: Exception) -> Reason:
+        """Return why *error* ended the handshake of *connection*."""
+        if not isinstance(error, ssl.SSLError) or error.reason != "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+            return UPSTREAM_TLS
+        return NOT_HBONE if is_hbone(self._context, connection) else PLAINTEXT_REFUSED
 
     def _silent(self) -> None:
         """The client may be waiting for the server to speak first; on an HTTP port it idled too long."""

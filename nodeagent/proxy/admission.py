@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from time import time
 
-from nodeagent.errors import CERTIFICATE_ENDED, NO_ENDPOINTS, PLAINTEXT_REFUSED
+from nodeagent.errors import CERTIFICATE_ENDED, NO_ENDPOINTS, NOT_HBONE, PLAINTEXT_REFUSED
+from nodeagent.istio import TUNNEL_PORT
 from nodeagent.mesh.entries import Workload
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.context import Context
@@ -21,11 +22,18 @@ def admit(context: Context, connection: Connection) -> Permit | NotAdmitted:
         return NotAdmitted(CERTIFICATE_ENDED)
     if connection.direction == "outbound":
         return OPEN
+    if connection.peer.security == "none" and is_hbone(context, connection):
+        return NotAdmitted(NOT_HBONE)
     workload = context.view.workload(connection.pod.uid)
     if workload is None:
         return NotAdmitted(NO_ENDPOINTS)
     from_node = connection.peer.address in context.node_addresses
     return permitted(connection.peer, workload, connection.target.port, from_node=from_node)
+
+
+def is_hbone(context: Context, connection: Connection) -> bool:
+    """Say whether *connection* came to the port that is HBONE's, where a pod takes nothing else."""
+    return connection.direction == "inbound" and connection.target.port == TUNNEL_PORT and context.settings.hbone
 
 
 def permitted(peer: Peer, workload: Workload, port: int, *, from_node: bool) -> Permit | NotAdmitted:

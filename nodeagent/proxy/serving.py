@@ -103,8 +103,9 @@ class Serving:
     def certificate(self, message: CertificateIssued) -> None:
         """Show it from the next handshake on."""
         certificate = Certificate.from_json(message.certificate)
+        settings = self.proxy.context.settings
         fresh = self._contexts[certificate.identity] = contexts(
-            certificate, shared=self.proxy.context.settings.shared_connections
+            certificate, shared=settings.shared_connections, hbone=settings.hbone
         )
         for pod in self.proxy.context.pods.values():
             if pod.identity == certificate.identity:

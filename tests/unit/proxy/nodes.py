@@ -45,7 +45,7 @@ def identity(pod: str) -> SpiffeId:
 def credentials(directory: Path, *pods: str) -> dict[str, Contexts]:
     """Return TLS contexts for *pods* by an authority in *directory*."""
     authority = CertificateAuthority.open_or_create(directory, "cluster.local")
-    return {pod: contexts(authority.issue(identity(pod), 3600), shared=True) for pod in pods}
+    return {pod: contexts(authority.issue(identity(pod), 3600), shared=True, hbone=True) for pod in pods}
 
 
 def asks(proxy: Proxy, providers: Providers) -> None:
