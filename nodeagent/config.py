@@ -161,7 +161,7 @@ class ProxySettings(ConfigSection):
     """
     hbone: bool = False
     """Whether this mesh and Istio's ambient one are one, by the same roots: pods take HBONE at port 15008,
-    and nothing else there.
+    and nothing else there, and pods of the other are reached so.
     """
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]

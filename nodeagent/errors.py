@@ -275,6 +275,14 @@ HBONE_ELSEWHERE = Reason(
     "address been given to another pod, or is a waypoint expected there?",
     denies=True,
 )
+HBONE_REFUSED = Reason(
+    "hbone_refused",
+    503,
+    "UF",
+    "upstream_reset_before_response_started{connection_failure}",
+    "the proxy of the server's ambient mesh did not carry the connection: 401 is its policy's answer, 503 an "
+    "application that is not there; its log tells more",
+)
 UNPARSED_HTTP = Reason(
     "unparsed_http",
     403,

@@ -91,6 +91,7 @@ class MeshPages:
                 trust_domain=config.identity.trust_domain,
                 setting=config.redirect.delivery,
                 kernel_path=self._kernel_path,
+                hbone=config.proxy.hbone,
             )
         except ConfigError as error:
             return Response(f"{error}\n".encode(), 400)

@@ -70,6 +70,7 @@ from nodeagent.mesh.local import (
     finished,
     has_sidecar,
     path_setting,
+    takes_hbone,
 )
 from nodeagent.mesh.membership import EVERY_POD, MembershipRules
 from nodeagent.mesh.node_pods import NodePods
@@ -330,6 +331,7 @@ class Mesh:
             services=services,
             excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
             sidecar=has_sidecar(pod),
+            hbone=takes_hbone(pod) and not pod.host_network,
             mtls=said.modes.mode,
             mtls_from=said.modes.source,
             port_mtls=said.modes.ports,

@@ -77,6 +77,8 @@ class Workload:
     """Ports that its node's agent does not capture (excludeInboundPorts): they take no mTLS."""
     sidecar: bool = False
     """It brings a classic sidecar, which takes mTLS as an enrolled pod does."""
+    hbone: bool = False
+    """It says that it takes HBONE, as the pods of an ambient mesh do."""
     mtls: MtlsMode = "PERMISSIVE"
     """By PeerAuthentication (workload, namespace, mesh) or agent.yaml's mtls.mode."""
     mtls_from: str = ""
@@ -94,6 +96,11 @@ class Workload:
     bypass: bool = False
     network_policy: str = ""
     """``namespace/name`` of a NetworkPolicy that selects it; empty: none does."""
+
+    @property
+    def ambient(self) -> bool:
+        """It is reached by HBONE: what takes mTLS in place is not asked for more."""
+        return self.hbone and not self.enrolled and not self.sidecar
 
     def protocol_at(self, port: int) -> Protocol:
         """Return what the workload port *port* was declared to be."""

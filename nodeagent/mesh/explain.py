@@ -13,6 +13,7 @@ from typing import Final
 
 from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
+from nodeagent.istio import AMBIENT_REDIRECTION, TUNNEL, TUNNEL_PORT
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, policies_of
 from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
@@ -45,9 +46,10 @@ def explain(
     setting: DeliverySetting = "auto",
     kernel_path: PathInWords | None = None,
     claims: Claims | None = None,
+    hbone: bool = False,
 ) -> Explanation:
     """Return what happens to *question* by *entries*, the snapshot of *node*; *claims* are those of
-    the request's token, were it verified. *setting* is ``redirect.delivery`` of agent.yaml.
+    the request's token, were it verified. *setting* is ``redirect.delivery`` of agent.yaml, *hbone* ``proxy.hbone``.
 
     Raises ConfigError when the source or the destination is not known.
     """
@@ -56,12 +58,15 @@ def explain(
     server, steps = _server(known, question.destination)
     if not isinstance(server, ServerSide):
         return Explanation(tuple(steps), server)
-    principal, words, refused = _mtls(client, server)
+    principal, words, refused = _mtls(client, server, hbone=hbone)
     steps.append(Step("mtls", words))
     if refused:
         return Explanation(tuple(steps), "refused")
     workload = server.workload
     steps.append(Step("path", kernel_path(client.workload, workload, server.port) if kernel_path else _path(workload)))
+    if _is_tunnelled(client, workload, hbone=hbone):
+        steps.append(Step("policy", "the proxy of its own mesh decides, by what that knows of policies"))
+        return Explanation(tuple(steps), "unknown")
     if workload.node != node:
         steps.append(
             Step(
@@ -189,16 +194,29 @@ def _is_address(text: str) -> bool:
 # -- the steps --
 
 
-def _mtls(client: ClientSide, server: ServerSide) -> tuple[str, str, bool]:
+def _is_tunnelled(client: ClientSide, workload: Workload, *, hbone: bool) -> bool:
+    """Say whether what *client* sends to *workload* is brought to an ambient mesh by HBONE."""
+    return hbone and workload.ambient and client.workload is not None and client.workload.enrolled
+
+
+def _mtls(client: ClientSide, server: ServerSide, *, hbone: bool) -> tuple[str, str, bool]:
     """Return the principal that the server's side knows, the step in words, and whether the connection is refused."""
     workload = server.workload
     port = server.port
     mode: MtlsMode = workload.mtls_at(port)
     source = f"PeerAuthentication {workload.mtls_from}" if workload.mtls_from else "mtls.mode of agent.yaml"
     said = f"{mode} (by {source}{', portLevelMtls' if port in dict(workload.port_mtls) else ''})"
+    if _is_tunnelled(client, workload, hbone=hbone):
+        words = (
+            f"HBONE: the pod is an ambient mesh's ({AMBIENT_REDIRECTION}: enabled, or {TUNNEL}: http), so it gets "
+            f"streams of mTLS at its port {TUNNEL_PORT}; the client's certificate proves {client.principal}"
+        )
+        return client.principal, words, False
     proxied = workload.enrolled or workload.sidecar
     if not proxied or port in workload.excluded_ports:
         why = f"excludeInboundPorts names port {port}" if proxied else "the pod is not enrolled and has no sidecar"
+        if workload.ambient and not hbone:
+            why += " (it takes HBONE, which proxy.hbone is for)"
         return "", f"{said}, but {why}: nobody checks identity or policy there", False
     local = (
         client.workload is not None
@@ -213,6 +231,8 @@ def _mtls(client: ClientSide, server: ServerSide) -> tuple[str, str, bool]:
             False,
         )
     capable = client.workload.enrolled or client.workload.sidecar if client.workload else bool(client.principal)
+    if hbone and client.workload is not None and client.workload.ambient and workload.hbone and client.principal:
+        return client.principal, f"{said}: HBONE; the client's certificate proves {client.principal}", False
     if mode == "DISABLE":
         return "", f"{said}: plaintext between nodes; the client's identity is not known to the server", False
     if capable and client.principal:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, cast, get_args
 
-from nodeagent.istio import STATUS
+from nodeagent.istio import AMBIENT_REDIRECTION, STATUS, TUNNEL
 from nodeagent.places.place import Place
 from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import PodObject
@@ -147,6 +147,11 @@ def bypass(annotations: Mapping[str, str], faults: list[str]) -> bool:
     if text not in ("enabled", "disabled"):
         faults.append(f"metadata.annotations[{BYPASS}]: {text!r:.80}: enabled, disabled are allowed; it has no effect")
     return text == "enabled"
+
+
+def takes_hbone(pod: PodObject) -> bool:
+    """Say whether *pod* says that it takes HBONE, be it that a ztunnel does for it."""
+    return pod.annotations.get(AMBIENT_REDIRECTION) == "enabled" or pod.labels.get(TUNNEL) == "http"
 
 
 def has_sidecar(pod: PodObject) -> bool:

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from nodeagent.errors import (
     CONNECT_FAILED,
@@ -19,8 +19,8 @@ from nodeagent.errors import (
     IdentityError,
     Reason,
 )
-from nodeagent.identity.tls import SHARED_ALPN, Contexts, Inside, peer_identity
-from nodeagent.mesh.entries import Protocol
+from nodeagent.identity.tls import SHARED_ALPN, TUNNEL_ALPN, Contexts, Inside, peer_identity
+from nodeagent.mesh import entries
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.shared.lease import Lease
@@ -42,6 +42,13 @@ class DialError(Exception):
         self.reason = reason
 
 
+class Tunnel(Protocol):
+    """What carries connections to one pod (``proxy/hbone/``)."""
+
+    async def lead(self, address: str, port: int) -> Dialled:
+        """Return a connection to *port* at *address*, the pod's own. Raises DialError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dial:
     """How to reach an endpoint: from inside which pod, at which address, expecting whom (None:
@@ -54,7 +61,8 @@ class Dial:
     another proxy, or something outside, is dialled. ``bound``: what is dialled for a connection of
     the client serves that one alone, so that the network is asked about each. ``declared``: what
     the port is declared to speak. ``uid``: the pod that is there, empty where it is none: another
-    one may get its address, and has none of its connections.
+    one may get its address, and has none of its connections. ``tunnel``: what carries connections
+    there; None: they are dialled. ``hbone``: such a tunnel's own are dialled.
     """
 
     pod: PodState
@@ -64,8 +72,10 @@ class Dial:
     other: str = ""
     client: tuple[str, ...] = ()
     bound: bool = False
-    declared: Protocol = "auto"
+    declared: entries.Protocol = "auto"
     uid: str = ""
+    tunnel: Tunnel | None = None
+    hbone: bool = False
 
     def contexts(self) -> Contexts | None:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
@@ -77,6 +87,8 @@ class Dial:
 
         Raises DialError.
         """
+        if self.tunnel is not None:
+            return await self.tunnel.lead(self.address, self.port)
         timeouts = context.timeouts
         try:
             async with asyncio.timeout(timeouts.connect):
@@ -110,15 +122,14 @@ class Dial:
             if not established.done():
                 established.set_exception(error)
 
-        stream = TlsStream(
-            tls.client(inside, shared=shared), server_side=False, ready=established.set_result, failed=failed
-        )
+        offered = tls.tunnel.client if self.hbone and tls.tunnel is not None else tls.client(inside, shared=shared)
+        stream = TlsStream(offered, server_side=False, ready=established.set_result, failed=failed)
         dialled = stream.protocol = Dialled()
         dialled.transport = stream
         await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
         try:
             await established
-            dialled.shared = stream.session.selected_alpn_protocol() == SHARED_ALPN
+            dialled.shared = stream.session.selected_alpn_protocol() == (TUNNEL_ALPN if self.hbone else SHARED_ALPN)
             found = peer_identity(stream.session, context.trust_domain)
             if found != self.expected:
                 raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")

@@ -163,11 +163,10 @@ class Pool:
             idle = -1.0
         # a certificate that was renewed is not shown until it ends: the server would cut the
         # connection
-        tls = self.dial.contexts()
         stale = [
             upstream
             for upstream in (*self._idle, *self._bound.values())
-            if now - upstream.idle_since > idle or upstream.tls is not tls
+            if now - upstream.idle_since > idle or self._is_stale(upstream)
         ]
         stale += [upstream for upstream in self._bound.values() if upstream.owner.closed is not None]
         stale += [upstream for upstream in self._leaving if now - upstream.idle_since > LINGER_SECONDS]

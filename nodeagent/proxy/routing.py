@@ -12,12 +12,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, cast
 
+from nodeagent.istio import TUNNEL_PORT
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial
 from nodeagent.proxy.external.model import Way
+from nodeagent.proxy.hbone.tunnel import HboneTunnel
 from nodeagent.proxy.http.exchange import Upstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.pool import Pool
@@ -38,6 +40,7 @@ class Routing:
         self._context = context
         # routes and open connections hold them
         self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()
+        self._tunnels: weakref.WeakValueDictionary[Dial, HboneTunnel] = weakref.WeakValueDictionary()
 
     def routes(self, connection: Connection) -> list[Route]:
         """Return the routes of the current snapshot that *connection* may take, at least one;
@@ -143,12 +146,33 @@ class Routing:
             dialler = pod if network else local
             dial = Dial(dialler, endpoint.address, endpoint.port, None, other, seen, network, declared, endpoint.uid)
             return Destination(endpoint, workload, "proxy-local", self._pool(dial), cluster, delivers=True)
-        expected = workload.identity if workload is not None and takes_mtls(workload, endpoint.port) else None
+        tunnel = self._tunnel(pod, workload, endpoint.address)
+        proved = tunnel is not None or (workload is not None and takes_mtls(workload, endpoint.port))
         dial = Dial(
-            pod, endpoint.address, endpoint.port, expected, other, bound=network, declared=declared, uid=endpoint.uid
+            pod,
+            endpoint.address,
+            endpoint.port,
+            workload.identity if workload is not None and proved else None,
+            other,
+            bound=network,
+            declared=declared,
+            uid=endpoint.uid,
+            tunnel=tunnel,
         )
-        path: Path = "proxy-plaintext" if expected is None else "proxy-mtls"
+        path: Path = "proxy-mtls" if proved else "proxy-plaintext"
         return Destination(endpoint, workload, path, self._pool(dial), cluster, delivers=False)
+
+    def _tunnel(self, pod: PodState, workload: Workload | None, address: str) -> HboneTunnel | None:
+        """Return what carries the connections of *pod* to *workload* at *address* where that is an ambient
+        mesh's; None: they are dialled.
+        """
+        if workload is None or not self._context.settings.hbone or not workload.ambient:
+            return None
+        dial = Dial(pod, address, TUNNEL_PORT, workload.identity, uid=workload.uid, hbone=True)
+        tunnel = self._tunnels.get(dial)
+        if tunnel is None:
+            tunnel = self._tunnels[dial] = HboneTunnel(self._context, dial)
+        return tunnel
 
     def _on_network(self, client: Workload | None, server: Workload | None) -> bool:
         """Say whether the network is to be asked about each connection of *client* to *server*."""
@@ -193,6 +217,8 @@ class Routing:
         """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one
         application's the oldest beyond some.
         """
+        for tunnel in list(self._tunnels.values()):
+            tunnel.sweep(now, idle)
         most = _CLIENTS * self._context.limits.idle_upstream_connections
         waiting: dict[tuple[str, int], list[tuple[Pool, Upstream]]] = {}
         for pool in self.pools():

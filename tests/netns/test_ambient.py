@@ -22,8 +22,10 @@ from tests.netns.world import (
     address_of,
     admin,
     ask,
+    bracketed,
     client,
     cluster,
+    cluster_ip,
     curl,
     growth,
     pod_row,
@@ -49,10 +51,11 @@ OURS = {"near": "node1", "far": "node2"}
 PORTS = (8080, 9000, 9001, TUNNEL_PORT)
 TEXT = "".join(
     (
-        account("ambient", "other-ambient", "ours"),
+        account("ambient", "other-ambient", "ours", "intruder"),
         ambient.pod("ambient", "node1", account="ambient"),
         ambient.pod("other-ambient", "node1", account="other-ambient"),
         *(server(name, node, account="ours", labels="side: ours") for name, node in OURS.items()),
+        *(client(f"intruder-{node}", node, account="intruder") for node in ("node1", "node2")),
         client("plain", "node1", annotations='nodeagent.io/enroll: "false"'),
         STRICT,
         ONLY_AMBIENT,
@@ -72,7 +75,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with cluster("t-ambient", TEXT, agent=settings) as lab, ExitStack() as stack:
         leads: Mapping[int, tuple[str, int]] = {LED[way]: (address_of(lab, way[0], way[1]), way[2]) for way in WAYS}
         for name in AMBIENT:
-            process = ambient.start(lab, name, logs / f"{name}.log", leads=leads)
+            takes = [address_of(lab, name, version) for version in (4, 6)]
+            process = ambient.start(lab, name, logs / f"{name}.log", leads=leads, takes=takes, admits=["ours"])
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
             eventually(
@@ -134,9 +138,9 @@ def test_connections_share_one_of_hbone(lab: Lab, name: str) -> None:
     for _ in range(20):
         assert says(lab, "ambient", name, 4) == "a word"
     after = ambient.counted(lab, "ambient", f"cluster.{address_of(lab, name, 4)}.upstream_cx_total")
-    assert after - before <= 1
+    assert after - before <= 2, "those of one certificate share"
     flows = admin(lab, OURS[name], "/flows")["flows"]
-    (outer,) = [
+    outer, *_ = [
         flow
         for flow in flows
         if flow["protocol"] == "hbone"
@@ -157,3 +161,53 @@ def test_the_port_of_hbone_takes_nothing_else(lab: Lab, name: str) -> None:
     # nor lead to itself
     assert curl(lab, "ambient", f"{led(name, 4, TUNNEL_PORT)}/").returncode != 0
     refused.comes_to(1, "nodeagent_refused_connections_total", reason="hbone_elsewhere")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("name", OURS)
+def test_http_to_the_ambient_mesh(lab: Lab, name: str, version: int) -> None:
+    counted = growth(lab, OURS[name])
+    for url in (
+        f"{bracketed(address_of(lab, 'ambient', version))}:8080",
+        bracketed(cluster_ip(lab, "ambient", version)),
+    ):
+        assert about(lab, name, f"http://{url}")["pod"] == "ambient"
+    counted.comes_to(
+        2,
+        "istio_requests_total",
+        reporter="source",
+        response_code="200",
+        source_principal=f"{PREFIX}/ours",
+        destination_principal=f"{PREFIX}/ambient",
+    )
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("name", OURS)
+def test_tcp_to_the_ambient_mesh(lab: Lab, name: str, version: int) -> None:
+    host = address_of(lab, "ambient", version)
+    assert ask(lab, name, "duplex", host, 9001, *DUPLEX)["ok"] == 1
+    before = ambient.counted(lab, "ambient", "http.taken.downstream_cx_total")
+    for _ in range(20):
+        assert ask(lab, name, "dial", host, 9000, "--send", "a word", "--half-close")["received"] == "a word"
+    # those of one certificate share; it may be renewed meanwhile
+    assert ambient.counted(lab, "ambient", "http.taken.downstream_cx_total") - before <= 1
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_what_the_ambient_mesh_refuses_is_told(lab: Lab, node: str) -> None:
+    refused = growth(lab, node)
+    host = address_of(lab, "ambient", 4)
+    done = curl(lab, f"intruder-{node}", "-w", "%{http_code}", f"http://{host}:8080/about")
+    assert "status 403" in done.stdout, done
+    assert done.stdout.endswith("503")
+    assert ask(lab, f"intruder-{node}", "dial", host, 9000, "--send", "a word", "--half-close")["received"] == ""
+    refused.comes_to(1, "nodeagent_refused_connections_total", reason="hbone_refused")
+    # nothing listens there
+    done = curl(lab, "near", "-w", "%{http_code}", f"http://{host}:8099/about")
+    assert "status 503" in done.stdout, done
+
+
+def test_explain_says_when_hbone_is_spoken(lab: Lab) -> None:
+    told = admin(lab, "node1", f"/explain?source=near&destination={address_of(lab, 'ambient', 4)}:8080")
+    assert "streams of mTLS at its port 15008" in str(told), told

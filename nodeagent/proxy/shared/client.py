@@ -160,7 +160,8 @@ class SharedPool:
         self._retired = retired
         self.authority = host_port(dial.address, dial.port).encode()
         self.held = dial.pod.held
-        self._allowed = dial.expected is not None and not dial.bound and context.settings.shared_connections
+        direct = not dial.bound and dial.tunnel is None
+        self._allowed = dial.expected is not None and direct and context.settings.shared_connections
         self._links: list[SharedUpstream] = []
         self._dialling: asyncio.Future[None] | None = None
         self._dialled_at = -RECENT_SECONDS
@@ -246,12 +247,15 @@ class SharedPool:
         tls = tls if tls is not None else self._dial.contexts()
         if tls is None:
             raise DialError(NO_CERTIFICATE)
-        link = SharedUpstream(self, self._context, dialled.transport, tls)
+        link = self._linked(dialled.transport, tls)
         dialled.transport.set_protocol(link)
         self._links.append(link)
         if dialled.early:
             link.data_received(dialled.early)
         return link
+
+    def _linked(self, transport: Transport, tls: Contexts) -> SharedUpstream:
+        return SharedUpstream(self, self._context, transport, tls)
 
     # -- what connections tell --
 

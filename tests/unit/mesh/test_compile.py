@@ -620,3 +620,30 @@ def test_a_pod_asks_with_a_sidecar_and_without_enrolment_but_never_without_a_net
     assert sorted(asking.pod for asking in made.asking_pods()) == ["left", "sidecar"]
     made.apply([gone(pod("sidecar"))])
     assert [asking.pod for asking in made.asking_pods()] == ["left"]
+
+
+@pytest.mark.parametrize(
+    ("more", "enrolled", "expected"),
+    [
+        ({"annotations": {"ambient.istio.io/redirection": "enabled"}}, False, (True, True)),
+        ({"labels": {"networking.istio.io/tunnel": "http"}}, False, (True, True)),
+        ({"labels": {"networking.istio.io/tunnel": "http"}}, True, (True, False)),
+        (
+            {
+                "labels": {"networking.istio.io/tunnel": "http"},
+                "annotations": {"sidecar.istio.io/status": "{}"},
+            },
+            False,
+            (True, False),
+        ),
+        ({"labels": {"networking.istio.io/tunnel": "none"}}, False, (False, False)),
+        ({"annotations": {"ambient.istio.io/redirection": "disabled"}}, False, (False, False)),
+    ],
+)
+def test_a_pod_says_that_it_takes_hbone_and_is_an_ambient_meshs_where_nothing_else_takes_mtls(
+    more: dict[str, Any], enrolled: bool, expected: tuple[bool, bool]
+) -> None:
+    made = Mesh("node1", DOMAIN)
+    made.apply([pod("web", **more), EnrolledChange(PodUid("uid-web"), enrolled)])
+    (found,) = [entry for entry in made.entries().upserts if isinstance(entry, Workload)]
+    assert (found.hbone, found.ambient) == expected

@@ -239,3 +239,30 @@ def test_a_service_that_is_served_outside_the_mesh_is_said_to_be() -> None:
     found = asked(made, "client", "db")
     assert found.verdict == "allowed"
     assert words(found, "route").endswith("is served outside the mesh, by 192.0.2.7:5432: passed through as it is")
+
+
+REDIRECTED = {"ambient.istio.io/redirection": "enabled"}
+TUNNEL = {"networking.istio.io/tunnel": "http"}
+
+
+def test_hbone_is_named_where_it_is_spoken() -> None:
+    made = cluster()
+    made.apply([pod("ambient", "10.0.1.9", app="ambient", node="node2", annotations=REDIRECTED)])
+    found = asked(made, "client", "ambient:80", hbone=True)
+    assert found.verdict == "unknown"
+    assert "port 15008; the client's certificate proves cluster.local/ns/default/sa/client" in words(found, "mtls")
+    assert "its own mesh" in words(found, "policy")
+    assert "which proxy.hbone is for" in words(asked(made, "client", "ambient:80"), "mtls")
+
+
+def test_who_comes_by_hbone_has_proved_who_it_is() -> None:
+    made = cluster(strict(), allow([{"from": [{"source": {"principals": ["cluster.local/ns/default/sa/ambient"]}}]}]))
+    made.apply(
+        [
+            pod("ambient", "10.0.1.9", app="ambient", annotations=REDIRECTED),
+            pod("web", "10.0.0.1", labels=TUNNEL),
+        ]
+    )
+    found = asked(made, "ambient", "web", "GET", hbone=True)
+    assert (found.verdict, "HBONE" in words(found, "mtls")) == ("allowed", True)
+    assert asked(made, "ambient", "web", "GET").verdict == "refused"

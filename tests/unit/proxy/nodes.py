@@ -96,6 +96,8 @@ class Nodes:
         )
         self._settings = ProxySettings.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
+        self.outside: dict[tuple[str, int], tuple[str, int]] = {}
+        """What the client's pod dials is elsewhere."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._writers: list[asyncio.StreamWriter] = []
@@ -159,8 +161,8 @@ class Nodes:
         connections are closed for it.
         """
         while any(proxy.context.connections for proxy in (self.near, self.far)) or self._tasks:
-            for pool in self._pools():
-                pool.sweep(float("inf"), 0)
+            for proxy in (self.near, self.far):
+                proxy.routing.sweep(float("inf"), 0)
             await asyncio.sleep(LOOK_SECONDS)
         await until(lambda: not any(pool._own for pool in self._pools()), "no pool counts a connection", 5)
         for proxy in (self.near, self.far):
@@ -208,7 +210,7 @@ class Nodes:
         def ask(family: Any, count: int) -> None:
             made = [PodSocket(socket.AF_INET) for _ in range(count)]
             for one in made:
-                one.redirected = {} if source else self._redirected
+                one.redirected = self.outside if source else self._redirected
                 one.setblocking(False)
                 if source:
                     one.bind((source, 0))
