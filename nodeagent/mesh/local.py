@@ -151,7 +151,7 @@ def bypass(annotations: Mapping[str, str], faults: list[str]) -> bool:
 
 def takes_hbone(pod: PodObject) -> bool:
     """Say whether *pod* says that it takes HBONE, be it that a ztunnel does for it."""
-    return pod.annotations.get(AMBIENT_REDIRECTION) == "enabled" or pod.labels.get(TUNNEL) == "http"
+    return pod.annotations.get(AMBIENT_REDIRECTION) == "enabled" or "http" in pod.labels.get(TUNNEL, "").split(",")
 
 
 def has_sidecar(pod: PodObject) -> bool:
