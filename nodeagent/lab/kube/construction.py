@@ -164,10 +164,15 @@ def _take_statuses(layout: KubeLayout) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove *folder*; a node's mounts are gone when its last process is, which takes a moment."""
+    """Remove *folder*; a node's mounts are gone when its last process is, which takes a moment.
+
+    The lock goes last: where this is broken off, the next sweep takes the folder for one to remove.
+    """
     deadline = time.monotonic() + _REMOVE_SECONDS
     while folder.exists():
         try:
+            for part in folder.glob("*/"):
+                shutil.rmtree(part, onerror=_unless_gone)
             shutil.rmtree(folder, onerror=_unless_gone)
         except OSError as error:
             if time.monotonic() > deadline:

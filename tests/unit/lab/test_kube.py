@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from nodeagent.errors import LabError
-from nodeagent.lab.kube import config, images
+from nodeagent.lab.kube import config, construction, images
 from nodeagent.lab.kube.images import Image, Installed, identity, write_archive
 from nodeagent.lab.kube.layout import MAX_NODES, KubeLayout, KubeNode, built, state_file
 
@@ -131,3 +133,29 @@ def test_pods_have_an_address_of_each_family(cni: config.Cni) -> None:
     plugin = json.loads(config.network_file(cni, KubeNode(2)))["plugins"][0]
     assert plugin["type"] == cni
     assert plugin["ipam"]["ranges"] == [[{"subnet": "10.88.2.0/24"}], [{"subnet": "fd00:88:0:2::/64"}]]
+
+
+def test_a_removal_that_was_broken_off_is_one_that_the_next_sweep_takes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: a part that cannot be removed at first. Verdict: the lock, by which a sweep knows what it may remove,
+    is there until everything else has gone.
+    """
+    folder = tmp_path / "cluster"
+    (folder / "node-a" / "kubelet").mkdir(parents=True)
+    (folder / "lock").touch()
+    remove = shutil.rmtree
+
+    def busy(path: Path, *arguments: object, **named: object) -> None:
+        if path == folder / "node-a":
+            raise OSError(errno.EBUSY, "mounted")
+        remove(path)
+
+    monkeypatch.setattr(construction, "_REMOVE_SECONDS", 0.0)
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    with pytest.raises(LabError, match="cannot be removed"):
+        construction._remove_folder(folder)
+    assert (folder / "lock").exists()
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    construction._remove_folder(folder)
+    assert not folder.exists()
