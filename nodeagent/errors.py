@@ -140,7 +140,8 @@ HTTP2_BROKEN = Reason(
     0,
     "DPE",
     "http2.protocol_violation",
-    "the client broke a rule of HTTP/2 that ends the connection, or sent too much that moves no request forward",
+    "the client broke a rule of HTTP/2 that ends the connection, sent too much that moves no request forward, or left"
+    " more untaken than all may (heldBytesPerPod)",
 )
 CONNECT_REFUSED = Reason(
     "connect_refused",

@@ -282,6 +282,20 @@ class Http2Downstream(Downstream, SessionUser):
     def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         self._gone(stream, HTTP2_MALFORMED if ours else DOWNSTREAM_GONE)
 
+    def party(self) -> str:
+        peer = self.connection.peer
+        return peer.identity or peer.address
+
+    def on_given_up(self, stream: Http2Stream | None) -> None:
+        self.context.loop.call_soon(self._given_up, stream)
+
+    def _given_up(self, stream: Http2Stream | None) -> None:
+        if stream is not None:
+            self._gone(stream, HTTP2_BROKEN)
+        self._flush()
+        if stream is None:
+            self.reset()
+
     def _gone(self, stream: Http2Stream, reason: Reason) -> None:
         """Nobody waits for the answer on *stream* any more."""
         exchange = stream.exchange

@@ -1,6 +1,59 @@
-"""What the HTTP/2 connections of one pod make a worker hold."""
+"""What the HTTP/2 connections of one pod make a worker hold, and who gives way where that is too much.
+
+Theory of operation
+===================
+
+Whoever takes nothing makes the proxy hold what waits for him. Beyond the bound of a pod's connections those
+who hold most give way, never who brings the next byte: else one peer that fills all and stands still would
+end every stream of the others.
+
+What waits belongs to a party: the identity at the other end, or its address where it proved none, on however
+many connections. The party that waits for most loses a stream, and again whichever does then, until a part of
+the bound is free: those that have stood still first, of them the largest. A stream whose windows and
+transport are open holds nothing in this sense, its bytes only wait for their turn.
+
+That part is what a look at all streams is paid with, so that it costs nothing for a byte.
+"""
 
 from __future__ import annotations
+
+import heapq
+from typing import Final
+
+from mypy_extensions import trait
+
+from nodeagent.proxy.http2.stream import Http2Stream
+
+FREED: Final = 16
+"""This part of what may be held is free after a look, or has come anew before the next one."""
+
+
+@trait
+class Holder:
+    """A connection that makes the worker hold bytes."""
+
+    def party(self) -> str:
+        """Return who is at its other end."""
+        raise NotImplementedError
+
+    def untaken(self) -> list[Untaken]:
+        """Return what waits for somebody who takes none of it now."""
+        raise NotImplementedError
+
+    def give_up(self, stream: Http2Stream | None) -> None:
+        """End *stream*; None: all of the connection, whose transport takes nothing."""
+        raise NotImplementedError
+
+
+class Untaken:
+    """What one stream holds, or a transport."""
+
+    def __init__(self, holder: Holder, stream: Http2Stream | None, size: int, *, stands: bool) -> None:
+        """*stands*: none of it was taken for a while."""
+        self.holder = holder
+        self.stream = stream
+        self.size = size
+        self.stands = stands
 
 
 class HeldBytes:
@@ -12,3 +65,49 @@ class HeldBytes:
         self.bytes = 0
         self.widened = 0
         """Bytes that peers may send of streams beyond the windows with which they began."""
+        self.alarm = 0
+        """Beyond so many bytes somebody gives way."""
+        self._holders: dict[Holder, None] = {}
+
+    def enter(self, holder: Holder, most: int) -> None:
+        """Count *holder* among those of which all may hold *most* bytes."""
+        self.alarm = max(self.alarm, most)
+        self._holders[holder] = None
+
+    def leave(self, holder: Holder) -> None:
+        """*holder* holds nothing any more."""
+        self._holders.pop(holder, None)
+
+    def relieve(self, most: int) -> None:
+        """More than *most* bytes are held: have those give way who hold most."""
+        parties = self._parties()
+        ranks = [(-sum([each.size for each in untaken]), party) for party, untaken in parties.items()]
+        heapq.heapify(ranks)
+        part = most // FREED
+        left = self.bytes
+        while left > most - part and ranks:
+            weight, party = ranks[0]
+            untaken = parties[party]
+            last = untaken.pop()
+            last.holder.give_up(last.stream)
+            left -= last.size
+            if untaken:
+                heapq.heapreplace(ranks, (weight + last.size, party))
+            else:
+                heapq.heappop(ranks)
+        self.alarm = max(most, left + part)
+
+    def _parties(self) -> dict[str, list[Untaken]]:
+        """Return what waits for each party, what gives way first last."""
+        parties: dict[str, list[Untaken]] = {}
+        for holder in self._holders:
+            untaken = holder.untaken()
+            if untaken:
+                parties.setdefault(holder.party(), []).extend(untaken)
+        for each in parties.values():
+            each.sort(key=_rank)
+        return parties
+
+
+def _rank(untaken: Untaken) -> tuple[bool, int]:
+    return untaken.stands, untaken.size

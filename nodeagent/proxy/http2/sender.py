@@ -10,7 +10,7 @@ from typing import Final
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
-from nodeagent.proxy.http2.held import HeldBytes
+from nodeagent.proxy.http2.held import HeldBytes, Holder, Untaken
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
@@ -32,8 +32,10 @@ opens no more streams, and beyond four times as many it is given up.
 """
 SHARES: Final = 64
 """A connection that holds no more than this part of what all of its pod's may is not to blame for the others:
-it goes on until they hold twice as much.
+its peer opens streams until they hold all of that, others until they hold half.
 """
+STANDS_SECONDS: Final = 1.0
+"""Of what waits nothing was taken for so long: then it gives way before what moves."""
 PATIENCE: Final = 2000
 RESET_COST: Final = 5
 ANSWER_WORTH: Final = RESET_COST
@@ -46,7 +48,7 @@ REMEMBERED: Final = 256
 """Streams that were reset from here, of which frames may still be under way."""
 
 
-class FrameSender:
+class FrameSender(Holder):
     """The sending half of a session, and the streams that both halves know."""
 
     def __init__(self, user: SessionUser, held: HeldBytes, most_held: int, *, client: bool, tunnels: bool) -> None:
@@ -100,6 +102,11 @@ class FrameSender:
         self._ready: collections.deque[Http2Stream] = collections.deque()
         """Streams of which something may go out."""
         self._patience = PATIENCE
+        self._clock = 0.0
+        """Seconds that sweeps have told of."""
+        self._kept_since = 0.0
+        """When the transport began to keep bytes, by that clock."""
+        held.enter(self, most_held)
         self._gone: dict[int, None] = {}
 
     def send_head(self, stream: Http2Stream, fields: list[Field], *, ended: bool) -> int:
@@ -122,12 +129,16 @@ class FrameSender:
         queue.append(piece)
         self._line_up(stream)
         size = len(piece)
+        if not stream.queued:
+            stream.moved = self._clock
         stream.queued += size
         self.queued += size
         self._held.bytes += size
-        stalled = self.queued > 4 * STALLED and not self._tunnels
-        if (stalled or self._exceeds(self._most_held)) and not self._client:
-            self._overflow(stream)
+        if self._held.bytes > self._held.alarm:
+            self._held.relieve(self._most_held)
+        if self.queued > 4 * STALLED and not self._tunnels and not self._client:
+            if self.broken is None:
+                self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
             return
         # where nothing but its turn is waited for, a write's worth may: many streams wait for long
         stands = self.blocked or min(stream.window, self._window) <= 0 or stream.queued > PUMPED
@@ -135,23 +146,33 @@ class FrameSender:
             stream.waits = True
             self._user.on_full(stream)
 
-    def _exceeds(self, most: int) -> bool:
-        """Say whether the connections of the pod hold more than *most*, and this one has its part in that."""
-        held = self._held.bytes
-        if held <= most:
-            return False
-        own = self.queued + self.unsent + self._outstanding - self._due
-        return held > 2 * most or own > self._most_held // SHARES
+    def party(self) -> str:
+        return self._user.party()
 
-    def _overflow(self, stream: Http2Stream) -> None:
-        """More waits than the connection, or all of its pod, may make the proxy hold. A tunnel's bytes
-        end that one: the others are no part of it.
-        """
-        if self._tunnels:
+    def untaken(self) -> list[Untaken]:
+        since = self._clock - STANDS_SECONDS
+        found: list[Untaken] = []
+        for stream in self.streams.values():
+            size = stream.owed
+            if self.blocked or min(stream.window, self._window) <= 0:
+                size += stream.queued
+            if size:
+                found.append(Untaken(self, stream, size, stands=stream.moved <= since))
+        if self.unsent:
+            found.append(Untaken(self, None, self.unsent, stands=self._kept_since <= since))
+        return found
+
+    def give_up(self, stream: Http2Stream | None) -> None:
+        if stream is not None:
+            if self._is_gone(stream):
+                return
             self.reset(stream, wire.ENHANCE_YOUR_CALM)
-            self._user.on_reset(stream, wire.ENHANCE_YOUR_CALM, ours=True)
-        elif self.broken is None:
-            self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
+        else:
+            self._held.bytes -= self.unsent
+            self.unsent = 0
+            if self.broken is None:
+                self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for a transport that takes nothing"))
+        self._user.on_given_up(stream)
 
     def finish(self, stream: Http2Stream, trailers: list[Field]) -> None:
         """End the stream's direction behind what waits, with *trailers* where there are any."""
@@ -184,6 +205,7 @@ class FrameSender:
         self._held.bytes -= stream.owed
         self._return(stream.owed)
         stream.owed = 0
+        stream.moved = self._clock
         if stream.taken and not stream.remote_ended:
             self._out.append(wire.window_update(stream.number, stream.taken))
             stream.taken = 0
@@ -238,9 +260,13 @@ class FrameSender:
     def written(self, count: int) -> None:
         """The transport was given *count* bytes: if it takes no more, it keeps them."""
         if self.blocked:
+            if not self.unsent:
+                self._kept_since = self._clock
             self.unsent += count
             self.unsent_frames += count - self._pumped
             self._held.bytes += count
+            if self._held.bytes > self._held.alarm:
+                self._held.relieve(self._most_held)
 
     def unblock(self) -> None:
         """The transport has sent what it was given, and takes more."""
@@ -307,8 +333,11 @@ class FrameSender:
                 self._end_local(stream)
         if not queue and stream.closing and not stream.local_ended:
             self._end(stream)
+        sent = before - stream.queued
+        if sent:
+            stream.moved = self._clock
         self._tell_room(stream)
-        return before - stream.queued
+        return sent
 
     def _end(self, stream: Http2Stream) -> None:
         if stream.trailers is not None:
@@ -343,6 +372,7 @@ class FrameSender:
 
     def forgive(self, seconds: float) -> None:
         """*seconds* have passed since the last time."""
+        self._clock += seconds
         self.earn(int(min(seconds * FORGIVEN, PATIENCE)))
 
     def spend(self, cost: int) -> None:
@@ -377,6 +407,7 @@ class FrameSender:
             self._forget(stream)
         self._held.bytes -= self.unsent
         self.unsent = 0
+        self._held.leave(self)
         return streams
 
     def _remember(self, number: int) -> None:

@@ -51,7 +51,7 @@ from nodeagent.proxy.http2.control import FAULT_COST, Control
 from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
-from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, STALLED, WIDENED
+from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, SHARES, STALLED, WIDENED
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 
@@ -219,10 +219,12 @@ class Session(Control):
 
     def _owe(self, stream: Http2Stream, count: int) -> None:
         """*count* bytes wait for the other half of the exchange."""
+        if not stream.owed:
+            stream.moved = self._clock
         stream.owed += count
         self._held.bytes += count
-        if self._exceeds(self._most_held):
-            self._overflow(stream)
+        if self._held.bytes > self._held.alarm:
+            self._held.relieve(self._most_held)
 
     def _fits(self, stream: Http2Stream, count: int, *, ended: bool) -> bool:
         """Say whether *count* more bytes are what its content-length lets follow (RFC 9113 section 8.1.1)."""
@@ -341,7 +343,12 @@ class Session(Control):
 
     def _stalls(self) -> bool:
         """Say whether so much waits already that the peer may open no more streams."""
-        return self.queued + self.head_bytes > STALLED or self._exceeds(self._most_held // 2)
+        if self.queued + self.head_bytes > STALLED:
+            return True
+        most = self._most_held
+        held = self._held.bytes
+        own = self.queued + self.unsent + self._outstanding - self._due
+        return held > most // 2 and (held > most or own > most // SHARES)
 
     # -- a client's streams --
 

@@ -42,6 +42,10 @@ class Http2Stream:
     """Bytes that came of it."""
     queued = 0
     """Bytes that wait."""
+    moved = 0.0
+    """When bytes that wait, here or for the other half, were last taken, or the first of them came: by the
+    session's clock.
+    """
     head_bytes = 0
     """Of the header block by which the peer opened it."""
     ready = False

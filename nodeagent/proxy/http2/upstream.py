@@ -364,6 +364,17 @@ class Http2Upstream(Upstream, SessionUser):
             exchange.refuse(UPSTREAM_RESET)
         self._free_again()
 
+    def party(self) -> str:
+        return str(self.transport.get_extra_info("peername"))
+
+    def on_given_up(self, stream: Http2Stream | None) -> None:
+        self._context.loop.call_soon(self._given_up, stream)
+
+    def _given_up(self, stream: Http2Stream | None) -> None:
+        if stream is not None:
+            self.on_reset(stream, wire.ENHANCE_YOUR_CALM, ours=True)
+        self._soon()
+
     def on_full(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         if exchange is not None:

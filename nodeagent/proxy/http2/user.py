@@ -44,6 +44,16 @@ class SessionUser:
         """*stream* ended before its time and is forgotten; *ours*: since the peer broke a rule."""
         raise NotImplementedError
 
+    def party(self) -> str:
+        """Return who the peer is: what waits for him on all connections is counted together."""
+        raise NotImplementedError
+
+    def on_given_up(self, stream: Http2Stream | None) -> None:
+        """*stream* was reset, and is forgotten, since too much is held; None: the connection is to be cut. This
+        is said within a call of anybody's: what follows from it has to wait for the loop's next turn.
+        """
+        raise NotImplementedError
+
     def on_full(self, stream: Http2Stream) -> None:
         """Much waits for the peer to take it."""
         raise NotImplementedError

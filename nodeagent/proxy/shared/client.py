@@ -109,6 +109,9 @@ class SharedUpstream(Link):
         if not self.session.streams:
             self._pool.refused()
 
+    def party(self) -> str:
+        return self._pool.authority.decode()
+
     def emptied(self) -> None:
         if self.lease.retired:
             self.end()

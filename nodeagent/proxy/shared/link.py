@@ -21,7 +21,7 @@ Writes of one turn of the loop leave as one, at its end: many frames, few record
 **Slow readers.** A stream whose reader pauses gets no new window: its peer may send what is left
 of STREAM_WINDOW, which waits here. The connection's window is that of all streams together, so that
 readers who stand still, be it all but one, never hold back another one. Where all that a pod's
-connections hold is too much, the stream whose bytes exceed it is reset, no other.
+connections hold is too much, streams of the peer that makes it hold most are reset, no other's.
 
 **Nothing is lost on the way.** What is said is kept until the peer's agent has taken the stream. One
 that it does not take goes over another shared connection, and after some over one of its own
@@ -241,6 +241,19 @@ class Link(StreamOwner, SessionUser):
         shared = self.streams.get(stream.number)
         if shared is not None:
             shared.lose(ConnectionResetError("the other agent reset the stream"))
+
+    def on_given_up(self, stream: Http2Stream | None) -> None:
+        if stream is not None:
+            self.on_reset(stream, wire.ENHANCE_YOUR_CALM, ours=True)
+            self.soon()
+        else:
+            self.context.loop.call_soon(self._cut)
+
+    def _cut(self) -> None:
+        """End it now: its transport takes nothing."""
+        if not self.lost and self.session.broken is not None:
+            self._flush()
+            self.transport.abort()
 
     def on_full(self, stream: Http2Stream) -> None:
         shared = self.streams.get(stream.number)

@@ -83,6 +83,9 @@ class SharedDownstream(Link):
 
     # -- the connection's end --
 
+    def party(self) -> str:
+        return self._connection.peer.identity
+
     def broke(self, words: str) -> None:
         self._connection.refused(HTTP2_BROKEN)
         self._ledger.count_refused(HTTP2_BROKEN)

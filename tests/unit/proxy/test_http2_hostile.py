@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from nodeagent.errors import REQUEST_TIMEOUT
+from nodeagent.errors import HTTP2_BROKEN, REQUEST_TIMEOUT
 from nodeagent.proxy.http import fields
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http1.downstream import Http1Downstream
@@ -20,7 +20,7 @@ from nodeagent.proxy.http2 import heads
 from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_update
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
-from nodeagent.proxy.http2.sender import SHARES, STALLED
+from nodeagent.proxy.http2.sender import STALLED
 from nodeagent.proxy.http2.session import FRAMES_A_TURN, HEADS_A_TURN
 from nodeagent.proxy.http2.upstream import LOST_SECONDS, PING_SECONDS, Http2Upstream
 from nodeagent.proxy.http2.user import SessionError
@@ -674,16 +674,23 @@ def test_what_nobody_takes_is_bounded_for_a_pod() -> None:
     pod = enrolled()
     other = Server(heldBytesPerPod=HELD)
     servers = [Server(pod, heldBytesPerPod=HELD) for _ in range(20)]
-    codes = [goaway(asked_much(server, 1, 1 << 20)) for server in servers]
-    assert codes == [None] * 16 + [wire.ENHANCE_YOUR_CALM] * 4  # until then who holds nothing may open a stream
-    assert pod.held.bytes == HELD
-    assert only(asked_much(servers[1], 3, 1 << 20), wire.RST_STREAM)
-    assert goaway(asked_much(other, 1, 1 << 20)) is None
-    assert goaway(give(servers[0], servers[0].stages.exchanges[0], HELD)) == wire.ENHANCE_YOUR_CALM
-    assert goaway(servers[1].settle()) is None
+    assert [goaway(asked_much(server, 1, 1 << 20)) for server in servers] == [None] * 20
+    codes = [each.code for server in servers for each in only(server.settle(), wire.RST_STREAM)]
+    assert set(codes) == {wire.ENHANCE_YOUR_CALM}
+    assert len(given_up(servers)) >= 4
+    assert HELD - HELD // 4 < pod.held.bytes <= HELD
+    holds = next(server for server in servers if server.codec.session.queued)
+    assert [each.code for each in only(asked_much(holds, 3, 1 << 20), wire.RST_STREAM)] == [wire.REFUSED_STREAM]
+    assert not only(asked_much(other, 1, 1 << 20), wire.RST_STREAM)
     for server in servers:
         server.codec.connection_lost(None)
     assert pod.held.bytes == 0
+
+
+def given_up(servers: list[Server]) -> list[Exchange]:
+    """Return the exchanges that ended since too much was held."""
+    ends = [end for server in servers for end in server.stages.ended]
+    return [exchange for exchange, _, reason in ends if reason is HTTP2_BROKEN]
 
 
 def test_bodies_that_no_endpoint_takes_are_bounded_for_a_pod() -> None:
@@ -693,14 +700,40 @@ def test_bodies_that_no_endpoint_takes_are_bounded_for_a_pod() -> None:
         server.feed(*[server.head(number, POST, end=False) for number in range(1, 33, 2)])
         for exchange in server.stages.exchanges:
             exchange.downstream.pause(exchange, "upstream")
-    ended = 0
     most = 0
     for server, number in itertools.product(servers, range(1, 33, 2)):
         written = server.feed(*[frame(wire.DATA, 0, number, bytes(16384)) for _ in range(15)])
-        ended += len(only(written, wire.GOAWAY))
+        assert goaway(written) is None
         most = max(most, pod.held.bytes)
-    assert ended > 0
-    assert most <= HELD + HELD // SHARES
+        for each in servers:
+            each.settle()
+    assert given_up(servers)
+    assert HELD // 2 < most <= HELD
+
+
+def test_a_client_whose_transport_keeps_too_much_is_cut() -> None:
+    pod = enrolled()
+    servers = [Server(pod, heldBytesPerPod=HELD) for _ in range(80)]
+    for server in servers:
+        server.feed(settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),)), window_update(0, 1 << 20), server.head(1, GET))
+        (exchange,) = server.stages.exchanges
+        exchange.downstream.answer(exchange, 200, [], 1 << 20)
+        exchange.downstream.data(exchange, bytes(250_000))
+        write = server.pipe.write
+
+        def full(data: bytes, server: Server = server, write: Callable[[bytes], None] = write) -> None:
+            write(data)
+            server.codec.pause_writing()
+
+        server.pipe.write = full  # type: ignore[method-assign]
+        server.settle()
+    exchange.downstream.data(exchange, b"more")
+    for server in servers:
+        server.settle()
+    cut = [server for server in servers if server.pipe.closed]
+    assert 13 < len(cut) < 30
+    assert [len(server.stages.broken) for server in cut] == [1] * len(cut)
+    assert pod.held.bytes <= HELD
 
 
 def test_what_has_been_taken_is_not_held() -> None:

@@ -5,6 +5,7 @@ without, and whom they never bring together.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.sender import SHARES
 from nodeagent.proxy.ledger import Ledger
+from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
@@ -462,11 +464,12 @@ def test_tcp_connections_that_follow_each_other_are_streams(tls: dict[str, Conte
 class Taking:
     """The server's side of a shared connection without a network: the client's agent is bytes made by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, pod: PodState | None = None, identity: str = "client", **limits: int) -> None:
         self.turns = Turns()
         self.pipe = Pipe()
-        self.context = context(self.turns, {})
-        self.connection = accepted(enrolled())
+        self.context = context(self.turns, limits)
+        self.connection = accepted(pod or enrolled())
+        self.connection.peer = replace(self.connection.peer, identity=identity)
         self.connection.transport = self.pipe
         self.taken: list[SharedStream] = []
         ledger = Ledger(self.context, Routing(self.context))
@@ -952,37 +955,99 @@ def test_what_a_lost_transport_kept_is_not_held() -> None:
     assert taking.held == 0
 
 
-def test_who_holds_little_is_spared_while_others_hold_too_much() -> None:
-    taking = Taking()
-    most = taking.context.limits.held_bytes_per_pod
-    taking.connection.pod.held.bytes = most
-    taking.feed(taking.head(1))
-    taking.connection.pod.held.bytes = 2 * most - 100_000
-    taking.feed(taking.head(3))
-    (stream,) = taking.taken
-    stream.pause_reading()
-    taking.feed(frame(wire.DATA, 0, 1, bytes(1000)))
-    assert set(taking.link.streams) == {1}
-    taking.connection.pod.held.bytes = 2 * most
-    assert wire.RST_STREAM in [each.kind for each in taking.feed(frame(wire.DATA, 0, 1, bytes(1000)))]
-    assert not taking.link.streams
+HELD = 16 << 20
 
 
-def test_who_holds_much_is_not_spared() -> None:
-    taking = Taking()
-    most = taking.context.limits.held_bytes_per_pod
-    heads = [taking.head(number) for number in range(1, 2 * (most // SHARES >> 16) + 2, 2)]
-    taking.feed(*heads)
-    for stream in taking.taken:
-        stream.pause_reading()
-        taking.feed(*[frame(wire.DATA, 0, stream.stream.number, bytes(16384)) for _ in range(4)])
-    taking.connection.pod.held.bytes += most
-    before = len(taking.link.streams)
-    said = taking.feed(frame(wire.DATA, 0, 1, bytes(1000)), taking.head(2 * before + 1))
-    assert [each.code for each in said if each.kind == wire.RST_STREAM] == [
-        wire.ENHANCE_YOUR_CALM,
-        wire.REFUSED_STREAM,
-    ]
+def closed_windows(taking: Taking) -> None:
+    """Let the peer take nothing of any stream."""
+    taking.feed(wire.settings(((wire.INITIAL_WINDOW_SIZE, 0),)), wire.window_update(0, 1 << 30))
+
+
+def test_who_fills_what_all_may_hold_ends_no_stream_of_others() -> None:
+    """It does so on many connections that hold little each, and then sits still."""
+    pod = enrolled()
+    good = Taking(pod, "good", heldBytesPerPod=HELD)
+    good.feed(good.head(1), good.head(3))
+    slow, fast = good.taken
+    slow.pause_reading()
+    good.feed(frame(wire.DATA, 0, 1, bytes(16384)))
+    good.context.now += 5.0
+    good.link.sweep(good.context.now)
+    good.feed(frame(wire.PING, wire.ACK, 0, bytes(8)))
+    mean = [Taking(pod, "mean", heldBytesPerPod=HELD) for _ in range(2 * SHARES)]
+    answer = bytes(HELD // SHARES - 1000)
+    for each in mean:
+        closed_windows(each)
+        each.feed(each.head(1))
+        each.taken[0].write(answer)
+        assert pod.held.bytes <= HELD
+    for at in range(20):
+        fast.write(b"answer")
+        assert [each.kind for each in good.said()] == [wire.DATA], at
+        mean[-1].taken[0].write(bytes(100_000))
+    assert set(good.link.streams) == {1, 3}
+    assert 0 < len([each for each in mean if each.link.streams]) < SHARES
+    assert (reader(slow).lost, pod.held.bytes <= HELD) == (0, True)
+
+
+def test_what_stands_still_gives_way_before_what_moves_though_it_is_less() -> None:
+    taking = Taking(heldBytesPerPod=HELD)
+    closed_windows(taking)
+    taking.feed(taking.head(1), taking.head(3), taking.head(5))
+    stands, moves, comes = taking.taken
+    reads = reader(stands)
+    stands.write(bytes(3 << 20))
+    moves.write(bytes(6 << 20))
+    taking.context.now += 5.0
+    taking.link.sweep(taking.context.now)
+    taking.feed(wire.window_update(3, 1))
+    comes.write(bytes(8 << 20))
+    said = taking.said()
+    assert [(each.number, each.code) for each in said if each.kind == wire.RST_STREAM] == [(1, wire.ENHANCE_YOUR_CALM)]
+    assert reads.lost == 1
+    assert set(taking.link.streams) == {3, 5}
+    assert taking.held <= HELD
+
+
+def test_what_only_waits_for_its_turn_never_gives_way() -> None:
+    taking = Taking(heldBytesPerPod=HELD)
+    taking.feed(wire.settings(((wire.INITIAL_WINDOW_SIZE, 1 << 30),)), wire.window_update(0, 1 << 30), taking.head(1))
+    taking.taken[0].write(bytes(2 * HELD + 1))
+    assert sum(len(each.payload) for each in taking.said() if each.kind == wire.DATA) == 2 * HELD + 1
+    assert (set(taking.link.streams), taking.held) == ({1}, 0)
+
+
+def test_a_peer_whose_transports_keep_too_much_is_cut() -> None:
+    pod = enrolled()
+    mean = [Taking(pod, "mean", heldBytesPerPod=HELD) for _ in range(80)]
+    for each in mean:
+        window = wire.settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),))
+        each.feed(window, wire.window_update(0, 1 << 20), each.head(1))
+        each.link.transport = each.pipe = Full(each.link)
+        each.taken[0].write(bytes(250_000))
+        each.said()
+    mean[-1].taken[0].write(b"more")
+    for each in mean:
+        each.said()
+    cut = [each for each in mean if each.pipe.closed]
+    for each in cut:
+        user = reader(each.taken[0])
+        each.link.connection_lost(None)
+        each.turns.run()
+        assert user.lost == 1
+    assert 13 < len(cut) < 30
+    assert pod.held.bytes <= HELD
+
+
+def test_who_holds_much_opens_no_more_streams_behind_half_of_what_all_may_hold() -> None:
+    pod = enrolled()
+    much, little = Taking(pod, "much", heldBytesPerPod=HELD), Taking(pod, "little", heldBytesPerPod=HELD)
+    closed_windows(much)
+    much.feed(much.head(1))
+    much.taken[0].write(bytes(HELD // 2 + 1))
+    assert [each.code for each in much.feed(much.head(3)) if each.kind == wire.RST_STREAM] == [wire.REFUSED_STREAM]
+    little.feed(little.head(1))
+    assert set(little.link.streams) == {1}
 
 
 def test_small_pieces_that_wait_are_kept_as_few() -> None:
