@@ -12,7 +12,7 @@ from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
 from nodeagent.proxy.http2.held import HeldBytes, Holder, Untaken
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.http2.stream import Http2Stream, add
 from nodeagent.proxy.http2.user import SessionError, SessionUser
 
 CONNECTION_WINDOW: Final = 1 << 22
@@ -126,7 +126,7 @@ class FrameSender(Holder):
         queue = stream.queue
         if queue is None:
             queue = stream.queue = collections.deque()
-        queue.append(piece)
+        add(queue, piece)
         self._line_up(stream)
         size = len(piece)
         if not stream.queued:

@@ -11,6 +11,8 @@ from nodeagent.proxy.http.fields import Field
 BODY: Final = 1
 UPSTREAM: Final = 2
 DOWNSTREAM: Final = 4
+SMALL: Final = 1 << 11
+"""Pieces up to so many bytes are kept as one: each costs some 50 more."""
 CAUSES: Final = {"body": BODY, "upstream": UPSTREAM}
 """Why no more of a body is taken from the peer, as bits."""
 
@@ -70,4 +72,12 @@ class Http2Stream:
             if self.kept_bytes > most:
                 self.kept = None
             else:
-                kept.append(piece)
+                add(kept, piece)
+
+
+def add(pieces: list[bytes] | collections.deque[bytes], piece: bytes) -> None:
+    """Keep *piece* behind *pieces*; many small ones cost more than their bytes."""
+    if pieces and len(piece) <= SMALL and len(pieces[-1]) <= SMALL:
+        pieces[-1] += piece
+    else:
+        pieces.append(piece)

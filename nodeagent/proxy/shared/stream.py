@@ -6,7 +6,7 @@ import collections
 from typing import Final
 
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.http2.stream import Http2Stream, add
 from nodeagent.proxy.shared.heads import Carried
 from nodeagent.proxy.transport import Receiver, Transport
 
@@ -14,8 +14,6 @@ KEPT: Final = 1 << 16
 """All that is written is kept until the peer has taken the stream, to be said over another connection if
 it does not; beyond so many bytes the writer is asked to wait for that.
 """
-SMALL: Final = 1 << 11
-"""Pieces up to so many bytes are kept as one: each costs some 50 more."""
 LINGER_SECONDS: Final = 1.0
 """How long a peer that has all of a stream closed here may take to end its direction."""
 
@@ -247,11 +245,3 @@ class SharedStream:
         self.protocol = None
         if protocol is not None:
             protocol.connection_lost(self._error)
-
-
-def add(pieces: list[bytes] | collections.deque[bytes], piece: bytes) -> None:
-    """Keep *piece* behind *pieces*; many small ones cost more than their bytes."""
-    if pieces and len(piece) <= SMALL and len(pieces[-1]) <= SMALL:
-        pieces[-1] += piece
-    else:
-        pieces.append(piece)

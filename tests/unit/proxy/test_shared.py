@@ -1012,8 +1012,10 @@ def test_what_stands_still_gives_way_before_what_moves_though_it_is_less() -> No
 def test_what_only_waits_for_its_turn_never_gives_way() -> None:
     taking = Taking(heldBytesPerPod=HELD)
     taking.feed(wire.settings(((wire.INITIAL_WINDOW_SIZE, 1 << 30),)), wire.window_update(0, 1 << 30), taking.head(1))
-    taking.taken[0].write(bytes(2 * HELD + 1))
-    assert sum(len(each.payload) for each in taking.said() if each.kind == wire.DATA) == 2 * HELD + 1
+    for _ in range(2 * HELD >> 16):
+        taking.taken[0].write(bytes(1 << 16))
+    assert taking.held == 2 * HELD
+    assert sum(len(each.payload) for each in taking.said() if each.kind == wire.DATA) == 2 * HELD
     assert (set(taking.link.streams), taking.held) == ({1}, 0)
 
 
@@ -1062,6 +1064,19 @@ def test_small_pieces_that_wait_are_kept_as_few() -> None:
     stream.resume_reading()
     taking.turns.run()
     assert reader(stream).came == said
+
+
+def test_small_pieces_that_wait_for_the_peers_window_are_kept_as_few() -> None:
+    taking = Taking()
+    taking.feed(wire.settings(((wire.INITIAL_WINDOW_SIZE, 0),)), taking.head(1))
+    (stream,) = taking.taken
+    said = b"".join(b"%03d" % at for at in range(1000))
+    for at in range(0, len(said), 3):
+        stream.write(said[at : at + 3])
+    assert len(stream.stream.queue or ()) < 4
+    assert taking.held == len(said)
+    sent = taking.feed(wire.window_update(1, 1 << 20))
+    assert b"".join(each.payload for each in sent if each.kind == wire.DATA) == said
 
 
 @pytest.mark.parametrize(
