@@ -184,7 +184,10 @@ class LogCollector:
             self._gone.clear()
         else:
             self._surplus.append(process)
-            process.channel.send(FinishLogs(self._stop_seconds))
+            try:
+                process.channel.send(FinishLogs(self._stop_seconds))
+            except OSError:
+                self._kill(process)
 
     def forked(self, number: int, pid: int) -> None:
         """The supervisor forked it."""
@@ -218,8 +221,12 @@ class LogCollector:
         if process.leaving:
             self._respawn()
             return
-        self._died()
-        log.error("the logs' collector (pid %d) died with status %d and is replaced", process.pid, status)
+        if status == 0:
+            # An earlier control told it to, and died before it was gone.
+            log.info("the logs' collector (pid %d) has ended as it was told, and another one goes on", process.pid)
+        else:
+            self._died()
+            log.error("the logs' collector (pid %d) died with status %d and is replaced", process.pid, status)
         soon = self._loop.time() - process.started < RESPAWN_SECONDS
         self._loop.call_later(RESPAWN_SECONDS if soon else 0.0, self._respawn)
 

@@ -203,6 +203,19 @@ def test_an_earlier_controls_goes_on_and_hears_what_is_gone() -> None:
     playing(play, adopt=True)
 
 
+def test_one_that_an_earlier_control_told_to_finish_has_not_died(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def play(scene: Scene) -> None:
+        scene.collector.exited(41, 0)
+        await until(lambda: len(scene.supervisor.forked) == 2, "another one goes on")
+        assert scene.supervisor.forked[1].heard() == [START]
+        assert scene.deaths == []
+        assert "died" not in caplog.text and "ended as it was told" in caplog.text
+
+    playing(play, adopt=True)
+
+
 def test_it_tells_counts_files_and_what_it_closed() -> None:
     async def play(scene: Scene) -> None:
         await scene.say(Collecting(), lambda: scene.collector.missing() == [])
