@@ -59,6 +59,8 @@ class Bulk:
     """What is waited for before an answer."""
     bare_items: bool = False
     """Whether filter_path is ignored."""
+    templates: dict[str, Any] = field(default_factory=dict)
+    """Index templates, by name."""
     port: int = 0
     connections: int = 0
 
@@ -93,6 +95,8 @@ class Bulk:
             return self.whole
         if int(headers["content-length"]) > self.largest:
             return response(413, b"")
+        if path.startswith("/_index_template/"):
+            return self._template(path.removeprefix("/_index_template/"), body)
         assert path.startswith("/_bulk")
         lines = body.split(b"\n")
         assert lines.pop() == b"", "a bulk body ends with a newline"
@@ -105,6 +109,19 @@ class Bulk:
             for each in items:
                 each["create"].pop("_id")
         return response(200, json.dumps(answer, separators=(",", ":")).encode())
+
+    def _template(self, name: str, body: bytes) -> bytes:
+        """Answer a GET, which has no body, or a PUT with ``?create=true``."""
+        name, _, create = name.partition("?")
+        if not body:
+            return response(200 if name in self.templates else 404, b"{}")
+        made = json.loads(body)
+        if "index_patterns" not in made:
+            error = {"type": "action_request_validation_exception", "reason": "index patterns are missing"}
+            return response(400, json.dumps({"error": error, "status": 400}).encode())
+        assert create == "create=true" and name not in self.templates
+        self.templates[name] = made
+        return response(200, b'{"acknowledged":true}')
 
     def _create(self, action: Any, document: Any) -> Item:
         key = (action["_index"], action["_id"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ def roots(search: Search, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @asynccontextmanager
-async def delivering(folder: Path, roots: Path, index: str, **tls: str) -> AsyncIterator[Lane]:
+async def delivering(
+    folder: Path, roots: Path, index: str, template: Mapping[str, Any] | None = None, **tls: str
+) -> AsyncIterator[Lane]:
     password = folder / "password"
     if not password.exists():
         password.write_text(PASSWORD)
@@ -49,6 +51,7 @@ async def delivering(folder: Path, roots: Path, index: str, **tls: str) -> Async
         "elasticsearch": {
             "urls": [f"https://localhost:{NGINX_PORT}"],
             "index": index,
+            "template": template,
             "auth": {"basic": {"user": "agent", "passwordFile": str(password)}},
             "tls": {"caFile": str(roots), **tls},
         },
@@ -109,6 +112,29 @@ def test_a_mapping_conflict_is_a_dead_letter_and_the_others_arrive(search: Searc
             [letter] = (tmp_path / "dead-letters" / "search.jsonl").read_text().splitlines()
             assert json.loads(letter)["record"]["number"] == "many"
             assert json.loads(letter)["reason"].startswith("400 mapper_parsing_exception")
+
+    run(test)
+
+
+def test_an_index_has_the_mappings_of_the_template(search: Search, roots: Path, tmp_path: Path) -> None:
+    """Put where there is none, left where there is one; records wait for one that is refused, with the reason."""
+    properties = {"number": {"type": "keyword"}}
+    body = {"template": {"mappings": {"dynamic": False, "properties": properties}}}
+
+    async def test() -> None:
+        for number in range(2):
+            async with delivering(tmp_path, roots, "mapped-{date}", {"name": "mapped", "body": body}) as lane:
+                offer(lane, [{"number": each} for each in range(3)], 1000 * number)
+                await settled(lane)
+        assert search.count("mapped-2026.11.29") == 6
+        mapped = search.ask("GET", "/mapped-2026.11.29/_mapping")["mapped-2026.11.29"]["mappings"]
+        assert mapped == {"dynamic": "false", "properties": properties}
+        wrong = {"template": {"mappings": {"properties": {"number": {"type": "nonsense"}}}}}
+        async with delivering(tmp_path, roots, "unmapped", {"name": "unmapped", "body": wrong}) as lane:
+            offer(lane, [{"number": 1}])
+            await until(lambda: "its index template unmapped: 400" in lane.trouble, "it is refused", WAIT)
+            assert "nonsense" in lane.trouble
+            assert lane.counts.total().dead_lettered == 0
 
     run(test)
 

@@ -8,7 +8,7 @@ full disk sets it, is said with 403 by older servers; it is waited for as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -18,16 +18,14 @@ from isal import igzip
 from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.documents import after_time, bodies
 from nodeagent.logs.sinks.http_client import AnswerTooLong, HttpAnswer, HttpClient
+from nodeagent.logs.sinks.index_template import TemplateUpkeep
+from nodeagent.logs.sinks.refusals import MAX_REASON, MAX_REFUSAL, reason_of
 from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
 from nodeagent.logs.sinks.settings import ElasticsearchSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
 from nodeagent.logs.sinks.templates import IndexName
 
 PATH: Final = "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason"
-MAX_REASON: Final = 500
-"""Characters of a server's reason that are kept."""
-MAX_REFUSAL: Final = 256 << 10
-"""Bytes of a refusal of a whole request that are looked into."""
 ITEM_BYTES: Final = 4 << 10
 """Of an answer to many records, for each of them, that are read."""
 GZIP_LEVEL: Final = 1
@@ -74,6 +72,7 @@ class ElasticsearchSink:
         if settings.gzip:
             self._headers["Content-Encoding"] = "gzip"
         self._client = HttpClient(settings.urls, ClientTls(settings.tls), Authorization(settings.auth), timeout)
+        self._template = TemplateUpkeep(settings.template, settings.index) if settings.template else None
 
     def encode(self, batch: Sequence[LogRecords]) -> Payload:
         """Return *batch* as the body of one ``_bulk``."""
@@ -87,9 +86,11 @@ class ElasticsearchSink:
         return Payload(batch, igzip.compress(body, compresslevel=GZIP_LEVEL) if self._gzip else body)
 
     async def send(self, payload: Payload) -> Outcome:
-        """POST *payload*."""
+        """POST *payload*, once the index template is there."""
         assert isinstance(payload.body, bytes)
         try:
+            if self._template and (why := await self._template.lacking(self._client)):
+                return Untaken(why)
             answer = await self._client.post(PATH, self._headers, payload.body)
         except AnswerTooLong as error:
             return Indivisible(str(error))
@@ -135,13 +136,13 @@ def outcome(answer: HttpAnswer, records: int) -> Outcome:
         case 413:
             return Indivisible("413: the request is larger than the server takes", too_large=True)
         case 400:
-            return Indivisible(f"400: {_reason(answer.body)}")
+            return Indivisible(f"400: {reason_of(answer.body)}")
         case 401 | 403:
             return Untaken(
-                f"{answer.status}: it does not let the agent in; see the sink's auth: {_reason(answer.body)}"
+                f"{answer.status}: it does not let the agent in; see the sink's auth: {reason_of(answer.body)}"
             )
         case _:
-            return Untaken(f"{answer.status}: {_reason(answer.body)}", answer.retry_after)
+            return Untaken(f"{answer.status}: {reason_of(answer.body)}", answer.retry_after)
 
 
 def _items(body: bytes, records: int) -> Outcome:
@@ -183,17 +184,3 @@ def _said(item: _Item | None) -> str:
         return "no status"
     error = item.error or _ItemError()
     return f"{item.status} {error.type or 'without a type'}: {error.reason or ''}"[:MAX_REASON]
-
-
-def _reason(body: bytes) -> str:
-    """Return what a refusal of the whole request says, whatever it is written in."""
-    try:
-        # A refusal is short; of millions of empty lists Python would make a gigabyte.
-        found: object = orjson.loads(body) if len(body) <= MAX_REFUSAL else None
-    except orjson.JSONDecodeError:
-        found = None
-    if isinstance(found, Mapping) and isinstance(error := found.get("error"), Mapping):
-        return f"{error.get('type', '')}: {error.get('reason', '')}"[:MAX_REASON]
-    if isinstance(found, Mapping) and isinstance(found.get("error"), str):
-        return str(found["error"])[:MAX_REASON]
-    return body[:200].decode("utf-8", "replace") or "nothing is said"

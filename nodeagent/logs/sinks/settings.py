@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -108,6 +108,14 @@ class SinkTls(ConfigSection):
         return self
 
 
+class IndexTemplate(ConfigSection):
+    """An index template (``_index_template``) that is put before the first records, where there is none of its name."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}$")
+    body: dict[str, Any] = Field(min_length=1)
+    """As ``PUT _index_template/NAME`` takes it; without ``index_patterns``, those of ``index`` are meant."""
+
+
 class ElasticsearchSettings(ConfigSection):
     """Elasticsearch or OpenSearch, by ``_bulk``."""
 
@@ -115,6 +123,7 @@ class ElasticsearchSettings(ConfigSection):
     """Of one cluster's nodes; the next one is taken where one does not answer."""
     index: Template = "logs-{namespace}-{date}"
     """Of an index, or a data stream's name; lower-cased, and what no index name may have becomes ``-``."""
+    template: IndexTemplate | None = None
     auth: SinkAuth = SinkAuth()
     tls: SinkTls = SinkTls()
     gzip: bool = True

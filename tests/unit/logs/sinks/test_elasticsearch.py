@@ -70,6 +70,44 @@ def test_documents_have_id_index_time_stream_metadata_and_what_was_written(compr
     run(test)
 
 
+TEMPLATE = {"name": "shop-logs", "body": {"template": {"mappings": {"dynamic": False}}}}
+
+
+def test_an_index_template_is_put_before_the_first_record_and_once() -> None:
+    async def test() -> None:
+        async with served(template=TEMPLATE, index="logs-{namespace}-{date}") as (bulk, sink):
+            for _ in range(2):
+                assert await sent(sink, records(["a"])) == Taken()
+            assert bulk.templates == {"shop-logs": {"index_patterns": ["logs-*-*"], **TEMPLATE["body"]}}  # type: ignore[dict-item]
+            paths = [path.partition("?")[0] for path, _, _ in bulk.requests]
+            assert paths == ["/_index_template/shop-logs"] * 2 + ["/_bulk"] * 2
+
+    run(test)
+
+
+def test_a_template_that_is_there_is_left_as_it_is() -> None:
+    async def test() -> None:
+        async with served(template=TEMPLATE) as (bulk, sink):
+            bulk.templates["shop-logs"] = {"somebody": "else's"}
+            assert await sent(sink, records(["a"])) == Taken()
+            assert bulk.templates == {"shop-logs": {"somebody": "else's"}}
+
+    run(test)
+
+
+def test_records_wait_for_a_template_that_is_refused_and_the_reason_is_named() -> None:
+    async def test() -> None:
+        async with served(template={**TEMPLATE, "body": {"index_patterns": []}}) as (bulk, sink):
+            bulk.whole = response(400, b'{"error":{"type":"illegal_argument","reason":"patterns are empty"}}')
+            why = "its index template shop-logs: 400: illegal_argument: patterns are empty"
+            assert await sent(sink, records(["a"])) == Untaken(why)
+            bulk.whole = None
+            assert await sent(sink, records(["a"])) == Taken()
+            assert len(bulk.documents) == 1
+
+    run(test)
+
+
 def test_what_is_sent_twice_is_there_once() -> None:
     async def test() -> None:
         async with served() as (bulk, sink):

@@ -1,0 +1,27 @@
+"""Why Elasticsearch or OpenSearch refuse a whole request, in their words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import orjson
+
+MAX_REASON: Final = 500
+"""Characters of a server's reason that are kept."""
+MAX_REFUSAL: Final = 256 << 10
+"""Bytes of a refusal of a whole request that are looked into."""
+
+
+def reason_of(body: bytes) -> str:
+    """Return what a refusal says, whatever it is written in."""
+    try:
+        # A refusal is short; of millions of empty lists Python would make a gigabyte.
+        found: object = orjson.loads(body) if len(body) <= MAX_REFUSAL else None
+    except orjson.JSONDecodeError:
+        found = None
+    if isinstance(found, Mapping) and isinstance(error := found.get("error"), Mapping):
+        return f"{error.get('type', '')}: {error.get('reason', '')}"[:MAX_REASON]
+    if isinstance(found, Mapping) and isinstance(found.get("error"), str):
+        return str(found["error"])[:MAX_REASON]
+    return body[:200].decode("utf-8", "replace") or "nothing is said"
