@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
 from nodeagent.control.log_watches import LogWatches
+from nodeagent.errors import shown
 from nodeagent.logs.fluentd.positions import read_positions, start_of
 from nodeagent.logs.pods import PodPlan, plan, routed
 from nodeagent.logs.settings import LogSettings, NodeFile
@@ -304,7 +305,15 @@ class LogFinder:
         if wanted.output:
             folder = self._folders.output(followed.object)
             docker = self._settings.docker_containers
-            looker.outputs(folder, lambda name: wanted.reading_of(name) is not None, docker, look)
+            containers: dict[str, bool] = {}
+
+            def is_wanted(name: str) -> bool:
+                containers[name] = wanted.reading_of(name) is not None
+                return containers[name]
+
+            looker.outputs(folder, is_wanted, docker, look)
+            if followed.object.phase == "Running" and containers:
+                _refuse_unknown(wanted.named, containers, look)
         for each in wanted.files:
             looker.volume(self._folders.volume(followed.object, each.volume), each.volume, each.pattern, look)
 
@@ -405,6 +414,14 @@ class LogFinder:
             self._wake.set()
         elif uid in self._pods:
             self._alarm(self._pods[uid])
+
+
+def _refuse_unknown(named: Mapping[str, str], containers: Iterable[str], look: LogLook) -> None:
+    """Tell which of the containers that annotations name are none of a running pod's *containers*."""
+    there = sorted(containers)
+    for container, annotation in named.items():
+        if container not in there:
+            look.refuse(f"{annotation}: {shown(container)}: no container of that name; there are {', '.join(there)}")
 
 
 def _key(followed: FollowedPod, kind: SourceKind, within: str) -> str:

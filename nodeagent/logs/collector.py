@@ -307,11 +307,18 @@ class Intake:
             "lagBytes": status.lag_bytes,
             "lagSeconds": status.lag_seconds,
             "state": status.state,
-            **({"why": status.why} if status.why else {}),
+            **self._why(status),
             "parser": reading.parser,
             "multiline": reading.multiline,
             "sinks": list(reading.sinks),
         }
+
+    def _why(self, status: FileStatus) -> dict[str, str]:
+        """Return what is not as it should be with a file, in words."""
+        dropped = self.streams.over_rate(status.source.key)
+        over = f"{dropped} records were dropped, over logs.limits.bytesPerSecondPerPod" if dropped else ""
+        why = "; ".join(each for each in (status.why, over) if each)
+        return {"why": why} if why else {}
 
     def warnings(self) -> list[str]:
         """Return, in words, what is wrong."""

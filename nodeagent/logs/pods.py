@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -75,6 +75,8 @@ class PodPlan:
     """Containers that are left out."""
     own: Mapping[str, Reading]
     """How the output of single containers is read."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """Containers that annotations name, each with the annotation."""
 
     def reading_of_file(self, path: str) -> Reading | None:
         """Return how the file *path*, from its volume's name on, is read; None: not at all."""
@@ -136,7 +138,24 @@ class _Planner:
                 self._refuse(
                     name, self._annotations[name], f"no such annotation is known; there are {', '.join(KNOWN)}"
                 )
-        return PodPlan(output, files, tuple(self._refusals), default, frozenset(excluded), own)
+        self._refuse_unknown_of_fluent()
+        return PodPlan(output, files, tuple(self._refusals), default, frozenset(excluded), own, self._named(excluded))
+
+    def _of_fluent(self) -> Iterator[tuple[str, str, str]]:
+        for prefix in (FLUENT_PARSER, FLUENT_EXCLUDE):
+            yield from _fluent_names(self._annotations, prefix)
+
+    def _named(self, excluded: set[str]) -> dict[str, str]:
+        """Return the containers that annotations name, each with the annotation."""
+        named = {container: name for container, _, name in self._of_fluent() if container}
+        return dict.fromkeys(sorted(excluded - {EVERY}), EXCLUDE) | named
+
+    def _refuse_unknown_of_fluent(self) -> None:
+        known = {name for *_, name in self._of_fluent()}
+        allowed = f"{FLUENT_PARSER} or {FLUENT_EXCLUDE} is expected, _stdout or _stderr and -CONTAINER behind it or not"
+        for name in self._annotations:
+            if name.startswith("fluentbit.io/") and name not in known:
+                self._refuse(name, self._annotations[name], allowed)
 
     def _is_written_to(self) -> bool:
         """Say whether records are written to the pod's own output: they would come back for ever."""

@@ -187,6 +187,11 @@ class FileStreams:
         del file  # chunks have it too
         return FileStream(self.sources[source.key], coverage)
 
+    def over_rate(self, key: str) -> int:
+        """Return how many records of the source *key* were dropped, since the start, as its pod wrote too much."""
+        followed = self.sources.get(key)
+        return followed.counts.dropped["rate"] if followed is not None else 0
+
     def pods(self) -> dict[PodUid, PodName]:
         """Return the names of the pods that are followed, by uid."""
         return {each.facts.uid: each.pod for each in self.sources.values()}

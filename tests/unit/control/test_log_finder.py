@@ -241,6 +241,20 @@ def test_what_is_no_file_of_the_volume_is_refused_by_name(node: Node) -> None:
     assert "logs of shop/cart: " in node.refusals()
 
 
+def test_an_annotation_that_names_an_unknown_container_is_told(node: Node) -> None:
+    annotations = {"nodeagent.io/log-exclude": "porxy", "fluentbit.io/parser-app": "json"}
+    node.pod(annotations=annotations)
+    node.look()
+    assert "porxy" not in node.refusals(), "nothing is known of its containers yet"
+    node.output("0.log")
+    node.output("0.log", container="proxy")
+    node.look()
+    words = "nodeagent.io/log-exclude: 'porxy': no container of that name; there are app, proxy"
+    assert words in node.refusals()
+    assert "parser-app" not in node.refusals()
+    assert len(node.heard.files) == 2
+
+
 def test_a_volume_that_is_a_link_or_missing_is_not_read(node: Node, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "app").mkdir(parents=True)
     (tmp_path / "elsewhere" / "app" / "a.log").write_text("secret")

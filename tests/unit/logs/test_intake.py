@@ -21,6 +21,34 @@ SOURCE = SourceFacts(
 )
 
 
+def test_that_a_pod_wrote_more_than_it_may_is_said_at_its_files(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("".join(f"{number:0100}\n" for number in range(2000)))
+    (tmp_path / "state").mkdir()
+    sink = {"name": "all", "file": {"path": str(tmp_path / "out.jsonl")}}
+    limits = {"bytesPerSecondPerPod": 10000}
+    given = {"stateDirectory": str(tmp_path / "state"), "sinks": [sink], "limits": limits}
+
+    async def scenario() -> None:
+        intake = Intake(LogSettings.model_validate(given), "node1")
+        tasks: set[asyncio.Task[None]] = set()
+        intake.begin(lambda work: tasks.add(asyncio.create_task(work)))  # type: ignore[arg-type]
+        try:
+            intake.source(SOURCE)
+            found = log.stat()
+            descriptor = FileDescriptor(os.open(log, os.O_RDONLY | os.O_CLOEXEC))
+            intake.add(LogFileOpened(SOURCE.key, log.name, found.st_dev, found.st_ino, 0, descriptor))
+            words = "records were dropped, over logs.limits.bytesPerSecondPerPod"
+            await until(lambda: [words in each.get("why", "") for each in intake.rows()] == [True], "it is said")
+        finally:
+            await intake.end(5)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def test_positions_that_cannot_be_written_are_warned_of_until_they_can(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("one\n")

@@ -233,3 +233,18 @@ def test_a_route_costs_no_more_than_its_parts_times_those_of_a_tag(monkeypatch: 
     source = facts(kind="file", container="", path="v/" + "a." * 2000 + "log")
     made = routed(source, settings(routes=[{"tags": [pattern], "sinks": ["second"]}]))
     assert made.reading.sinks == ("first",)
+
+
+def test_a_misspelt_annotation_of_fluent_bit_is_refused_by_name() -> None:
+    made = planned({"fluentbit.io/parser_stdot-app": "json", "fluentbit.io/exclude-app": "true"})
+    (words,) = made.refusals
+    assert words.startswith("fluentbit.io/parser_stdot-app: 'json': fluentbit.io/parser or fluentbit.io/exclude")
+
+
+def test_containers_that_annotations_name_are_known() -> None:
+    made = planned({"nodeagent.io/log-exclude": "proxy,app", "fluentbit.io/parser_stdout-side": "json"})
+    assert made.named == {
+        "app": "nodeagent.io/log-exclude",
+        "proxy": "nodeagent.io/log-exclude",
+        "side": "fluentbit.io/parser_stdout-side",
+    }
