@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import string
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -112,7 +112,7 @@ class IndexTemplate(ConfigSection):
     """An index template (``_index_template``) that is put before the first records, where there is none of its name."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,127}$")
-    body: dict[str, Any] = Field(min_length=1)
+    body: dict[str, object] = Field(min_length=1)
     """As ``PUT _index_template/NAME`` takes it; without ``index_patterns``, those of ``index`` are meant."""
 
 
