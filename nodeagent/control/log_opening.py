@@ -59,15 +59,18 @@ def open_folder_beneath(folder: int, path: str) -> int:
     return _openat2(folder, path, FOLDER, _STRICT | _RESOLVE_NO_XDEV)
 
 
-def open_file_beneath(folder: int, name: str) -> Opened:
-    """Open the regular file *name* beneath *folder* for reading. Raises UnfitError for anything else,
-    OSError where it cannot be opened: it may be gone.
+def open_file_beneath(folder: int, name: str, links: int = 0) -> Opened:
+    """Open the regular file *name* beneath *folder* for reading. Raises UnfitError for anything else, and for one that
+    has more than so many *links* (0: any number): another name of it may be in another pod's folder, or the node's.
+    Raises OSError where it cannot be opened: it may be gone.
     """
     handle = _openat2(folder, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, _STRICT | _RESOLVE_NO_XDEV)
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise UnfitError(f"it is {_kind(status.st_mode)}, and only regular files are read")
+        if 0 < links < status.st_nlink:
+            raise UnfitError(f"it is a hard link: {status.st_nlink - links} names of it are not in this folder")
         descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     finally:
         os.close(handle)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -203,6 +204,7 @@ class Looker:
         """
         names = {each.name for each in entries if fits(part, each.name)}
         device = os.fstat(folder).st_dev
+        links = Counter(each.inode() for each in entries)
 
         def there(name: str) -> bool:
             return name in names or self.followed(_as_text(f"{path}/{name}"))
@@ -210,11 +212,14 @@ class Looker:
         for entry in entries:
             base = log_of(entry.name, part, there)
             if base:
-                self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look)
+                self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look, links=links[entry.inode()])
             elif self.known((device, entry.inode())) and entry.is_file(follow_symlinks=False):
                 look.names[(device, entry.inode())] = _as_text(entry.name)
 
-    def _file(self, folder: int, name: str, inode: int, source: str, look: LogLook, *, called: str = "") -> None:
+    def _file(
+        self, folder: int, name: str, inode: int, source: str, look: LogLook, *, called: str = "", links: int = 0
+    ) -> None:
+        """Take a file that is not known; *links*: how many names it has here, where it may have none elsewhere."""
         source = _as_text(source)
         called = _as_text(called or name)
         device = os.fstat(folder).st_dev
@@ -225,7 +230,7 @@ class Looker:
             look.refuse(f"{shown(source)}: more files than logs.limits allow; it is read when others are gone")
             return
         try:
-            opened = open_file_beneath(folder, name)
+            opened = open_file_beneath(folder, name, links)
         except UnfitError as error:
             look.refuse(f"{_shown(source, name)}: {error}")
             return

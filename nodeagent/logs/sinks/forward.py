@@ -88,8 +88,8 @@ class ForwardSink:
         for time, stream, written in columns:
             seconds, nanos = divmod(nanoseconds(time), 1_000_000_000)
             stamp = ormsgpack.Ext(_EVENT_TIME, seconds.to_bytes(4) + nanos.to_bytes(4))
-            record = {"stream": stream.decode()} if stream else {}
-            entries.append(ormsgpack.packb([stamp, record | members | orjson.loads(written)]))
+            record = ({"stream": stream.decode()} if stream else {}) | members
+            entries.append(_entry(stamp, record, written))
         packed = b"".join(entries)
         chunk = base64.b64encode(hashlib.blake2b(packed, digest_size=16).digest()).decode()
         options: dict[str, object] = {"chunk": chunk, "size": len(records)}
@@ -154,6 +154,16 @@ class _ForwardConnection:
             except ormsgpack.MsgpackDecodeError:
                 continue
         raise SinkError(f"its answer has more than {MAX_ANSWER} bytes, or is not MessagePack")
+
+
+def _entry(stamp: ormsgpack.Ext, record: Mapping[str, object], written: bytes) -> bytes:
+    """Return an entry of *record* with the members of the object *written*, or with its text where MessagePack has no
+    room for them: numbers beyond a double, more than half a thousand levels.
+    """
+    try:
+        return ormsgpack.packb([stamp, {**record, **orjson.loads(written)}])
+    except (orjson.JSONDecodeError, ormsgpack.MsgpackEncodeError):
+        return ormsgpack.packb([stamp, {**record, "log": written.decode()}])
 
 
 async def _introduce(connection: _ForwardConnection, key: str, user: str, password: str) -> None:

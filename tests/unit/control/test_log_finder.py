@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +254,60 @@ def test_an_annotation_that_names_an_unknown_container_is_told(node: Node) -> No
     assert words in node.refusals()
     assert "parser-app" not in node.refusals()
     assert len(node.heard.files) == 2
+
+
+def test_a_file_with_another_name_elsewhere_is_not_the_pods(node: Node, tmp_path: Path) -> None:
+    """A hard link: of another pod's log, or of the node's secrets."""
+    node.pod(annotations=FILES)
+    node.pod("till", "u2", annotations=FILES)
+    good = node.file("varlog/app/good.log")
+    os.link(good, good.with_name("good.log.1"))  # so do some rotate
+    secret = tmp_path / "shadow"
+    secret.write_text("secret")
+    os.link(secret, good.with_name("evil.log"))
+    other = node.volumes / "u2" / "varlog" / "app"
+    other.mkdir(parents=True)
+    (other / "theirs.log").write_text("theirs")
+    os.link(other / "theirs.log", good.with_name("mine.log"))
+    node.look()
+    assert node.heard.contents() == {b"x\n"}
+    rows = {words for _, refusals in node.finder.rows() for words in refusals}
+    for name in ("evil", "mine", "theirs"):
+        words = f"varlog/app/{name}.log': '{name}.log': it is a hard link: 1 names of it are not in this folder"
+        assert any(words in each for each in rows), rows
+    good.with_name("mine.log").unlink()
+    node.look()
+    assert node.heard.contents() == {b"x\n", b"theirs"}
+
+
+def test_what_is_exchanged_all_the_time_is_read_as_a_file_or_not_at_all(node: Node, tmp_path: Path) -> None:
+    """A link, a FIFO, a folder and a file in turn under one name, between any two steps of a look."""
+    node.pod(annotations=FILES)
+    path = node.file("varlog/app/a.log")
+    secret = tmp_path / "shadow"
+    secret.write_text("secret")
+    ended = threading.Event()
+
+    def exchange() -> None:
+        made = path.with_name(".made")
+        while not ended.is_set():
+            for make in (lambda: made.symlink_to(secret), lambda: os.mkfifo(made), lambda: made.write_text("x\n")):
+                make()
+                made.replace(path)
+
+    exchanging = threading.Thread(target=exchange)
+    exchanging.start()
+    try:
+        for _ in range(300):
+            node.look()
+            for identity, (_, _, descriptor) in list(node.heard.files.items()):
+                node.finder.closed(identity)
+                assert os.pread(descriptor, 100, 0) in (b"", b"x\n")
+                os.close(descriptor)
+                del node.heard.files[identity]
+    finally:
+        ended.set()
+        exchanging.join()
 
 
 def test_a_volume_that_is_a_link_or_missing_is_not_read(node: Node, tmp_path: Path) -> None:
