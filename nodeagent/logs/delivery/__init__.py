@@ -18,5 +18,6 @@ sink has taken the last of it. So a sink that is down for hours costs disk, a ca
 
 **Again.** A request that a sink took nothing of makes the lane pause, longer each time, by a random
 share. Of a request that it took in part only the rest comes again, beside later ones; where the sink
-wants order, before them. What a sink refuses goes to the dead letters (``dead_letters.py``).
+wants order, before them (``answers.py``, ``pace.py``). What a sink refuses goes to the dead letters
+(``dead_letters.py``).
 """

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.logs.delivery.answers import MAX_BESIDE, UNNAMED, UNWRITABLE
 from nodeagent.logs.delivery.dead_letters import DeadLetters
-from nodeagent.logs.delivery.lane import MAX_BESIDE, UNNAMED, UNWRITABLE, Lane, LaneBounds
+from nodeagent.logs.delivery.lane import Lane, LaneBounds
 from nodeagent.logs.records import Receipt
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
 from tests.unit.logs.delivery.scripted import ScriptedSink, TestClock
