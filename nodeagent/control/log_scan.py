@@ -238,6 +238,9 @@ class Looker:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 look.refuse(f"{_shown(source, name)}: cannot be opened: {error.strerror}{_hint(error)}")
             return
+        if links and opened.inode != inode:
+            os.close(opened.descriptor)  # another one since it was listed, whose names were not counted
+            return
         identity = (opened.device, opened.inode)
         if self.known(identity) or identity in look.names:
             os.close(opened.descriptor)

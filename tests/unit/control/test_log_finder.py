@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from nodeagent.control import log_scan
 from nodeagent.control.log_finder import IDLE_SOURCES, LogFinder
+from nodeagent.control.log_opening import Opened, open_file_beneath
 from nodeagent.control.log_scan import MAX_REFUSALS, FileId, FoundFile
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import SourceFacts
@@ -278,6 +280,32 @@ def test_a_file_with_another_name_elsewhere_is_not_the_pods(node: Node, tmp_path
     good.with_name("mine.log").unlink()
     node.look()
     assert node.heard.contents() == {b"x\n", b"theirs"}
+
+
+def test_a_hard_link_in_the_place_of_what_was_listed_is_not_read(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has several names here is listed, what has one elsewhere is opened."""
+    node.pod(annotations=FILES)
+    path = node.file("varlog/app/a.log")
+    for number in range(3):
+        os.link(path, path.with_name(f"decoy{number}"))
+    secret = tmp_path / "shadow"
+    secret.write_text("secret")
+
+    def exchanged(folder: int, name: str, links: int) -> Opened:
+        made = path.with_name(".made")
+        os.link(secret, made)
+        made.replace(path)
+        return open_file_beneath(folder, name, links)
+
+    monkeypatch.setattr(log_scan, "open_file_beneath", exchanged)
+    node.look()
+    assert node.heard.files == {}
+    monkeypatch.undo()
+    node.look()
+    assert node.heard.files == {}
+    assert "hard link" in node.refusals()
 
 
 def test_what_is_exchanged_all_the_time_is_read_as_a_file_or_not_at_all(node: Node, tmp_path: Path) -> None:
