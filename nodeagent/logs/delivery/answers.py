@@ -13,7 +13,7 @@ from typing import Final
 
 from nodeagent.logs.delivery.counts import SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
-from nodeagent.logs.delivery.pace import Pace
+from nodeagent.logs.delivery.pace import SinkPace
 from nodeagent.logs.delivery.waiting import Batch, Entry
 from nodeagent.logs.sinks.sink import Indivisible, LogSink, Outcome, Taken, Untaken
 
@@ -35,7 +35,7 @@ class Answers:
         sink: LogSink,
         counts: SinkCounts,
         letters: DeadLetters,
-        pace: Pace,
+        pace: SinkPace,
         settle: Callable[[Entry, int], None],
         request: int,
     ) -> None:

@@ -33,7 +33,7 @@ from nodeagent.logs.delivery.answers import Answers
 from nodeagent.logs.delivery.clock import DeliveryClock, MonotonicClock
 from nodeagent.logs.delivery.counts import SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
-from nodeagent.logs.delivery.pace import Pace
+from nodeagent.logs.delivery.pace import SinkPace
 from nodeagent.logs.delivery.spill import Spill
 from nodeagent.logs.delivery.waiting import Batch, Entry, Rest, Waiting, cost, rests
 from nodeagent.logs.records import LogRecords, Receipt
@@ -84,7 +84,7 @@ class Lane:
         self._letters = letters
         self._bounds = bounds
         self._clock = clock
-        self._pace = Pace(sink.name, clock, uniform)
+        self._pace = SinkPace(sink.name, clock, uniform)
         self._answers = Answers(
             sink, self.counts, letters, self._pace, self.settle, min(bounds.request, bounds.window // 4)
         )

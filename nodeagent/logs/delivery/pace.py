@@ -11,7 +11,7 @@ from nodeagent.logs.delivery.clock import DeliveryClock
 log = logging.getLogger("nodeagent.logs")
 
 
-class Pace:
+class SinkPace:
     """One sink's."""
 
     def __init__(self, sink: str, clock: DeliveryClock, uniform: Callable[[float, float], float]) -> None:
