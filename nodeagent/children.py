@@ -38,7 +38,7 @@ class _Child:
     """Control's end of its channel: a control that dies leaves it to its successor."""
 
 
-class Children:
+class ChildProcesses:
     """All processes but control. True while there is one."""
 
     def __init__(self, roles: Mapping[str, Role], pulses: Pulses, fork: Forking) -> None:

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Final, assert_never
 
 from nodeagent.channel import DESCRIPTORS, Packet, close_all, decode
-from nodeagent.children import Children
+from nodeagent.children import ChildProcesses
 from nodeagent.control_process import ControlProcess
 from nodeagent.errors import shown
 from nodeagent.folder_lock import FolderLock
@@ -136,7 +136,7 @@ class Supervisor:
         self._kept: dict[str, FileDescriptor] = {}
         pulses = Pulses()
         self._control = ControlProcess(roles[CONTROL].main, pulses.claim())
-        self._children = Children(roles, pulses, self._fork)
+        self._children = ChildProcesses(roles, pulses, self._fork)
         self._heart = Heart()
         self._stopping = False
         self._kill_at = 0.0
