@@ -111,7 +111,8 @@ class Control(FrameSender):
             raise SessionError(wire.PROTOCOL_ERROR, "RST_STREAM of a stream that nobody opened")
         stream = self.streams.get(number)
         if stream is None:
-            self.spend(1)
+            if not self._late(number, self._own_window):
+                self.spend(1)
         else:
             if not self._client:  # what a server resets was asked for from here
                 self.spend(RESET_COST)

@@ -46,6 +46,8 @@ FORGIVEN: Final = 100.0
 """What a second gives back."""
 REMEMBERED: Final = 256
 """Streams that were reset from here, of which frames may still be under way."""
+LATE_BYTES: Final = 1 << 10
+"""Of the window's worth that may be, each frame takes so many at least."""
 
 
 class FrameSender(Holder):
@@ -107,7 +109,8 @@ class FrameSender(Holder):
         self._kept_since = 0.0
         """When the transport began to keep bytes, by that clock."""
         held.enter(self, most_held)
-        self._gone: dict[int, None] = {}
+        self._gone: dict[int, int] = {}
+        """Streams that were reset from here, and bytes of them that the peer may have sent before it knew."""
 
     def send_head(self, stream: Http2Stream, fields: list[Field], *, ended: bool) -> int:
         """Send a header block, with which the stream's direction may be *ended*; return its bytes."""
@@ -412,9 +415,16 @@ class FrameSender(Holder):
 
     def _remember(self, number: int) -> None:
         gone = self._gone
-        gone[number] = None
+        gone[number] = self._own_window
         if len(gone) > REMEMBERED:
             del gone[next(iter(gone))]
+
+    def _late(self, number: int, count: int) -> bool:
+        """Take *count* bytes of a stream that is gone; say whether its peer may have sent them before it knew."""
+        left = self._gone.get(number, 0)
+        if left > 0:
+            self._gone[number] = left - max(count, LATE_BYTES)
+        return left > 0
 
     def _return(self, count: int) -> None:
         """*count* bytes of the connection's window are free again: tell the peer, not too often."""

@@ -184,7 +184,7 @@ class Session(Control):
         stream = self.streams.get(number)
         if stream is None or stream.remote_ended:
             self._return(count)
-            self._closed(stream, number)
+            self._closed(stream, number, count)
             return
         stream.taken += count
         if stream.taken > self._own_window + stream.widened:
@@ -231,14 +231,15 @@ class Session(Control):
         stream.read += count
         return stream.read == stream.expected if ended else stream.read <= stream.expected
 
-    def _closed(self, stream: Http2Stream | None, number: int) -> None:
-        """DATA came on a stream that ended."""
+    def _closed(self, stream: Http2Stream | None, number: int, count: int) -> None:
+        """DATA of *count* bytes came on a stream that ended."""
         if stream is not None:
             self._fault(stream, wire.STREAM_CLOSED)
         elif self._idle(number):
             raise SessionError(wire.PROTOCOL_ERROR, "DATA on a stream that nobody opened")
         elif number in self._gone or number > self._final:
-            self.spend(1)
+            if not self._late(number, count):
+                self.spend(1)
         else:
             self.spend(FAULT_COST)
             self._out.append(wire.rst_stream(number, wire.STREAM_CLOSED))
@@ -317,12 +318,14 @@ class Session(Control):
         """Return the stream that the peer opens, None where it may not, or not now."""
         if self._client or not number & 1:
             if self._client and not self._idle(number):
-                self.spend(1)  # of one that was reset meanwhile
+                if not self._late(number, 0):
+                    self.spend(1)
                 return None
             raise SessionError(wire.PROTOCOL_ERROR, f"stream {number} is not the peer's to open")
         if number <= self.last:
             if number in self._gone:
-                self.spend(1)
+                if not self._late(number, 0):
+                    self.spend(1)
                 return None
             raise SessionError(wire.STREAM_CLOSED, f"HEADERS on stream {number}, which has ended")
         if number > self._final:

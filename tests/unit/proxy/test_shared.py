@@ -26,7 +26,7 @@ from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
-from nodeagent.proxy.shared.link import LOST_SECONDS, PING_SECONDS
+from nodeagent.proxy.shared.link import LOST_SECONDS, PING_SECONDS, STREAM_WINDOW
 from nodeagent.proxy.shared.server import WARNED_SECONDS, SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import KEPT, SharedStream
 from nodeagent.vocabulary import SpiffeId
@@ -628,6 +628,38 @@ def test_who_opens_streams_only_to_reset_them_floods(use: str) -> None:
     assert calm == ([wire.ENHANCE_YOUR_CALM] if use == "nothing" else [])
     assert taking.pipe.closed == (use == "nothing")
     assert len(taking.taken) < 500 or use != "nothing"
+
+
+def cut_at_once(taking: Taking, stream: SharedStream, carried: Carried) -> None:
+    """Enter *stream* as where its pod has as many connections as it may."""
+    taking.taken.append(stream)
+    stream.abort()
+
+
+def test_what_was_under_way_on_streams_that_were_cut_costs_a_client_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one that asks a pod that may have no more connections again and again loses those that it has."""
+    taking = Taking()
+    taking.feed(taking.head(1))
+    monkeypatch.setattr(taking.link, "_enter", partial(cut_at_once, taking))
+    for number in range(3, 2003, 2):
+        said = taking.feed(
+            taking.head(number),
+            frame(wire.DATA, 0, number, bytes(16384)),
+            frame(wire.DATA, wire.END_STREAM, number, b"end"),
+            wire.rst_stream(number, wire.CANCEL),
+        )
+        assert wire.GOAWAY not in [each.kind for each in said], number
+    assert set(taking.link.streams) == {1}
+
+
+def test_no_more_than_a_window_was_under_way_on_a_stream_that_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    taking = Taking()
+    monkeypatch.setattr(taking.link, "_enter", partial(cut_at_once, taking))
+    taking.feed(taking.head(1))
+    for count in range(3000):
+        if wire.GOAWAY in [each.kind for each in taking.feed(frame(wire.DATA, 0, 1, b""))]:
+            break
+    assert 2000 <= count < 2000 + (STREAM_WINDOW >> 10) + 10
 
 
 def test_a_broken_connection_is_counted_once() -> None:
