@@ -13,6 +13,8 @@ from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError
 
 FAULT_COST: Final = 10
+BRIEF_SECONDS: Final = 1.0
+"""Whoever gives up streams that were open for longer is no flood: a connection has only so many at once."""
 WINDOWS_A_COST: Final = 64
 """Streams whose windows one setting may change for as much patience as a frame costs."""
 
@@ -114,7 +116,8 @@ class Control(FrameSender):
             if not self._late(number, self._own_window):
                 self.spend(1)
         else:
-            if not self._client:  # what a server resets was asked for from here
+            # what a server resets was asked for from here
+            if not self._client and self._clock - stream.since < BRIEF_SECONDS:
                 self.spend(RESET_COST)
             self._forget(stream)
             self._user.on_reset(stream, int.from_bytes(payload, "big"), ours=False)

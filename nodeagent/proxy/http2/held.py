@@ -1,18 +1,19 @@
-"""What the HTTP/2 connections of one pod make a worker hold, and who gives way where that is too much.
+"""What the HTTP/2 connections of one pod make a worker hold, and who gives way where it is too much.
 
 Theory of operation
 ===================
 
-Whoever takes nothing makes the proxy hold what waits for him. Beyond the bound of a pod's connections those
-who hold most give way, never who brings the next byte: else one peer that fills all and stands still would
-end every stream of the others.
+Whoever takes nothing makes the proxy hold what waits for him. Beyond the bound of a pod's
+connections those who hold most give way, never who brings the next byte: else one peer that fills
+all and stands still would end every stream of the others.
 
-What waits belongs to a party: the identity at the other end, or its address where it proved none, on however
-many connections. The party that waits for most loses a stream, and again whichever does then, until a part of
-the bound is free: those that have stood still first, of them the largest. A stream whose windows and
-transport are open holds nothing in this sense, its bytes only wait for their turn.
+What waits belongs to a party: the identity at the other end, or its address where it proved none,
+on however many connections. The party for which most waits loses a stream, and again whichever it
+is then, until a part of the bound is free: those that have stood still first, of them the largest.
+A stream whose windows and transport are open holds nothing in this sense, its bytes only wait for
+their turn.
 
-That part is what a look at all streams is paid with, so that it costs nothing for a byte.
+So many bytes have to come before all streams are looked at once more: a look costs little for each.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ class Untaken:
 
 
 class HeldBytes:
-    """Bytes that wait for somebody to take them, on all connections of a pod, towards it and from it: of bodies,
-    and of whatever a transport keeps.
+    """Bytes that wait for somebody to take them, on all connections of a pod, towards it and from
+    it: of bodies, and of whatever a transport keeps.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
         self.widened = 0
-        """Bytes that peers may send of streams beyond the windows with which they began."""
+        """Bytes that peers may send of streams beyond their first windows."""
         self.alarm = 0
         """Beyond so many bytes somebody gives way."""
         self._holders: dict[Holder, None] = {}

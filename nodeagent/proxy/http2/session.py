@@ -338,7 +338,13 @@ class Session(Control):
             self._out.append(wire.rst_stream(number, wire.REFUSED_STREAM))
             return None
         stream = self.streams[number] = Http2Stream(number, self._stream_window)
+        stream.since = self._clock
         return stream
+
+    def refuse(self, stream: Http2Stream) -> None:
+        """Do not take *stream*, which was just opened: it may go elsewhere. Raises SessionError."""
+        self.spend(1)
+        self.reset(stream, wire.REFUSED_STREAM)
 
     def repeated(self) -> bool:
         """Say whether the head that is told now was told before, as the same list."""

@@ -44,6 +44,8 @@ class Http2Stream:
     """Bytes that came of it."""
     queued = 0
     """Bytes that wait."""
+    since = 0.0
+    """When the peer opened it, by the session's clock."""
     moved = 0.0
     """When bytes that wait, here or for the other half, were last taken, or the first of them came: by the
     session's clock.

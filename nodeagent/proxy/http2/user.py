@@ -49,8 +49,8 @@ class SessionUser:
         raise NotImplementedError
 
     def on_given_up(self, stream: Http2Stream | None) -> None:
-        """*stream* was reset, and is forgotten, since too much is held; None: the connection is to be cut. This
-        is said within a call of anybody's: what follows from it has to wait for the loop's next turn.
+        """*stream* was reset, and is forgotten, since too much is held; None: the connection is to
+        be cut. It may be within a call of anybody's: what follows waits for the loop's next turn.
         """
         raise NotImplementedError
 

@@ -12,7 +12,6 @@ from nodeagent.proxy.carriage import Carriage
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.fields import Field
-from nodeagent.proxy.http2.sender import RESET_COST
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.shared.heads import TAKEN, Carried, read_connect
@@ -23,6 +22,11 @@ from nodeagent.proxy.transport import reset
 WARNED_SECONDS: Final = 10.0
 """How long the client's agent may take to answer the PING behind a GOAWAY: what it opens before it has read
 that would meet a closed connection, whose reset may overtake the GOAWAY.
+"""
+
+REFUSALS: Final = 16
+"""So many streams a second may be refused by a limit of their pod, or since their client's certificate has
+ended: each is counted and logged. Then no more are looked at, and what comes is opened elsewhere.
 """
 
 Enter = Callable[[SharedStream, Carried], None]
@@ -41,6 +45,9 @@ class SharedDownstream(Link):
         self._enter = enter
         self._retiring = False
         self._warned = 0.0
+        self._refused = 0
+        """Streams that were looked at and refused, within a second."""
+        self._refused_since = context.now
 
     def begin(self) -> None:
         """Say what the client's agent may open."""
@@ -65,17 +72,22 @@ class SharedDownstream(Link):
         if carried is None:
             self.session.malformed(stream)
             return
+        if self._refuses():
+            self.session.refuse(stream)
+            return
         self.session.send_head(stream, TAKEN, ended=False)
         shared = self.streams[stream.number] = SharedStream(self, stream, carried)
         self._enter(shared, carried)
+        if stream.number not in self.streams:
+            self._refused += 1
 
-    def on_data(self, stream: Http2Stream, piece: bytes) -> None:
-        shared = self.streams.get(stream.number)
-        if shared is not None:
-            if not shared.used:
-                shared.used = True
-                self.session.earn(RESET_COST)  # who uses a connection may cut it; what is sent on it earns that too
-            shared.came(piece)
+    def _refuses(self) -> bool:
+        """Say whether so many were refused in this second that no more are looked at."""
+        now = self.context.now
+        if now - self._refused_since >= 1.0:
+            self._refused_since = now
+            self._refused = 0
+        return self._refused >= REFUSALS
 
     def emptied(self) -> None:
         if self._retiring and self.session.left() and self._heard():

@@ -65,8 +65,6 @@ class SharedStream:
         self.protocol: Receiver | None = None
         self.moved = 0
         """How often it went over to another connection."""
-        self.used = False
-        """The peer has sent something."""
         self._reading = True
         self._untaken = False
         """The writer waits until the peer has taken the stream."""
