@@ -195,7 +195,8 @@ class Dialled(asyncio.Protocol):
 
     def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done as soon as the server has said something, or leaves. That it takes
-        HTTP/2 is no word: its client may still be silent.
+        HTTP/2 is no word: its client may still be silent. What is said behind that without end is:
+        all of it is kept here.
         """
         self._heard = loop.create_future()
         self._told()

@@ -82,6 +82,8 @@ _SETTINGS: Final = b"\x04\0\0\0\0\0"
 """Kind, flags and stream of the frame with which an HTTP/2 server begins, behind three bytes of length."""
 LONGEST: Final = 1 << 20
 """No server takes a request line of more bytes."""
+GREETING: Final = 1 << 16
+"""No server says more by way of HTTP/2's beginning to a client that is silent."""
 
 
 class FirstLine:
@@ -146,5 +148,8 @@ def sniff_declared(data: bytes) -> Verdict:
 
 
 def begins_http2(data: bytes) -> bool:
-    """Say whether a server that began with *data* speaks HTTP/2, by all that is there (RFC 9113 section 3.4)."""
-    return data[:1] == b"\0" and _SETTINGS.startswith(data[3 : 3 + len(_SETTINGS)])
+    """Say whether a server that has said *data*, and its client nothing, speaks HTTP/2, by all that is
+    there (RFC 9113 section 3.4).
+    """
+    begun = data[:1] == b"\0" and _SETTINGS.startswith(data[3 : 3 + len(_SETTINGS)])
+    return begun and len(data) <= GREETING

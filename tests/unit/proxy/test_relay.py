@@ -14,6 +14,7 @@ import pytest
 
 from nodeagent.identity.tls import Contexts
 from nodeagent.proxy.transport import reset
+from tests.unit.proxy.http2_wire import SETTLED
 from tests.unit.proxy.nodes import Nodes, Streams, play
 from tests.waiting import packet, quiet, steady
 
@@ -204,6 +205,33 @@ def test_who_reads_slowly_holds_the_sender_back(reach: Reach, tls: dict[str, Con
         assert total == [count * len(piece)]
 
     play(app, scene, tls, protocol="tcp")
+
+
+def test_a_server_that_begins_as_http2_and_does_not_end_is_held_back(reach: Reach, tls: dict[str, Contexts]) -> None:
+    """Its client keeps silent on a port that nobody declared: a server of HTTP/2 would wait for it."""
+    piece, count = b"p" * 262_144, 400
+    sent = 0
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(SETTLED)
+        for _ in range(count):
+            writer.write(piece)
+            await writer.drain()
+            sent += 1
+        writer.write_eof()
+
+    async def scene(nodes: Nodes) -> None:
+        reader, _ = await reach(nodes)
+        await steady(lambda: sent)
+        assert sent < count // 2, "kernel buffers hold some; the proxy must not hold the rest"
+        assert await reader.readexactly(len(SETTLED)) == SETTLED
+        size = 0
+        while data := await reader.read(1 << 20):
+            size += len(data)
+        assert size == count * len(piece)
+
+    play(app, scene, tls, protocol="auto")
 
 
 def test_a_thousand_at_once(reach: Reach, tls: dict[str, Contexts]) -> None:

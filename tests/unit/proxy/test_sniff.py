@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.proxy.sniff import LONGEST, FirstLine, Verdict, sniff_declared
+from nodeagent.proxy.sniff import GREETING, LONGEST, FirstLine, Verdict, begins_http2, sniff_declared
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 BLANKS = b" \t\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0"
@@ -128,3 +128,11 @@ def test_pieces_never_matter(pieces: list[bytes]) -> None:
 )
 def test_a_declared_port_is_http_unless_the_client_begins_http2(first: bytes, verdict: Verdict) -> None:
     assert sniff_declared(first) == verdict
+
+
+def test_a_server_begins_as_http2_does_until_it_has_said_too_much() -> None:
+    hello = b"\0\0\6\4\0\0\0\0\0" + b"\0\3\0\0\0\x64"
+    assert all(begins_http2(hello[:end]) for end in range(1, len(hello) + 1))
+    assert begins_http2(hello.ljust(GREETING, b"\0"))
+    assert not begins_http2(hello.ljust(GREETING + 1, b"\0"))
+    assert not begins_http2(b"220 mail")
