@@ -35,7 +35,7 @@ class LedStream(SharedStream):
     """A stream that was asked for: ``answer`` is its status, UNANSWERED where it ended before."""
 
     def __init__(self, link: Link, stream: Http2Stream) -> None:
-        SharedStream.__init__(self, link, stream, "tcp")
+        SharedStream.__init__(self, link, stream, "tcp", link.held)
         self.answer: asyncio.Future[int] = link.context.loop.create_future()
 
     def answered(self, status: int) -> None:

@@ -32,7 +32,7 @@ class HboneStream(SharedStream):
     """One that was asked for."""
 
     def __init__(self, link: Link, stream: Http2Stream) -> None:
-        SharedStream.__init__(self, link, stream, "tcp")
+        SharedStream.__init__(self, link, stream, "tcp", link.held)
         self._link = link
         self.connection: Connection | None = None
         """What it carries; it knows why it was refused."""

@@ -59,7 +59,7 @@ class SharedUpstream(Link):
         """Return a connection to the endpoint that is a new stream."""
         dialled = Dialled()
         dialled.lease = self.lease
-        stream = SharedStream(self, self._open(carried), carried)
+        stream = SharedStream(self, self._open(carried), carried, self.held)
         stream.protocol = dialled
         dialled.transport = stream
         self.streams[stream.stream.number] = stream

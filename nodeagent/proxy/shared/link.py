@@ -23,7 +23,8 @@ of STREAM_WINDOW, which waits here. The connection's window is that of all strea
 readers who stand still, be it all but one, never hold back another one. Where all that a pod's
 connections hold is too much, streams of the peer that makes it hold most are reset, no other's.
 
-**Nothing is lost on the way.** What is said is kept until the peer's agent has taken the stream. One
+**Nothing is lost on the way.** What is said is kept until the peer's agent has taken the stream; it
+has as long as a connection of its own may take, and the writer waits meanwhile. One
 that it does not take goes over another shared connection, and after some over one of its own
 (``own.py``), where it is said anew: so an agent that drains, or whose pod is released, costs none.
 
@@ -66,6 +67,7 @@ class Link(StreamOwner, SessionUser):
         """*held*: what the connections of this agent's pod make it hold."""
         self.context = context
         self.transport = transport
+        self.held = held
         self.session = Session(self, held, context.limits, client=client, window=STREAM_WINDOW, tunnels=STREAMS)
         self.streams: dict[int, SharedStream] = {}
         self.lost = False
@@ -257,13 +259,13 @@ class Link(StreamOwner, SessionUser):
 
     def on_full(self, stream: Http2Stream) -> None:
         shared = self.streams.get(stream.number)
-        if shared is not None and shared.protocol is not None:
-            shared.protocol.pause_writing()
+        if shared is not None:
+            shared.full()
 
     def on_room(self, stream: Http2Stream) -> None:
         shared = self.streams.get(stream.number)
-        if shared is not None and shared.protocol is not None:
-            shared.protocol.resume_writing()
+        if shared is not None:
+            shared.room()
 
     def on_goaway(self, code: int) -> None:
         """The peer opens no more streams, or takes none."""
@@ -281,13 +283,14 @@ class Link(StreamOwner, SessionUser):
 
     def age(self) -> None:
         """Give the peer back what patience the time since the last sweep earns, reset the streams that it
-        should have ended, and see whether one that says nothing is still there.
+        should have taken or ended, and see whether one that says nothing is still there.
         """
         now = self.context.now
         self.session.forgive(now - self._swept_at)
         self._swept_at = now
-        for stream in [each for each in self.streams.values() if each.overdue()]:
-            stream.abort()
+        for stream in [each for each in self.streams.values() if each.overdue() or each.untaken()]:
+            self.cut(stream)
+            stream.lose(ConnectionResetError("the other agent did not take the stream"))
         if self._asked != NEVER:
             if now - self._asked > LOST_SECONDS:
                 self.transport.abort()

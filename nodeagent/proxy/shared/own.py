@@ -68,9 +68,7 @@ class OwnConnection(StreamOwner):
         self._shared.lose(error)
 
     def pause_writing(self) -> None:
-        if self._shared.protocol is not None:
-            self._shared.protocol.pause_writing()
+        self._shared.full()
 
     def resume_writing(self) -> None:
-        if self._shared.protocol is not None:
-            self._shared.protocol.resume_writing()
+        self._shared.room()

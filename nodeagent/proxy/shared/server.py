@@ -76,7 +76,7 @@ class SharedDownstream(Link):
             self.session.refuse(stream)
             return
         self.session.send_head(stream, TAKEN, ended=False)
-        shared = self.streams[stream.number] = SharedStream(self, stream, carried)
+        shared = self.streams[stream.number] = SharedStream(self, stream, carried, self.held)
         self._enter(shared, carried)
         if stream.number not in self.streams:
             self._refused += 1

@@ -6,6 +6,7 @@ import collections
 from typing import Final
 
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.stream import Http2Stream, add
 from nodeagent.proxy.shared.heads import Carried
 from nodeagent.proxy.transport import Receiver, Transport
@@ -58,16 +59,24 @@ class SharedStream:
     ``connection_lost`` once, and not within a call of the protocol's own.
     """
 
-    def __init__(self, owner: StreamOwner, stream: Http2Stream, carried: Carried) -> None:
+    def __init__(self, owner: StreamOwner, stream: Http2Stream, carried: Carried, held: HeldBytes) -> None:
+        """*held*: what the connections of this agent's pod make it hold."""
         self._owner = owner
+        self._held = held
         self.stream = stream
         self.carried = carried
         self.protocol: Receiver | None = None
         self.moved = 0
         """How often it went over to another connection."""
         self._reading = True
+        self._since = owner.context.now
+        """When the connection was asked to carry it."""
+        self._full = False
+        """The connection takes nothing more for now."""
         self._untaken = False
-        """The writer waits until the peer has taken the stream."""
+        """The peer has to take the stream before more is kept."""
+        self._waits = False
+        """For one or the other its writer was asked to pause."""
         self._came: collections.deque[bytes] = collections.deque()
         """What came while the protocol did not read: a window of the stream at most."""
         self._eof_sent = False
@@ -89,10 +98,9 @@ class SharedStream:
         if kept is not None:
             add(kept, data)
             stream.kept_bytes += len(data)
-            if stream.kept_bytes > KEPT and not self._untaken:
-                self._untaken = True
-                if self.protocol is not None and not stream.waits:
-                    self.protocol.pause_writing()
+            self._held.bytes += len(data)
+            if stream.kept_bytes > KEPT:
+                self.wait()
         self._owner.give(self, data)
 
     def write_eof(self) -> None:
@@ -110,7 +118,7 @@ class SharedStream:
         self._owner.release(self)
 
     def abort(self) -> None:
-        self.stream.kept = None
+        self._unkeep()
         self._owner.cut(self)
         if not self._closing:
             self._stop()
@@ -161,15 +169,23 @@ class SharedStream:
 
     def taken(self) -> None:
         """The peer has looked at the stream: nothing of it need be said again."""
-        stream = self.stream
-        stream.kept = None
-        if self._untaken:
-            self._untaken = False
-            if self.protocol is not None and not stream.waits:
-                self.protocol.resume_writing()
+        self._unkeep()
+        self._untaken = False
+        self._tell_writer()
+
+    def full(self) -> None:
+        """Much waits for the connection to take it."""
+        self._full = True
+        self._tell_writer()
+
+    def room(self) -> None:
+        """It has taken most of it."""
+        self._full = False
+        self._tell_writer()
 
     def lose(self, error: Exception | None) -> None:
         """The stream is gone, by *error*: told at once, but behind what the peer said to its end."""
+        self._unkeep()
         self._owner.forget(self)
         if self._closing:
             return
@@ -177,15 +193,19 @@ class SharedStream:
         if self._eof_told or not self._eof_received:
             self._stop()
 
+    def untaken(self) -> bool:
+        """Say whether the peer's agent should have looked at it."""
+        return self.movable() and self._owner.context.now - self._since > self._owner.context.timeouts.connect
+
     def overdue(self) -> bool:
         """Say whether its peer should have ended its direction."""
         waited = self._owner.context.now - self._closed_at
         return self._closing and waited > LINGER_SECONDS and not self.stream.queued
 
     def wait(self) -> None:
-        """Its connection does not take it, another one is looked for: what is written meanwhile is kept."""
-        if self.protocol is not None and not self._untaken and not self.stream.waits:
-            self.protocol.pause_writing()
+        """More is written when a peer has taken it; what is written meanwhile is kept."""
+        self._untaken = True
+        self._tell_writer()
 
     def movable(self) -> bool:
         """Say whether all that was written is there to be said once more."""
@@ -193,13 +213,15 @@ class SharedStream:
 
     def move(self, owner: StreamOwner, stream: Http2Stream) -> None:
         """Go on as *stream* of *owner*: the peer has not looked at the one before, and it is movable."""
-        kept = self.stream.kept or []
+        kept = b"".join(self.stream.kept or ())
+        self._unkeep()
         self.moved += 1
         self._owner = owner
         self.stream = stream
-        self._untaken = False
-        for piece in kept:
-            self._give(piece)
+        self._since = owner.context.now
+        self._full = self._untaken = False
+        if kept:
+            self._give(kept)
         if self._eof_sent:
             owner.finish(self)
         if self._closing:
@@ -207,10 +229,25 @@ class SharedStream:
             return
         if not self._reading:
             owner.hold(self)
-        if self.protocol is not None and not self._untaken and not stream.waits:
-            self.protocol.resume_writing()
+        self._tell_writer()
 
     # -- parts --
+
+    def _unkeep(self) -> None:
+        """What was written need not be said again, or is nobody's any more."""
+        stream = self.stream
+        if stream.kept is not None:
+            self._held.bytes -= stream.kept_bytes
+            stream.kept = None
+            stream.kept_bytes = 0
+
+    def _tell_writer(self) -> None:
+        """Ask the writer to pause, or to go on, where that is not what it was asked last."""
+        waits = self._full or self._untaken
+        protocol = self.protocol
+        if waits != self._waits and protocol is not None:
+            self._waits = waits
+            (protocol.pause_writing if waits else protocol.resume_writing)()
 
     def _go_on(self) -> None:
         """Pass on what came while the protocol did not read."""

@@ -826,6 +826,69 @@ def test_who_writes_much_before_the_peer_has_looked_waits_for_that() -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("end", ["taken", "aborted", "lost", "late"])
+def test_windows_without_the_stream_taken_do_not_let_its_writer_go_on(end: str) -> None:
+    """All that is written is kept meanwhile, and counted."""
+
+    async def scene() -> None:
+        sending = Sending(1)
+        (link,) = sending.links
+        held = sending.pool.held
+        link.data_received(wire.settings(((wire.INITIAL_WINDOW_SIZE, 1000),)))
+        asked = Asked(link.open("tcp"))
+        asked.stream.write(b"a" * (2 * KEPT))
+        await sending.turns()
+        more = (2 * KEPT).to_bytes(4, "big")
+        link.data_received(frame(wire.WINDOW_UPDATE, 0, 0, more) + frame(wire.WINDOW_UPDATE, 0, 1, more))
+        await sending.turns()
+        assert link.session.queued == 0
+        assert (asked.waits, held.bytes) == (True, 2 * KEPT)
+        if end == "taken":
+            link.data_received(frame(wire.HEADERS, wire.END_HEADERS, 1, Encoder().encode(TAKEN)))
+            assert not asked.waits
+        elif end == "aborted":
+            asked.stream.abort()
+        elif end == "lost":
+            link.connection_lost(None)
+        else:
+            sending.context.now += sending.context.timeouts.connect
+            link.age()
+            assert link.streams
+            sending.context.now += 0.1
+            link.age()
+            assert not link.streams
+        await sending.turns()
+        assert (held.bytes, asked.lost) == (0, int(end != "taken"))
+
+    asyncio.run(scene())
+
+
+class Slow(Kept):
+    """A transport that asks for a pause within the first write, as uvloop's do, and then no more."""
+
+    def write(self, data: bytes) -> None:
+        if not self.written:
+            self.protocol.pause_writing()
+        Kept.write(self, data)
+
+
+def test_who_moves_to_a_connection_that_takes_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        sending = Sending(1)
+        own, _ = connection_of_its_own(monkeypatch)
+        own.transport = pipe = Slow()
+        asked = Asked(sending.links[0].open("tcp"))
+        asked.stream.write(b"a" * KEPT)
+        await sending.refuse(sending.links[0])
+        assert pipe.written == b"a" * KEPT
+        assert asked.waits
+        pipe.protocol.resume_writing()
+        assert not asked.waits
+        asked.stream.abort()
+
+    asyncio.run(scene())
+
+
 def test_a_stream_that_is_given_up_while_another_connection_is_looked_for_goes_nowhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
