@@ -30,7 +30,8 @@ that it does not take goes over another shared connection, and after some over o
 
 **Ends.** What a peer said to a stream's end reaches its reader, however slow, whatever becomes of
 the connection or the other direction. A stream that is closed here, all of it sent, is reset when
-its peer does not end it within LINGER_SECONDS, as nobody else counts it any more.
+its peer does not end it within LINGER_SECONDS, as nobody else counts it any more. So is one of which
+the peer takes nothing for RETIRING_SECONDS.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from typing import Final
 
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.fields import NO_FIELDS, Field
+from nodeagent.proxy.http.patience import RETIRING_SECONDS
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.session import Session
@@ -78,6 +80,8 @@ class Link(StreamOwner, SessionUser):
         self._asked = NEVER
         """When it was asked whether it is there, and has said nothing since."""
         self._swept_at = context.now
+        self._stuck: dict[int, tuple[int, float]] = {}
+        """Streams that nobody here uses any more: bytes that wait, and since when it has been so many."""
         self._scheduled = False
         self._broken = False
         self._reading = True
@@ -291,8 +295,27 @@ class Link(StreamOwner, SessionUser):
         for stream in [each for each in self.streams.values() if each.overdue() or each.untaken()]:
             self.cut(stream)
             stream.lose(ConnectionResetError("the other agent did not take the stream"))
+        self._cut_stuck(now)
         if self._asked != NEVER:
             if now - self._asked > LOST_SECONDS:
                 self.transport.abort()
         elif now - self._touched > PING_SECONDS:
             self.ask()
+
+    def _cut_stuck(self, now: float) -> None:
+        """Reset what was closed here, and stands still."""
+        stuck: dict[int, tuple[int, float]] = {}
+        for stream in list(self.session.streams.values()):
+            shared = self.streams.get(stream.number)
+            if shared is not None and not shared.is_closing():
+                continue
+            count, since = self._stuck.get(stream.number, (stream.queued, now))
+            if count == stream.queued and now - since > RETIRING_SECONDS:
+                self.session.reset(stream, wire.CANCEL)
+                if shared is not None:
+                    shared.lose(None)
+                self.idle_since = now
+                self.soon()
+            else:
+                stuck[stream.number] = (stream.queued, since if count == stream.queued else now)
+        self._stuck = stuck

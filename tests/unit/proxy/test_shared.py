@@ -17,6 +17,7 @@ from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, Dialled, Inside
+from nodeagent.proxy.http.patience import RETIRING_SECONDS
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
@@ -597,6 +598,27 @@ def test_a_peer_that_never_ends_a_closed_stream_does_not_keep_it() -> None:
     other.close()
     taking.link.sweep(taking.context.now)
     assert set(taking.link.session.streams) == {3}, "it has had no time"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_a_peer_does_not_take_of_a_closed_stream_is_not_kept_for_ever(ended: bool) -> None:
+    taking = Taking()
+    taking.feed(taking.head(1), frame(wire.DATA, wire.END_STREAM, 1, b"d") if ended else b"")
+    (closed,) = taking.taken
+    closed.write(b"a" * (wire.DEFAULT_WINDOW + 1000))
+    closed.close()
+    taking.turns.run()
+    for _ in range(3):
+        taking.link.sweep(taking.context.now)
+        taking.context.now += RETIRING_SECONDS - 1
+        taking.link.sweep(taking.context.now)
+        taking.feed(frame(wire.WINDOW_UPDATE, 0, 0, b"\0\0\0\1") + frame(wire.WINDOW_UPDATE, 0, 1, b"\0\0\0\1"))
+        assert set(taking.link.session.streams) == {1}, "it takes some of it"
+    taking.link.sweep(taking.context.now)
+    taking.context.now += RETIRING_SECONDS + 1
+    taking.link.sweep(taking.context.now)
+    assert [(each.number, each.code) for each in taking.said() if each.kind == wire.RST_STREAM] == [(1, wire.CANCEL)]
+    assert (taking.held, taking.link.idle()) == (0, True)
 
 
 @pytest.mark.parametrize("code", [wire.CANCEL, wire.NO_ERROR])
