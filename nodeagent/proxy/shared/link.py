@@ -242,6 +242,7 @@ class Link(StreamOwner, SessionUser):
         shared = self.streams.get(stream.number)
         if shared is not None:
             shared.ended()
+            self.session.release(stream, DOWNSTREAM)  # what it holds, it counts itself now
 
     def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         shared = self.streams.get(stream.number)

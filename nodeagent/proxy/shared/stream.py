@@ -79,6 +79,8 @@ class SharedStream:
         """For one or the other its writer was asked to pause."""
         self._came: collections.deque[bytes] = collections.deque()
         """What came while the protocol did not read: a window of the stream at most."""
+        self._whole = 0
+        """Bytes of it, when the peer has said all: its session may know nothing of the stream any more."""
         self._eof_sent = False
         self._eof_received = False
         self._eof_told = False
@@ -162,6 +164,8 @@ class SharedStream:
     def ended(self) -> None:
         """The peer sends no more."""
         self._eof_received = True
+        self._whole = sum([len(piece) for piece in self._came])
+        self._held.bytes += self._whole
         if self._closing:
             self._owner.forget(self)
         elif self._reading and not self._came:
@@ -253,7 +257,11 @@ class SharedStream:
         """Pass on what came while the protocol did not read."""
         came = self._came
         while came and self._reading and not self._closing and self.protocol is not None:
-            self.protocol.data_received(came.popleft())
+            piece = came.popleft()
+            if self._whole:
+                self._whole -= len(piece)
+                self._held.bytes -= len(piece)
+            self.protocol.data_received(piece)
         if came or not self._reading or self._closing:
             return
         self._owner.release(self)
@@ -273,6 +281,8 @@ class SharedStream:
         """Nothing is passed on any more; tell the protocol so in the loop's next turn."""
         self._closing = True
         self._came.clear()
+        self._held.bytes -= self._whole
+        self._whole = 0
         self._owner.context.loop.call_soon(self._tell_lost)
 
     def _tell_lost(self) -> None:

@@ -600,6 +600,32 @@ def test_a_peer_that_never_ends_a_closed_stream_does_not_keep_it() -> None:
     assert set(taking.link.session.streams) == {3}, "it has had no time"
 
 
+@pytest.mark.parametrize("end", ["read", "aborted", "lost"])
+def test_what_a_slow_reader_leaves_is_held_also_when_its_stream_has_ended(end: str) -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    (stream,) = taking.taken
+    slow = reader(stream)
+    stream.pause_reading()
+    stream.write_eof()
+    taking.feed(*[frame(wire.DATA, 0, 1, b"d" * 10_000)] * 3)
+    assert taking.held == 30_000
+    taking.feed(frame(wire.DATA, wire.END_STREAM, 1, b"d" * 10_000))
+    assert not taking.link.session.streams
+    assert taking.held == 40_000
+    if end == "lost":
+        taking.link.connection_lost(None)
+        taking.turns.run()
+        assert taking.held == 40_000
+    if end == "aborted":
+        stream.abort()
+    else:
+        stream.resume_reading()
+    taking.turns.run()
+    assert taking.held == 0
+    assert len(slow.came) == (0 if end == "aborted" else 40_000)
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_what_a_peer_does_not_take_of_a_closed_stream_is_not_kept_for_ever(ended: bool) -> None:
     taking = Taking()
