@@ -115,5 +115,8 @@ class HbonePool(SharedPool):
     def _possible(self) -> bool:
         return self._context.now >= self._refused_until  # the pod's own mesh has said that it can
 
+    def _not_linked(self, error: DialError) -> None:
+        raise error  # none has a connection of its own
+
     def _linked(self, transport: Transport, tls: Contexts) -> SharedUpstream:
         return HboneUpstream(self, self._context, transport, tls)

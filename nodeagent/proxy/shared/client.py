@@ -166,7 +166,8 @@ class SharedPool:
         direct = not dial.bound and dial.tunnel is None
         self._allowed = dial.expected is not None and direct and context.settings.shared_connections
         self._links: list[SharedUpstream] = []
-        self._dialling: asyncio.Future[None] | None = None
+        self._dialling: asyncio.Future[DialError | None] | None = None
+        """Tells those who wait for it how what is dialled now failed, or that it did not."""
         self._dialled_at = -RECENT_SECONDS
         self._refused_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -201,7 +202,10 @@ class SharedPool:
             if link is not None or len(self._links) >= MOST_CONNECTIONS:
                 return link
             if self._dialling is not None:
-                await asyncio.shield(self._dialling)
+                failed = await asyncio.shield(self._dialling)
+                if failed is not None:
+                    self._not_linked(failed)
+                    return None
                 continue
             own = await self._dial_more(carried)
             if own is not None:
@@ -225,22 +229,24 @@ class SharedPool:
         """
         waiting = self._dialling = self._context.loop.create_future()
         tls = self._dial.contexts()
+        failed: DialError | None = None
         try:
             dialled = await self._dial.connect(self._context, carried, shared=True)
-            if dialled.shared:
-                if not self._take(dialled, tls).free():
-                    self.refused()  # it is about to leave: the next one would, too
-                return None
+            if dialled.shared and not self._take(dialled, tls).free():
+                self.refused()  # it is about to leave: the next one would, too
         except DialError as error:
-            waiting.set_exception(error)
-            waiting.exception()  # it may be that nobody waits
+            failed = error
             raise
         finally:
             self._dialling = None
-            if not waiting.done():
-                waiting.set_result(None)
+            waiting.set_result(failed)
+        if dialled.shared:
+            return None
         self._refused_until = self._context.now + ASK_SECONDS
         return dialled
+
+    def _not_linked(self, error: DialError) -> None:
+        """Another one's dial failed by *error*: whoever waited for it dials his own, not the next in turn."""
 
     def _take(self, dialled: Dialled, tls: Contexts | None) -> SharedUpstream:
         """Use the shared connection that *dialled* is, and return it. Raises DialError."""

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from nodeagent.errors import HTTP2_BROKEN
+from nodeagent.errors import CONNECT_FAILED, HTTP2_BROKEN
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.dial import Dial, Dialled, Inside
+from nodeagent.proxy.dial import Dial, DialError, Dialled, Inside
 from nodeagent.proxy.http.patience import RETIRING_SECONDS
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
@@ -987,6 +987,32 @@ def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
         async with asyncio.timeout(5):
             assert (await sending.pool.connect("tcp", accompanied=True)).lease is None
         assert asked == [True, False]
+
+    asyncio.run(scene())
+
+
+def test_who_waits_for_a_connection_that_cannot_be_made_makes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one who waits dial the next to be shared, so that all the others wait once more."""
+    fails = asyncio.Event()
+    asked: list[bool] = []
+
+    async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
+        asked.append(shared)
+        if shared:
+            await fails.wait()
+            raise DialError(CONNECT_FAILED)
+        return Dialled()
+
+    async def scene() -> None:
+        monkeypatch.setattr(Dial, "connect", connect)
+        sending = Sending(0)
+        all_of = [asyncio.ensure_future(sending.pool.connect("tcp", accompanied=True)) for _ in range(4)]
+        await sending.turns()
+        fails.set()
+        first, *others = await asyncio.gather(*all_of, return_exceptions=True)
+        assert isinstance(first, DialError)
+        assert [type(each) for each in others] == [Dialled] * 3
+        assert asked == [True, False, False, False]
 
     asyncio.run(scene())
 
