@@ -19,7 +19,7 @@ from nodeagent.errors import (
     IdentityError,
     Reason,
 )
-from nodeagent.identity.tls import SHARED_ALPN, TUNNEL_ALPN, Contexts, Inside, peer_identity
+from nodeagent.identity.tls import SHARED_ALPN, TUNNEL_ALPN, Contexts, Inside, peer_expiry, peer_identity
 from nodeagent.mesh import entries
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
@@ -133,6 +133,7 @@ class Dial:
             found = peer_identity(stream.session, context.trust_domain)
             if found != self.expected:
                 raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
+            dialled.expires = peer_expiry(stream.session)
         except BaseException:
             stream.abort()
             raise
@@ -189,6 +190,8 @@ class Dialled(asyncio.Protocol):
         self.ended = self.lost = False
         self.shared = False
         """Its peer agreed to carry many connections over it."""
+        self.expires = 0.0
+        """When the certificate that its peer showed ends, Unix seconds; 0: it showed none."""
         self.lease: Lease | None = None
         """Of the shared connection that it is a stream of."""
         self._heard: asyncio.Future[None] | None = None

@@ -11,6 +11,7 @@ declared http HTTP/1.1, and any other what the client speaks.
 from __future__ import annotations
 
 import asyncio
+from time import time
 from typing import Final
 
 from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET
@@ -48,6 +49,8 @@ class Pool:
         self._idle: list[Upstream] = []
         self._bound: dict[int, Upstream] = {}
         """Idle ones that wait for their client's connection's next request, by its number."""
+        self._swept = 0.0
+        """When, in Unix seconds."""
         self._leaving: set[Upstream] = set()
         self._dialling: set[asyncio.Task[None]] = set()
 
@@ -92,6 +95,7 @@ class Pool:
         lease = upstream.lease = dialled.lease
         if lease is None:
             upstream.tls = self.dial.contexts()
+            upstream.expires = dialled.expires
             self._own.add(upstream)
         else:
             upstream.tls = lease.tls
@@ -131,7 +135,11 @@ class Pool:
     def _is_stale(self, upstream: Upstream) -> bool:
         """Say whether no request shall be sent on *upstream* any more."""
         lease = upstream.lease
-        return upstream.tls is not self.dial.contexts() or (lease is not None and lease.retired)
+        return (
+            upstream.tls is not self.dial.contexts()
+            or 0.0 < upstream.expires < self._swept
+            or (lease is not None and lease.retired)
+        )
 
     def forget(self, upstream: Upstream) -> None:
         """*upstream* is closed."""
@@ -163,6 +171,7 @@ class Pool:
             idle = -1.0
         # a certificate that was renewed is not shown until it ends: the server would cut the
         # connection
+        self._swept = time()
         stale = [
             upstream
             for upstream in (*self._idle, *self._bound.values())

@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Final
 
 from nodeagent.errors import CONNECT_TIMEOUT, HBONE_REFUSED, STREAMS_EXHAUSTED, UPSTREAM_TLS
-from nodeagent.identity.tls import Contexts
 from nodeagent.proxy.dial import DialError, Dialled
 from nodeagent.proxy.hbone.heads import connect_block, status_of
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.shared.client import SharedPool, SharedUpstream
+from nodeagent.proxy.shared.lease import Lease
 from nodeagent.proxy.shared.link import Link
 from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.proxy.transport import Transport
@@ -118,5 +118,5 @@ class HbonePool(SharedPool):
     def _not_linked(self, error: DialError) -> None:
         raise error  # none has a connection of its own
 
-    def _linked(self, transport: Transport, tls: Contexts) -> SharedUpstream:
-        return HboneUpstream(self, self._context, transport, tls)
+    def _linked(self, transport: Transport, lease: Lease) -> SharedUpstream:
+        return HboneUpstream(self, self._context, transport, lease)

@@ -421,6 +421,8 @@ class Upstream:
     """The client's connection for whose request it was dialled."""
     tls: Contexts | None = None
     """The TLS contexts that it was dialled with."""
+    expires = 0.0
+    """When the certificate that its server showed ends, Unix seconds; 0: it showed none."""
     idle_since = 0.0
     """When its keeper took it back, by the context's clock."""
     closes = False

@@ -2,15 +2,16 @@
 
 An exchange goes to a connection that takes one more; where none does it waits, and another
 connection is dialled while that helps. What waits is bounded. A connection that its endpoint
-leaves (GOAWAY), or whose certificate was renewed, takes no more exchanges and closes behind its
-last one. An endpoint that leaves every connection before it has taken an exchange is not dialled on
-and on: after UNUSED of them what waits goes elsewhere, or is refused.
+leaves (GOAWAY), whose certificate was renewed, or whose server's has ended, takes no more exchanges
+and closes behind its last one. An endpoint that leaves every connection before it has taken an
+exchange is not dialled on and on: after UNUSED of them what waits goes elsewhere, or is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+from time import time
 from typing import Final
 
 from nodeagent.errors import STREAMS_EXHAUSTED, UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
@@ -127,6 +128,7 @@ class StreamPool(StreamKeeper):
         group.dialling -= 1
         upstream = Http2Upstream(self, owner, self._context, dialled.transport, self._most)
         upstream.tls = tls if tls is not None else self._dial.contexts()
+        upstream.expires = dialled.expires
         dialled.transport.set_protocol(upstream)
         group.connections.append(upstream)
         if dialled.lost or dialled.ended:
@@ -195,11 +197,12 @@ class StreamPool(StreamKeeper):
         seconds = now - self._swept
         self._swept = now
         tls = self._dial.contexts()
+        wall = time()
         for key, group in list(self._groups.items()):
             for upstream in list(group.connections):
                 upstream.sweep(now, seconds)
                 gone = self._dial.bound and upstream.owner.closed is not None
-                if upstream.tls is not tls or gone:
+                if upstream.tls is not tls or gone or 0.0 < upstream.expires < wall:
                     upstream.closes = True
                 done = upstream.closes or self._context.draining or now - upstream.idle_since > idle
                 if done and not upstream.streams:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import time
 from typing import Final
 
 from nodeagent.errors import NO_CERTIFICATE, UPSTREAM_RESET
@@ -43,9 +44,9 @@ MOST_MOVES: Final = 3
 class SharedUpstream(Link):
     """The protocol of a shared connection to an endpoint's agent."""
 
-    def __init__(self, pool: SharedPool, context: Context, transport: Transport, tls: Contexts | None) -> None:
+    def __init__(self, pool: SharedPool, context: Context, transport: Transport, lease: Lease) -> None:
         Link.__init__(self, context, pool.held, transport, client=True)
-        self.lease = Lease(tls)
+        self.lease = lease
         self._pool = pool
         self._said = 0
         """How many streams the peer takes by its own word, while it is not believed; 0: it is."""
@@ -142,12 +143,13 @@ class SharedUpstream(Link):
 
     def sweep(self, now: float, idle: float, tls: Contexts | None) -> None:
         """Close it where nobody uses it for *idle* seconds at *now* (monotonic), retire it where *tls*
-        has been renewed, and see whether a peer that says nothing is still there.
+        has been renewed, or its peer's certificate has ended, and see whether a peer that says nothing is still there.
         """
         if self._said and now - self._refused_at > REFUSED_SECONDS:
             self.session.peer_streams = self._said
             self._said = 0
-        if self.lease.tls is not tls or (self.idle() and (self.context.draining or now - self.idle_since > idle)):
+        ended = self.lease.tls is not tls or 0.0 < self.lease.expires < time()
+        if ended or (self.idle() and (self.context.draining or now - self.idle_since > idle)):
             self.retire()
         if not self.lost:
             self.age()
@@ -256,15 +258,15 @@ class SharedPool:
         tls = tls if tls is not None else self._dial.contexts()
         if tls is None:
             raise DialError(NO_CERTIFICATE)
-        link = self._linked(dialled.transport, tls)
+        link = self._linked(dialled.transport, Lease(tls, dialled.expires))
         dialled.transport.set_protocol(link)
         self._links.append(link)
         if dialled.early:
             link.data_received(dialled.early)
         return link
 
-    def _linked(self, transport: Transport, tls: Contexts) -> SharedUpstream:
-        return SharedUpstream(self, self._context, transport, tls)
+    def _linked(self, transport: Transport, lease: Lease) -> SharedUpstream:
+        return SharedUpstream(self, self._context, transport, lease)
 
     # -- what connections tell --
 

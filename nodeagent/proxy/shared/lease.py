@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 class Lease:
     """The use of one shared connection."""
 
-    def __init__(self, tls: Contexts | None) -> None:
+    def __init__(self, tls: Contexts | None, expires: float = 0.0) -> None:
         self.tls = tls
         """The TLS contexts that it was dialled with."""
+        self.expires = expires
+        """When the certificate that its peer showed ends, Unix seconds; 0: it showed none."""
         self.retired = False
         """Nothing new shall be sent on its streams."""

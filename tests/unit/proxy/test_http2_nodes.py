@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_streams_of_one_client_share_one_connection_between_the_nodes(tls: dict[
         assert b"URI=spiffe://cluster.local/ns/default/sa/client" in head[b"x-forwarded-client-cert"]
 
     play(apps, scene, tls, protocol=protocol)  # type: ignore[arg-type]
+
+
+def test_no_server_is_asked_again_over_a_connection_whose_certificate_has_ended(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        client = await Http2Client.on(await nodes.connect())
+        assert (await client.get("/")).status == 200
+        groups = [group for pool in nodes.near.routing.pools() for group in pool.streams._groups.values()]
+        (upstream,) = [each for group in groups for each in group.connections]
+        assert time.time() < upstream.expires < time.time() + 3700
+        (before,) = nodes.far.context.connections.values()
+        upstream.expires = 1.0
+        await until(lambda: before.closed is not None)
+        assert (await client.get("/")).status == 200
+
+    play(Apps(echo), scene, tls, protocol="http2")
 
 
 def test_a_port_declared_http_is_asked_in_http1_on_the_way_too(tls: dict[str, Contexts]) -> None:

@@ -5,6 +5,7 @@ without, and whom they never bring together.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
+from nodeagent.proxy.shared.lease import Lease
 from nodeagent.proxy.shared.link import LOST_SECONDS, PING_SECONDS, STREAM_WINDOW
 from nodeagent.proxy.shared.server import REFUSALS, WARNED_SECONDS, SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import KEPT, SharedStream
@@ -118,6 +120,29 @@ def test_who_is_alone_has_a_connection_of_its_own(tls: dict[str, Contexts]) -> N
         assert [each.protocol for each in nodes.far.context.connections.values()] == ["http"]
 
     play(answering(lambda head, body: ok(b"ok")), scene, tls, protocol="http")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_server_is_asked_again_over_a_connection_whose_certificate_has_ended(
+    tls: dict[str, Contexts], count: int
+) -> None:
+    """Neither over one of its own nor over a stream; what is under way goes on."""
+
+    async def scene(nodes: Nodes) -> None:
+        (client, *_) = await together(nodes, count)
+        (pool,) = [each for each in nodes.near.routing.pools() if each.idle()]
+        proved: list[Any] = [link.lease for link in pool.shared._links]
+        proved += [each for each in pool.idle() if each.lease is None]
+        assert len(proved) == (1 if count == 1 else 2)
+        before = list(nodes.far.context.connections.values())
+        for each in proved:
+            assert time.time() < each.expires < time.time() + 3700
+            each.expires = 1.0
+        await until(lambda: all(each.closed is not None for each in before))
+        assert not pool.idle()
+        assert (await get(client, "/again"))[1] == b"/again"
+
+    play(Held(count), scene, tls, protocol="http")
 
 
 def test_nothing_is_shared_where_that_is_switched_off(tls: dict[str, Contexts]) -> None:
@@ -759,7 +784,7 @@ class Sending:
         self.context = context(asyncio.get_running_loop(), {})  # type: ignore[arg-type]  # a real one is no Turns
         dial = Dial(enrolled(), "10.0.0.1", 80, SpiffeId("spiffe://cluster.local/ns/default/sa/server"))
         self.pool = SharedPool(self.context, dial, lambda lease: None)
-        self.links = [SharedUpstream(self.pool, self.context, Pipe(), None) for _ in range(count)]
+        self.links = [SharedUpstream(self.pool, self.context, Pipe(), Lease(None)) for _ in range(count)]
         self.pool._links.extend(self.links)
         for link in self.links:
             link.data_received(SETTLED)
