@@ -48,8 +48,8 @@ class SharedUpstream(Link):
         Link.__init__(self, context, pool.held, transport, client=True)
         self.lease = lease
         self._pool = pool
-        self._said = 0
-        """How many streams the peer takes by its own word, while it is not believed; 0: it is."""
+        self._said: int | None = None
+        """How many streams the peer takes by its own word, while it is not believed; None: it is."""
         self._refused_at = 0.0
 
     def free(self) -> bool:
@@ -96,17 +96,17 @@ class SharedUpstream(Link):
             if not self.session.leaving:
                 self._refused()
             if shared.movable():
-                del self.streams[stream.number]
+                self.forget(shared)
                 self._pool.again(shared)
                 return
         Link.on_reset(self, stream, code, ours=ours)
 
     def _refused(self) -> None:
         """The peer takes no more streams than there are, whatever it said; none at all: it takes none now."""
-        if not self._said:
+        if self._said is None:
             self._said = self.session.peer_streams
         self._refused_at = self.context.now
-        self.session.peer_streams = max(1, len(self.session.streams))
+        self.session.peer_streams = min(self._said, max(1, len(self.session.streams)))
         if not self.session.streams:
             self._pool.refused()
 
@@ -145,9 +145,9 @@ class SharedUpstream(Link):
         """Close it where nobody uses it for *idle* seconds at *now* (monotonic), retire it where *tls*
         has been renewed, or its peer's certificate has ended, and see whether a peer that says nothing is still there.
         """
-        if self._said and now - self._refused_at > REFUSED_SECONDS:
+        if self._said is not None and now - self._refused_at > REFUSED_SECONDS:
             self.session.peer_streams = self._said
-            self._said = 0
+            self._said = None
         ended = self.lease.tls is not tls or 0.0 < self.lease.expires < time()
         if ended or (self.idle() and (self.context.draining or now - self.idle_since > idle)):
             self.retire()
@@ -252,12 +252,10 @@ class SharedPool:
 
     def _take(self, dialled: Dialled, tls: Contexts | None) -> SharedUpstream:
         """Use the shared connection that *dialled* is, and return it. Raises DialError."""
-        if dialled.lost or dialled.ended:
-            dialled.transport.abort()
-            raise DialError(UPSTREAM_RESET)
         tls = tls if tls is not None else self._dial.contexts()
-        if tls is None:
-            raise DialError(NO_CERTIFICATE)
+        if tls is None or dialled.lost or dialled.ended:
+            dialled.transport.abort()
+            raise DialError(NO_CERTIFICATE if tls is None else UPSTREAM_RESET)
         link = self._linked(dialled.transport, Lease(tls, dialled.expires))
         dialled.transport.set_protocol(link)
         self._links.append(link)

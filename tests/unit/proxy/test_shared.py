@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.errors import CONNECT_FAILED, HTTP2_BROKEN
+from nodeagent.errors import CONNECT_FAILED, HTTP2_BROKEN, NO_CERTIFICATE
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
@@ -1016,6 +1016,23 @@ def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
     asyncio.run(scene())
 
 
+def test_a_connection_that_takes_no_more_closes_behind_a_last_stream_that_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        sending = Sending(1)
+        (link,) = sending.links
+        connection_of_its_own(monkeypatch)
+        link.open("tcp")
+        link.retire()
+        await sending.turns()
+        assert not link.transport.is_closing()
+        await sending.refuse(link)
+        assert link.transport.is_closing()
+
+    asyncio.run(scene())
+
+
 def test_who_waits_for_a_connection_that_cannot_be_made_makes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does one who waits dial the next to be shared, so that all the others wait once more."""
     fails = asyncio.Event()
@@ -1038,6 +1055,39 @@ def test_who_waits_for_a_connection_that_cannot_be_made_makes_its_own(monkeypatc
         assert isinstance(first, DialError)
         assert [type(each) for each in others] == [Dialled] * 3
         assert asked == [True, False, False, False]
+
+    asyncio.run(scene())
+
+
+def test_a_peer_that_takes_no_stream_by_its_own_word_is_believed_a_while_later() -> None:
+    """It said so when one was under way already."""
+
+    async def scene() -> None:
+        sending = Sending(1)
+        (link,) = sending.links
+        link.open("http")
+        link.data_received(wire.settings(((wire.MAX_CONCURRENT_STREAMS, 0),)))
+        await sending.refuse(link)
+        for _ in range(2):
+            assert not link.free()
+            sending.context.now += REFUSED_SECONDS + 0.1
+            sending.pool.sweep(sending.context.now, 3600)
+
+    asyncio.run(scene())
+
+
+def test_a_connection_whose_pod_has_no_certificate_any_more_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialled = Dialled()
+    dialled.transport, dialled.shared = Kept(), True
+
+    async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
+        return dialled
+
+    async def scene() -> None:
+        monkeypatch.setattr(Dial, "connect", connect)
+        with pytest.raises(DialError, match=NO_CERTIFICATE.code):
+            await Sending(0).pool.connect("tcp", accompanied=True)
+        assert dialled.transport.is_closing()
 
     asyncio.run(scene())
 
