@@ -132,11 +132,13 @@ def up(box: Path, files: Path, host: Host, folder: Path, *, bare: str = "") -> I
             asked = ["--no-provision", bare] if bare else []
             run("vagrant up", ["vagrant", "up", "--provider=libvirt", *asked], log, UP_SECONDS, environment)
             config = subprocess.run(
-                ["vagrant", "ssh-config", *names], env=environment, capture_output=True, text=True, check=True
-            ).stdout
+                ["vagrant", "ssh-config", *names], env=environment, capture_output=True, text=True, check=False
+            )
+            if config.returncode:
+                raise Failed(f"vagrant ssh-config: {config.stderr.strip()[-500:]}; does another run use {folder}?")
             ssh = work / "ssh"
             ssh.write_text(
-                f"{config}\nHost *\n  ControlMaster auto\n  ControlPath {work}/%h.socket\n  ControlPersist 600\n"
+                f"{config.stdout}\nHost *\n  ControlMaster auto\n  ControlPath {work}/%h.socket\n  ControlPersist 600\n"
                 "  ConnectTimeout 20\n  ServerAliveInterval 10\n  LogLevel ERROR\n"
             )
             yield Lab({name: Machine(name, ssh) for name in names}, folder)
