@@ -12,7 +12,7 @@ PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iprou
 	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev systemd apparmor
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled. Without symbols for a debugger, which name the
 # folder of the build.
-HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/grpc/call proxy/grpc/messages proxy/grpc/web proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
+HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/pieces proxy/grpc/call proxy/grpc/messages proxy/grpc/web proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
 	$(addprefix proxy/http2/hpack/,static integers huffman table decoder encoder) \
 	$(addprefix proxy/http2/,frames stream held user sender control session heads exchange downstream upstream streams) \
 	$(addprefix proxy/shared/,heads lease stream own link client server) \

@@ -57,6 +57,7 @@ from nodeagent.proxy.carriage import Carriage
 from nodeagent.proxy.http.answers import refusal
 from nodeagent.proxy.http.fields import NO_FIELDS, Field, is_client_cert, joined, without
 from nodeagent.proxy.http.hop import Hop
+from nodeagent.proxy.pieces import add
 
 if TYPE_CHECKING:
     from nodeagent.identity.tls import Contexts
@@ -175,7 +176,7 @@ class Exchange:
             return
         if pending is None:
             pending = self.pending = []
-        pending.append(piece)
+        add(pending, piece)
         self.pending_bytes += len(piece)
         if self.arrived is not None:
             self.progressed()

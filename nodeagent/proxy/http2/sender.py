@@ -12,8 +12,9 @@ from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
 from nodeagent.proxy.http2.held import HeldBytes, Holder, Untaken
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.stream import Http2Stream, add
+from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
+from nodeagent.proxy.pieces import add
 
 CONNECTION_WINDOW: Final = 1 << 22
 WIDENED: Final = 1 << 22

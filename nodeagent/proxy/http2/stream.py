@@ -7,12 +7,11 @@ from typing import Final
 
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
 from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.pieces import add
 
 BODY: Final = 1
 UPSTREAM: Final = 2
 DOWNSTREAM: Final = 4
-SMALL: Final = 1 << 11
-"""Pieces up to so many bytes are kept as one: each costs some 50 more."""
 CAUSES: Final = {"body": BODY, "upstream": UPSTREAM}
 """Why no more of a body is taken from the peer, as bits."""
 
@@ -75,11 +74,3 @@ class Http2Stream:
                 self.kept = None
             else:
                 add(kept, piece)
-
-
-def add(pieces: list[bytes] | collections.deque[bytes], piece: bytes) -> None:
-    """Keep *piece* behind *pieces*; many small ones cost more than their bytes."""
-    if pieces and len(piece) <= SMALL and len(pieces[-1]) <= SMALL:
-        pieces[-1] += piece
-    else:
-        pieces.append(piece)

@@ -7,7 +7,8 @@ from typing import Final
 
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http2.held import HeldBytes
-from nodeagent.proxy.http2.stream import Http2Stream, add
+from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.pieces import add
 from nodeagent.proxy.shared.heads import Carried
 from nodeagent.proxy.transport import Receiver, Transport
 

@@ -736,6 +736,16 @@ def test_a_client_whose_transport_keeps_too_much_is_cut() -> None:
     assert pod.held.bytes <= HELD
 
 
+def test_a_body_in_single_bytes_that_waits_for_an_endpoint_is_kept_as_few() -> None:
+    server = Server()
+    server.feed(server.head(1, POST, end=False))
+    (exchange,) = server.stages.exchanges
+    for _ in range(1000):
+        server.feed(frame(wire.DATA, 0, 1, b"x"))
+    assert exchange.pending == [b"x" * 1000]
+    assert exchange.pending_bytes == 1000
+
+
 def test_what_has_been_taken_is_not_held() -> None:
     server = Server()
     asked_much(server, 1, 1 << 20)
