@@ -7,6 +7,7 @@ Each box, named by whose kernel it has, is booted once; what ``nodeagent check``
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ class Kernel:
     findings: list[dict[str, Any]]
 
     @property
+    def version(self) -> list[int]:
+        """The numbers before what Debian adds: of ``6.12.117+deb13-cloud-amd64`` the first three."""
+        return [int(part) for part in re.split(r"[^\d.]", self.release)[0].split(".")]
+
+    @property
     def missing(self) -> list[str]:
         """The features without which the agent cannot work."""
         return [each["feature"] for each in self.findings if each["state"] == "missing"]
@@ -43,7 +49,7 @@ class Kernel:
 def kept() -> Iterator[Kernel]:
     """Yield the kernels that were tried, the oldest first."""
     found = [Kernel(**json.loads(path.read_text())) for path in KEPT.glob("*.json")]
-    yield from sorted(found, key=lambda kernel: [int(part) for part in kernel.release.split("-")[0].split(".")])
+    yield from sorted(found, key=lambda kernel: kernel.version)
 
 
 def tried(package: Path, box: Path, found: host.Host) -> Kernel:
