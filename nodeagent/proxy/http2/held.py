@@ -23,8 +23,6 @@ from typing import Final
 
 from mypy_extensions import trait
 
-from nodeagent.proxy.http2.stream import Http2Stream
-
 FREED: Final = 16
 """This part of what may be held is free after a look, or has come anew before the next one."""
 
@@ -37,20 +35,20 @@ class Holder:
         """Return who is at its other end."""
         raise NotImplementedError
 
-    def untaken(self) -> list[Untaken]:
+    def backlogs(self) -> list[Backlog]:
         """Return what waits for somebody who takes none of it now."""
         raise NotImplementedError
 
-    def give_up(self, stream: Http2Stream | None) -> None:
-        """End *stream*; None: all of the connection, whose transport takes nothing."""
+    def give_up(self, stream: int) -> None:
+        """End the stream of this number; 0: all of the connection, whose transport takes nothing."""
         raise NotImplementedError
 
 
-class Untaken:
+class Backlog:
     """What one stream holds, or a transport."""
 
-    def __init__(self, holder: Holder, stream: Http2Stream | None, size: int, *, stands: bool) -> None:
-        """*stands*: none of it was taken for a while."""
+    def __init__(self, holder: Holder, stream: int, size: int, *, stands: bool) -> None:
+        """*stream*: its number; 0: the transport. *size*: bytes. *stands*: none of it was taken for a while."""
         self.holder = holder
         self.stream = stream
         self.size = size
@@ -82,33 +80,33 @@ class HeldBytes:
     def relieve(self, most: int) -> None:
         """More than *most* bytes are held: have those give way who hold most."""
         parties = self._parties()
-        ranks = [(-sum([each.size for each in untaken]), party) for party, untaken in parties.items()]
+        ranks = [(-sum([each.size for each in backlogs]), party) for party, backlogs in parties.items()]
         heapq.heapify(ranks)
         part = most // FREED
         left = self.bytes
         while left > most - part and ranks:
             weight, party = ranks[0]
-            untaken = parties[party]
-            last = untaken.pop()
+            backlogs = parties[party]
+            last = backlogs.pop()
             last.holder.give_up(last.stream)
             left -= last.size
-            if untaken:
+            if backlogs:
                 heapq.heapreplace(ranks, (weight + last.size, party))
             else:
                 heapq.heappop(ranks)
         self.alarm = max(most, left + part)
 
-    def _parties(self) -> dict[str, list[Untaken]]:
+    def _parties(self) -> dict[str, list[Backlog]]:
         """Return what waits for each party, what gives way first last."""
-        parties: dict[str, list[Untaken]] = {}
+        parties: dict[str, list[Backlog]] = {}
         for holder in self._holders:
-            untaken = holder.untaken()
-            if untaken:
-                parties.setdefault(holder.party(), []).extend(untaken)
+            backlogs = holder.backlogs()
+            if backlogs:
+                parties.setdefault(holder.party(), []).extend(backlogs)
         for each in parties.values():
             each.sort(key=_rank)
         return parties
 
 
-def _rank(untaken: Untaken) -> tuple[bool, int]:
-    return untaken.stands, untaken.size
+def _rank(backlog: Backlog) -> tuple[bool, int]:
+    return backlog.stands, backlog.size

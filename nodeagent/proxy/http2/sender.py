@@ -10,7 +10,7 @@ from typing import Final
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
-from nodeagent.proxy.http2.held import HeldBytes, Holder, Untaken
+from nodeagent.proxy.http2.held import Backlog, HeldBytes, Holder
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
@@ -153,30 +153,31 @@ class FrameSender(Holder):
     def party(self) -> str:
         return self._user.party()
 
-    def untaken(self) -> list[Untaken]:
+    def backlogs(self) -> list[Backlog]:
         since = self._clock - STANDS_SECONDS
-        found: list[Untaken] = []
+        found: list[Backlog] = []
         for stream in self.streams.values():
             size = stream.owed
             if self.blocked or min(stream.window, self._window) <= 0:
                 size += stream.queued
             if size:
-                found.append(Untaken(self, stream, size, stands=stream.moved <= since))
+                found.append(Backlog(self, stream.number, size, stands=stream.moved <= since))
         if self.unsent:
-            found.append(Untaken(self, None, self.unsent, stands=self._kept_since <= since))
+            found.append(Backlog(self, 0, self.unsent, stands=self._kept_since <= since))
         return found
 
-    def give_up(self, stream: Http2Stream | None) -> None:
-        if stream is not None:
-            if self._is_gone(stream):
-                return
-            self.reset(stream, wire.ENHANCE_YOUR_CALM)
+    def give_up(self, stream: int) -> None:
+        found = self.streams.get(stream)
+        if stream and found is None:
+            return
+        if found is not None:
+            self.reset(found, wire.ENHANCE_YOUR_CALM)
         else:
             self._held.bytes -= self.unsent
             self.unsent = 0
             if self.broken is None:
                 self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for a transport that takes nothing"))
-        self._user.on_given_up(stream)
+        self._user.on_given_up(found)
 
     def finish(self, stream: Http2Stream, trailers: list[Field]) -> None:
         """End the stream's direction behind what waits, with *trailers* where there are any."""
