@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from nodeagent.compare.modes import CallPath
 from nodeagent.compare.result import ComparisonResult
 from nodeagent.compare.run import ComparisonPlan, Results, run
 from nodeagent.errors import NodeagentError
+from nodeagent.lab.interruption import interruptible
 
 _MAIN: Final = ("direct", "nodeagent", "nodeagent-kernel", "sidecar", "envoy")
 _WORKLOADS: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
@@ -223,26 +223,16 @@ def _earlier(path: Path | None) -> ComparisonResult | None:
 def _carry_out(plan: ComparisonPlan, results: Results) -> bool:
     """Return whether it ended early; what was measured until then is in *results*."""
     console = Console(stderr=True)
-    interrupted = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     started = time.monotonic()
     try:
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-        ) as shown:
+        with (
+            interruptible((signal.SIGINT, signal.SIGTERM)),
+            Progress(*columns, console=console, transient=True) as shown,
+        ):
             task = shown.add_task("")
 
             def progress(what: str, done: int, total: int) -> None:
-                # an exception that comes while an object is being finalised is ignored by the
-                # interpreter
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
                 shown.update(task, description=what, completed=done, total=total)
 
             run(plan, results, progress)

@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import Final
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from nodeagent.lab.demo.application import manifest
 from nodeagent.lab.demo.findings import Findings
 from nodeagent.lab.demo.traffic import measure, visit
 from nodeagent.lab.demo.wiretap import record
+from nodeagent.lab.interruption import interruptible
 
 LABS: Final[dict[Mode, str]] = {"direct": "demo-direct", "nodeagent": "demo"}
 _WIDTH: Final = 90
@@ -55,7 +55,7 @@ def run(console: Console, requests: int) -> Findings:
     Raises LabError and other NodeagentErrors, and KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP.
     """
     steps = Steps(console)
-    with _alone(), _interruptible():
+    with _alone(), interruptible(_ENDING):
         try:
             return _carry_out(steps, requests)
         finally:
@@ -113,21 +113,6 @@ def _alone() -> Iterator[None]:
         except OSError:
             raise LabError("another demo is running on this machine: wait for it, or end it") from None
         yield
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make every signal that asks to end raise KeyboardInterrupt meanwhile, so that the labs are removed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _ignore_signals() -> None:
