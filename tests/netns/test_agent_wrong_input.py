@@ -139,8 +139,8 @@ def test_a_restart_while_it_is_wrong_keeps_the_last_good_one(policies: Policies,
     policies.put("good", "kind: [")
     eventually(lambda: len(policies.rows()) == 2, "it is refused")
     restart(policies, how)
-    assert row(policies, "good")["state"] == "in force"
     assert status(lab, "client", url(policies)) == 403
+    eventually(lambda: row(policies, "good")["state"] == "in force", "workers have said what they do")
 
 
 @pytest.mark.parametrize("how", ["control", "daemon"])

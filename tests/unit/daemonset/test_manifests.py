@@ -22,12 +22,16 @@ from nodeagent.resources.security import KINDS
 ROOT = Path(__file__).parents[3]
 DAEMONSET = ROOT / "daemonset"
 KUSTOMIZATIONS = sorted(DAEMONSET.rglob("kustomization.yaml"))
+COMPARED = DAEMONSET / "overlays" / "sidecar-comparison" / "pods"
+"""Applications, which are no part of the agent."""
 NAMES = [str(path.parent.relative_to(DAEMONSET)) for path in KUSTOMIZATIONS]
 
 
 def documents(*folders: str) -> Iterator[dict[str, Any]]:
     for folder in folders or ("",):
         for path in sorted((DAEMONSET / folder).rglob("*.yaml")):
+            if path.parent == COMPARED:
+                continue
             yield from (each for each in yaml.safe_load_all(path.read_text()) if isinstance(each, dict))
 
 
