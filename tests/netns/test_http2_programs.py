@@ -116,15 +116,21 @@ OTHERWISE = {
     "http2/5.3.1/2": "the same, in a frame of its own",
 }
 """Tests of h2spec that do not pass, and why they need not."""
-RACED = {
-    "http2/6.9/2": "where the answer ended first, the update that is wrong meets a stream that is closed: it is ignored"
-}
-"""Those that need not pass always."""
+TIMES = 4
+"""So often at most h2spec is asked. What it sends behind a request may come behind the whole answer, to
+a stream that is closed, where it is ignored: then a test fails that passes the next time.
+"""
 
 
 def test_the_rules_hold_as_h2spec_knows_them(lab: Lab) -> None:
-    done = lab.exec("client", ["h2spec", cluster_ip(lab, "node-near"), "80", "5"], timeout=300)
-    assert done.returncode == 0, done
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["failed"].keys() - RACED.keys() == OTHERWISE.keys(), told["failed"]
-    assert told["passed"] + len(told["failed"]) == H2SPEC
+    always: dict[str, str] | None = None
+    for _ in range(TIMES):
+        done = lab.exec("client", ["h2spec", cluster_ip(lab, "node-near"), "80", "5"], timeout=300)
+        assert done.returncode == 0, done
+        told = json.loads(done.stdout.splitlines()[-1])
+        assert told["passed"] + len(told["failed"]) == H2SPEC
+        always = {name: said for name, said in told["failed"].items() if always is None or name in always}
+        if always.keys() == OTHERWISE.keys():
+            break
+    assert always is not None
+    assert always.keys() == OTHERWISE.keys(), always
