@@ -37,6 +37,9 @@ H2SPEC := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/h2spec-$(shell cat $(
 # OpenSearch for tests/sinks, by Maven; and what that takes.
 SEARCH_BUILD := tests/sinks/build
 SEARCH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/search-$(shell find $(SEARCH_BUILD) -type f | sort | xargs cat | sha256sum | head -c 8)
+# OpenTelemetry's receivers of logs for tests/sinks: built from Go modules once for each content of their folder.
+RECEIVERS_BUILD := tests/sinks/collector
+RECEIVERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/receivers-$(shell cat $(RECEIVERS_BUILD)/* | sha256sum | head -c 8)/receivers
 SEARCH_PACKAGES := maven openjdk-17-jdk-headless
 # Virtual machines: what boots them, and the boxes, one for each content of what makes them and each kernel.
 VM_PACKAGES := mmdebstrap e2fsprogs qemu-system-x86 qemu-utils seabios vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon-driver-qemu dnsmasq-base openssh-client
@@ -96,8 +99,8 @@ scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Serv
 nodes: setup kube image ## what the agents of two nodes with 250 pods cost, 110 of them in the mesh: start, idle CPU, memory (root)
 	@tests/room.sh $(PYTHON) -m tests.kube_nodes
 
-sinks: $(SEARCH)/classpath packages $(VENV)/.complete ## sinks of logs against real servers: OpenSearch behind nginx with TLS and a login (root)
-	@SEARCH=$(SEARCH) tests/room.sh $(PYTHON) -m pytest -q -p no:cacheprovider tests/sinks/contract.py
+sinks: $(SEARCH)/classpath $(RECEIVERS) packages $(VENV)/.complete ## sinks of logs against real servers: OpenSearch behind nginx with TLS and a login, OpenTelemetry's receivers of OTLP, forward and Loki's API (root)
+	@SEARCH=$(SEARCH) RECEIVERS=$(RECEIVERS) tests/room.sh $(PYTHON) -m pytest -q -p no:cacheprovider tests/sinks/contract.py tests/sinks/receivers.py
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)
@@ -182,6 +185,12 @@ $(GRPC_LOAD):
 
 $(H2SPEC):
 	@$(call BUILD_GO,$(H2SPEC_BUILD))
+
+$(RECEIVERS):
+	@echo "building OpenTelemetry's receivers: once, some minutes"
+	@mkdir -p $(@D)
+	@$(call FIND_GO,$(RECEIVERS_BUILD)); \
+	cd $(RECEIVERS_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "-s -w" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
 
 $(KUBE):
 	@echo "building Kubernetes $(KUBE_VERSION): once, some minutes"

@@ -1,4 +1,6 @@
-"""Real servers for logs: OpenSearch, which ``make sinks`` builds, and nginx in front of it."""
+"""Real servers for logs, which ``make sinks`` builds: OpenSearch, nginx in front of it, and OpenTelemetry's
+receivers of OTLP, Fluentd's forward protocol and Loki's push API (``collector/``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import urllib.error
@@ -51,6 +54,101 @@ http {{
   }}
 }}
 """
+
+OTLP_PORT = 19317
+FORWARD_PORT = 19224
+LOKI_PORT = 19100
+RECEIVERS = """
+receivers:
+  otlp: {{protocols: {{grpc: {{endpoint: "127.0.0.1:{otlp}"}}}}}}
+  fluentforward: {{endpoint: "127.0.0.1:{forward}"}}
+  loki: {{protocols: {{http: {{endpoint: "127.0.0.1:{loki}"}}}}, use_incoming_timestamp: true}}
+exporters:
+  file/otlp: {{path: "{folder}/otlp", append: true, flush_interval: 50ms}}
+  file/forward: {{path: "{folder}/forward", append: true, flush_interval: 50ms}}
+  file/loki: {{path: "{folder}/loki", append: true, flush_interval: 50ms}}
+service:
+  telemetry: {{metrics: {{level: none}}, logs: {{level: warn}}}}
+  pipelines:
+    logs/otlp: {{receivers: [otlp], exporters: [file/otlp]}}
+    logs/forward: {{receivers: [fluentforward], exporters: [file/forward]}}
+    logs/loki: {{receivers: [loki], exporters: [file/loki]}}
+"""
+
+
+class Receivers:
+    """OpenTelemetry's; what each has received stands in *folder*."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start them, and wait until they listen."""
+        assert "RECEIVERS" in os.environ, "run `make sinks`, which builds the receivers and says where they are"
+        ports = {"otlp": OTLP_PORT, "forward": FORWARD_PORT, "loki": LOKI_PORT}
+        settings = self._folder / "receivers.yaml"
+        settings.write_text(RECEIVERS.format(folder=self._folder, **ports))
+        with (self._folder / "log").open("ab") as log:
+            command = [os.environ["RECEIVERS"], "--config", f"file:{settings}"]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        eventually(lambda: all(map(_listens, ports.values())), f"they listen: {self._folder / 'log'}", 120)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End them."""
+        if self._process:
+            self._process.send_signal(how)
+            self._process.wait(60)
+            self._process = None
+
+    def records(self, protocol: str) -> list[tuple[dict[str, Any], Any]]:
+        """Return what came by *protocol*: the attributes of its resource and its own, and its body."""
+        path = self._folder / protocol
+        rows = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        found: list[tuple[dict[str, Any], Any]] = []
+        for resource in (each for row in rows for each in json.loads(row)["resourceLogs"]):
+            whose = _attributes(resource.get("resource", {}))
+            for scope in resource["scopeLogs"]:
+                found += [(whose | _of_its_own(each), _value(each["body"])) for each in scope["logRecords"]]
+        return found
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    return {each["key"]: _value(each["value"]) for each in holder.get("attributes", ())}
+
+
+def _of_its_own(record: Any) -> dict[str, Any]:
+    return {**_attributes(record), "time": int(record.get("timeUnixNano", 0))}
+
+
+def _value(value: Any) -> Any:
+    """Return a value of OTLP's JSON as it is."""
+    match value:
+        case {"kvlistValue": holder}:
+            return {each["key"]: _value(each["value"]) for each in holder.get("values", ())}
+        case {"intValue": number}:
+            return int(number)
+        case _:
+            return next(iter(value.values()), None)
+
+
+@contextmanager
+def receiving(folder: Path) -> Iterator[Receivers]:
+    """The receivers."""
+    receivers = Receivers(folder)
+    try:
+        receivers.start()
+        yield receivers
+    finally:
+        receivers.stop(signal.SIGKILL)
 
 
 class Search:
