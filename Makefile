@@ -187,10 +187,7 @@ $(H2SPEC):
 	@$(call BUILD_GO,$(H2SPEC_BUILD))
 
 $(RECEIVERS):
-	@echo "building OpenTelemetry's receivers: once, some minutes"
-	@mkdir -p $(@D)
-	@$(call FIND_GO,$(RECEIVERS_BUILD)); \
-	cd $(RECEIVERS_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "-s -w" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+	@$(call BUILD_GO,$(RECEIVERS_BUILD))
 
 $(KUBE):
 	@echo "building Kubernetes $(KUBE_VERSION): once, some minutes"
