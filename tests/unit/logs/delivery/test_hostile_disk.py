@@ -111,6 +111,9 @@ def test_every_record_is_somewhere_and_arrives_once_the_disk_is_well(
             for phase in range(10):
                 disk.share = chance.choice([0.0, 0.1, 0.3]) if phase < 8 else 0.0
                 sink.answer = chance.choice([half_the_time(chance), down, down])
+                if phase == 0:  # what threads do when leaves no more to chance than how much fails
+                    disk.share = 0.3
+                    sink.answer = down
                 await offer_what_fits(scene, 60)
                 accounted(scene)
             sink.answer = up
