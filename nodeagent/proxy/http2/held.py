@@ -11,7 +11,7 @@ What waits belongs to a party: the identity at the other end, or its address whe
 on however many connections. The party for which most waits loses a stream, and again whichever it
 is then, until a part of the bound is free: those that have stood still first, of them the largest.
 A stream whose windows and transport are open holds nothing in this sense, its bytes only wait for
-their turn.
+their turn. All others that are counted somebody can give up.
 
 So many bytes have to come before all streams are looked at once more: a look costs little for each.
 """
@@ -23,13 +23,15 @@ from typing import Final
 
 from mypy_extensions import trait
 
+STANDS_SECONDS: Final = 1.0
+"""Of what waits nothing was taken for so long: then it gives way before what moves."""
 FREED: Final = 16
 """This part of what may be held is free after a look, or has come anew before the next one."""
 
 
 @trait
 class Holder:
-    """A connection that makes the worker hold bytes."""
+    """A connection, or a stream, that makes the worker hold bytes."""
 
     def party(self) -> str:
         """Return who is at its other end."""
@@ -40,7 +42,9 @@ class Holder:
         raise NotImplementedError
 
     def give_up(self, stream: int) -> None:
-        """End the stream of this number; 0: all of the connection, whose transport takes nothing."""
+        """End the stream of this number; 0: all of the connection, whose transport takes nothing. What it
+        held is let go at once; what has ended meanwhile, another one's end took along.
+        """
         raise NotImplementedError
 
 
@@ -83,18 +87,16 @@ class HeldBytes:
         ranks = [(-sum([each.size for each in backlogs]), party) for party, backlogs in parties.items()]
         heapq.heapify(ranks)
         part = most // FREED
-        left = self.bytes
-        while left > most - part and ranks:
+        while self.bytes > most - part and ranks:
             weight, party = ranks[0]
             backlogs = parties[party]
             last = backlogs.pop()
             last.holder.give_up(last.stream)
-            left -= last.size
             if backlogs:
                 heapq.heapreplace(ranks, (weight + last.size, party))
             else:
                 heapq.heappop(ranks)
-        self.alarm = max(most, left + part)
+        self.alarm = max(most, self.bytes + part)
 
     def _parties(self) -> dict[str, list[Backlog]]:
         """Return what waits for each party, what gives way first last."""

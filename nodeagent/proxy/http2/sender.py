@@ -10,7 +10,7 @@ from typing import Final
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
-from nodeagent.proxy.http2.held import Backlog, HeldBytes, Holder
+from nodeagent.proxy.http2.held import STANDS_SECONDS, Backlog, HeldBytes, Holder
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
@@ -35,8 +35,6 @@ SHARES: Final = 64
 """A connection that holds no more than this part of what all of its pod's may is not to blame for the others:
 its peer opens streams until they hold all of that, others until they hold half.
 """
-STANDS_SECONDS: Final = 1.0
-"""Of what waits nothing was taken for so long: then it gives way before what moves."""
 PATIENCE: Final = 2000
 RESET_COST: Final = 5
 ANSWER_WORTH: Final = RESET_COST

@@ -18,6 +18,10 @@ class OwnConnection(StreamOwner):
         self.transport = dialled.transport
         self._shared = shared
         self._dialled = dialled
+        self._party = shared.party()
+
+    def party(self) -> str:
+        return self._party
 
     def begin(self) -> None:
         """Say all that the stream was given."""

@@ -6,7 +6,7 @@ import collections
 from typing import Final
 
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.http2.held import HeldBytes
+from nodeagent.proxy.http2.held import STANDS_SECONDS, Backlog, HeldBytes, Holder
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.pieces import add
 from nodeagent.proxy.shared.heads import Carried
@@ -25,6 +25,10 @@ class StreamOwner:
 
     context: Context
     transport: Transport
+
+    def party(self) -> str:
+        """Return who is at the other end."""
+        raise NotImplementedError
 
     def give(self, shared: SharedStream, piece: bytes) -> None:
         """Send *piece*."""
@@ -55,7 +59,7 @@ class StreamOwner:
         raise NotImplementedError
 
 
-class SharedStream:
+class SharedStream(Holder):
     """A connected byte stream. What its protocol is told, it is told as asyncio's transports do:
     ``connection_lost`` once, and not within a call of the protocol's own.
     """
@@ -82,6 +86,10 @@ class SharedStream:
         """What came while the protocol did not read: a window of the stream at most."""
         self._whole = 0
         """Bytes of it, when the peer has said all: its session may know nothing of the stream any more."""
+        self._counted = 0
+        """Bytes that count as held by the stream itself: those, and what is kept until the peer has taken it."""
+        self._moved = 0.0
+        """When the first of them came, or some were taken."""
         self._eof_sent = False
         self._eof_received = False
         self._eof_told = False
@@ -101,7 +109,7 @@ class SharedStream:
         if kept is not None:
             add(kept, data)
             stream.kept_bytes += len(data)
-            self._held.bytes += len(data)
+            self._count(len(data))
             if stream.kept_bytes > KEPT:
                 self.wait()
         self._owner.give(self, data)
@@ -147,6 +155,8 @@ class SharedStream:
 
     def set_protocol(self, protocol: Receiver) -> None:
         self.protocol = protocol
+        if self._waits:
+            protocol.pause_writing()  # only the one before was asked to
 
     # -- what the connection tells --
 
@@ -166,7 +176,7 @@ class SharedStream:
         """The peer sends no more."""
         self._eof_received = True
         self._whole = sum([len(piece) for piece in self._came])
-        self._held.bytes += self._whole
+        self._count(self._whole)
         if self._closing:
             self._owner.forget(self)
         elif self._reading and not self._came:
@@ -236,13 +246,41 @@ class SharedStream:
             owner.hold(self)
         self._tell_writer()
 
+    # -- what it holds --
+
+    def party(self) -> str:
+        return self._owner.party()
+
+    def backlogs(self) -> list[Backlog]:
+        stands = self._owner.context.now - self._moved >= STANDS_SECONDS
+        return [Backlog(self, self.stream.number, self._counted, stands=stands)]
+
+    def give_up(self, stream: int) -> None:
+        if self._counted:
+            self._error = ConnectionResetError("too much is held for the peer of this stream")
+            self.abort()
+
+    def _count(self, more: int) -> None:
+        """The stream itself holds *more* bytes; fewer, where that is negative."""
+        if not more:
+            return
+        before = self._counted
+        self._counted = now = before + more
+        self._held.bytes += more
+        if more < 0 or not before:
+            self._moved = self._owner.context.now
+        if not now:
+            self._held.leave(self)
+        elif not before:
+            self._held.enter(self, self._owner.context.limits.held_bytes_per_pod)
+
     # -- parts --
 
     def _unkeep(self) -> None:
         """What was written need not be said again, or is nobody's any more."""
         stream = self.stream
         if stream.kept is not None:
-            self._held.bytes -= stream.kept_bytes
+            self._count(-stream.kept_bytes)
             stream.kept = None
             stream.kept_bytes = 0
 
@@ -261,7 +299,7 @@ class SharedStream:
             piece = came.popleft()
             if self._whole:
                 self._whole -= len(piece)
-                self._held.bytes -= len(piece)
+                self._count(-len(piece))
             self.protocol.data_received(piece)
         if came or not self._reading or self._closing:
             return
@@ -282,7 +320,7 @@ class SharedStream:
         """Nothing is passed on any more; tell the protocol so in the loop's next turn."""
         self._closing = True
         self._came.clear()
-        self._held.bytes -= self._whole
+        self._count(-self._whole)
         self._whole = 0
         self._owner.context.loop.call_soon(self._tell_lost)
 

@@ -780,8 +780,8 @@ class Sending:
     hand, within a loop that runs.
     """
 
-    def __init__(self, count: int) -> None:
-        self.context = context(asyncio.get_running_loop(), {})  # type: ignore[arg-type]  # a real one is no Turns
+    def __init__(self, count: int, **limits: int) -> None:
+        self.context = context(asyncio.get_running_loop(), limits)  # type: ignore[arg-type]  # a real one is no Turns
         dial = Dial(enrolled(), "10.0.0.1", 80, SpiffeId("spiffe://cluster.local/ns/default/sa/server"))
         self.pool = SharedPool(self.context, dial, lambda lease: None)
         self.links = [SharedUpstream(self.pool, self.context, Pipe(), Lease(None)) for _ in range(count)]
