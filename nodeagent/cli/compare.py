@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from nodeagent.compare import summary, tables
 from nodeagent.compare.estimate import estimate, read, usage
 from nodeagent.compare.estimate import tables as tables_of
-from nodeagent.compare.labs import MODES
+from nodeagent.compare.labs import MODES, WAIT_SECONDS
 from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.modes import CallPath
 from nodeagent.compare.result import ComparisonResult
@@ -38,6 +38,8 @@ PROFILES: Final = {
     ),
     "logs": ComparisonPlan((), (), rounds=3, seconds=2, logs=True),
 }
+_TELL_SECONDS: Final = 10.0
+"""Between two lines of progress, where nothing is drawn."""
 _KNOWN: Final = tuple(workload for workload in get_args(Workload) if workload != "manifest")
 
 
@@ -85,6 +87,12 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 @click.option("--workloads", callback=_names(_KNOWN), metavar="A,B,…", help=f"Some of: {', '.join(_KNOWN)}.")
 @click.option("--rounds", type=click.IntRange(1, 600), help="How often all figures are measured in turn.")
 @click.option("--seconds", type=click.IntRange(1, 600), help="Of load for each figure and round.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help=f"How long a mode may take to come up: {WAIT_SECONDS:g}, or more on a slow machine.",
+)
 @click.option(
     "--rates", callback=_numbers(1, 200_000), metavar="N,N,…", help="Requests/s of the open loop; none leaves it out."
 )
@@ -232,8 +240,14 @@ def _carry_out(plan: ComparisonPlan, results: Results) -> bool:
         ):
             task = shown.add_task("")
 
+            told = started
+
             def progress(what: str, done: int, total: int) -> None:
+                nonlocal told
                 shown.update(task, description=what, completed=done, total=total)
+                if not console.is_terminal and (now := time.monotonic()) - told >= _TELL_SECONDS:
+                    told = now
+                    click.echo(f"{now - started:.0f} s: {what}", err=True)
 
             run(plan, results, progress)
     except KeyboardInterrupt:

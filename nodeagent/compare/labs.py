@@ -32,7 +32,8 @@ from nodeagent.lab.cluster import Mode as LabMode
 
 POLICIES: Final = (100, 10_000)
 """How many policies there are in the cluster, in variants of the agent."""
-_WAIT_SECONDS: Final = 90.0
+WAIT_SECONDS: Final = 90.0
+"""For a mode to come up, unless a comparison says another time."""
 _KERNEL: Final = {"telemetry": {"accessLog": {"path": ""}}, "proxy": {"clientCertHeader": "ignored"}}
 """What lets HTTP take the kernel path: nobody asks for the log, and no application reads who its
 client is from a header.
@@ -52,6 +53,8 @@ class LabNeeds:
     """The user's own YAML instead of ours."""
     target: CallPath | None = None
     """Who asks what there."""
+    wait: float = WAIT_SECONDS
+    """Seconds that each mode may take to come up."""
 
     @property
     def targets(self) -> Mapping[Workload, CallPath]:
@@ -75,6 +78,19 @@ class LabNeeds:
             parts.append(manifests.workload(GUARDED) + manifests.policies(GUARDED))
         return "\n---\n".join(part.strip("-\n ") for part in parts)
 
+    def up(
+        self,
+        text: str,
+        name: str,
+        mode: LabMode,
+        *,
+        agent: Mapping[str, object] | None = None,
+        injection: Mapping[str, object] | None = None,
+    ) -> Lab:
+        """Return the lab *name* of *mode*, which runs *text*, or the user's own files where that is empty."""
+        files = () if text else self.files
+        return Lab.up(files, text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=self.wait)
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -90,7 +106,7 @@ class Setup:
 
 
 def _direct(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
-    lab = _up(wanted.text(guarded=False), name, "direct", wanted.files)
+    lab = wanted.up(wanted.text(guarded=False), name, "direct")
     served = wanted.of(*[workload for workload in _EVERYTHING if workload != "http-authz"])
     hops = [] if wanted.files else [HaproxyHop(lab), EnvoyHop(lab)]
     return [Direct(lab, workloads=served, targets=wanted.targets), *hops]
@@ -118,7 +134,7 @@ _EVERYTHING: Final[tuple[Workload, ...]] = (
 def _nodeagent(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     return [
         NodeAgent(
-            _up(wanted.text(), name, "nodeagent", wanted.files),
+            wanted.up(wanted.text(), name, "nodeagent"),
             workloads=wanted.of(*_EVERYTHING),
             targets=wanted.targets,
         )
@@ -126,12 +142,12 @@ def _nodeagent(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]
 
 
 def _workers(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
-    lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"proxy": {"workers": 2}})
+    lab = wanted.up(manifests.workload(PLAIN), name, "nodeagent", agent={"proxy": {"workers": 2}})
     return [NodeAgent(lab, "2 workers", workloads=wanted.of("http", "cross-node"), connections=(32,))]
 
 
 def _network(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
-    lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"redirect": {"delivery": "network"}})
+    lab = wanted.up(manifests.workload(PLAIN), name, "nodeagent", agent={"redirect": {"delivery": "network"}})
     return [NodeAgent(lab, "over the network", workloads=wanted.of("http", "tcp", "tcp-churn"))]
 
 
@@ -139,7 +155,7 @@ def _kernel(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
         text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations=BYPASS)
-    lab = _up(text, name, "nodeagent", wanted.files, agent=_KERNEL | _JOINING)
+    lab = wanted.up(text, name, "nodeagent", agent=_KERNEL | _JOINING)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk", "manifest")
     made: list[Mode] = [KernelPathMode(lab, workloads=served, targets=wanted.targets)]
     if "nodeagent-bypass" in modes:
@@ -149,14 +165,14 @@ def _kernel(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
 
 def _joined(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     chain = manifests.chain(PLAIN, pod_annotations=BYPASS) if "chain5" in wanted.workloads else ""
-    lab = _up(manifests.workload(PLAIN, pod_annotations=BYPASS) + chain, name, "nodeagent", agent=_JOINING)
+    lab = wanted.up(manifests.workload(PLAIN, pod_annotations=BYPASS) + chain, name, "nodeagent", agent=_JOINING)
     return [Joined(lab, "proxy", workloads=wanted.of("http", "chain5"))]
 
 
 def _sidecar(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     return [
         OwnSidecars(
-            _up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets
+            wanted.up(wanted.text(), name, "sidecar"), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets
         )
     ]
 
@@ -167,11 +183,10 @@ TCP_PORTS: Final = "8081,5201"
 
 def _envoy(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
-    lab = _up(
+    lab = wanted.up(
         wanted.text(),
         name,
         "envoy",
-        wanted.files,
         injection={"values": {} if wanted.files else {"tcpPorts": TCP_PORTS}},
     )
     return [EnvoySidecars(lab, workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
@@ -179,13 +194,15 @@ def _envoy(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
 
 def _one_thread(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
-    lab = _up(manifests.workload(PLAIN), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS, "concurrency": 1}})
+    lab = wanted.up(
+        manifests.workload(PLAIN), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS, "concurrency": 1}}
+    )
     return [EnvoySidecars(lab, "1 thread", workloads=wanted.of("http", "tcp-churn"), connections=(32,))]
 
 
 def _policies(count: int) -> Callable[[str, LabNeeds, frozenset[str]], list[Mode]]:
     def make(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
-        lab = _up(manifests.workload(GUARDED) + manifests.policies(GUARDED, count), name, "nodeagent")
+        lab = wanted.up(manifests.workload(GUARDED) + manifests.policies(GUARDED, count), name, "nodeagent")
         return [NodeAgent(lab, f"{count:,} policies", workloads=wanted.of("http-authz"), connections=(32,))]
 
     return make
@@ -259,15 +276,3 @@ def bring_up(
             except (NodeagentError, OSError) as error:
                 missing.append({"what": mode.describe(), "why": f"did not come up: {error}"})
     return sorted(made, key=lambda mode: (MODES.index(mode.name), mode.variant))
-
-
-def _up(
-    text: str,
-    name: str,
-    mode: LabMode,
-    files: Sequence[str] = (),
-    *,
-    agent: Mapping[str, object] | None = None,
-    injection: Mapping[str, object] | None = None,
-) -> Lab:
-    return Lab.up(files, text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=_WAIT_SECONDS)

@@ -65,6 +65,8 @@ class ComparisonPlan:
     files: Sequence[str] = ()
     """The user's own YAML, and who asks what there: for the workload ``manifest``."""
     target: CallPath | None = None
+    wait: float = labs.WAIT_SECONDS
+    """Seconds that a mode may take to come up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -
         plan = replace(plan, workloads=tuple(each for each in plan.workloads if each not in calls.GRPC))
     modes = labs.bring_up(
         plan.modes,
-        LabNeeds(plan.workloads, plan.variants, plan.files, plan.target),
+        LabNeeds(plan.workloads, plan.variants, plan.files, plan.target, plan.wait),
         results.missing,
         lambda what: progress(what, 0, 1),
     )

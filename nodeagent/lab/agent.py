@@ -20,7 +20,7 @@ from nodeagent.lab.layout import Layout, Node
 from nodeagent.lab.processes import inside, spawn, tail
 
 _BPFFS = Path("/sys/fs/bpf")
-_READY_SECONDS = 30.0
+READY_SECONDS = 30.0
 _STOP_SECONDS = 40.0
 
 
@@ -94,7 +94,7 @@ class Agent:
             }
         return merge(base, self.overlay)
 
-    def start(self, *, python: str = sys.executable, wait_seconds: float = _READY_SECONDS) -> None:
+    def start(self, *, python: str = sys.executable, wait_seconds: float = READY_SECONDS) -> None:
         """Write agent.yaml, start the daemon in the node's netns and wait until it is ready; raises
         LabError with the end of its log. *python*: the interpreter of the release that is started.
         """
@@ -115,7 +115,7 @@ class Agent:
         (self.directory / "agent.pid").write_text(str(pid))
         return pid
 
-    def succeed(self, *, python: str = sys.executable, wait_seconds: float = _READY_SECONDS) -> int:
+    def succeed(self, *, python: str = sys.executable, wait_seconds: float = READY_SECONDS) -> int:
         """Start another daemon beside the one that runs, which takes the node over from it, and wait
         until the new one is ready; return the pid of the old one.
 
@@ -132,7 +132,7 @@ class Agent:
         """Say that the daemon *pid* is the node's: one that was to take over is gone."""
         (self.directory / "agent.pid").write_text(str(pid))
 
-    def wait_successor(self, pid: int, seconds: float = _READY_SECONDS) -> None:
+    def wait_successor(self, pid: int, seconds: float = READY_SECONDS) -> None:
         """Wait until the daemon *pid* has taken the node over; raises LabError if it ends, or takes longer."""
         deadline = time.monotonic() + seconds
         while not any(f" {pid} " in line and "has taken over" in line for line in self.log.read_text().splitlines()):
@@ -145,7 +145,7 @@ class Agent:
             time.sleep(0.02)
         self.wait_ready(seconds)
 
-    def wait_ready(self, seconds: float = _READY_SECONDS) -> None:
+    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
         """Wait until the readiness endpoint answers 200; raises LabError if the daemon ends or that
         takes longer than *seconds*.
         """

@@ -24,7 +24,7 @@ from typing import Literal, Self
 
 from nodeagent.errors import LabError, PodError
 from nodeagent.lab import construction, cri_log, injection, plan
-from nodeagent.lab.agent import Agent, merge
+from nodeagent.lab.agent import READY_SECONDS, Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, Object, read_objects, write_json
 from nodeagent.lab.processes import tail
 from nodeagent.lab.programs import PATH
@@ -129,7 +129,7 @@ class Lab(View):
             if there is None:
                 construction.destroy(layout)
                 construction.build(layout, self._nodes)
-            self._start()
+            self._start(wait_seconds)
             self._apply(documents, wait_seconds, keep)
             write_json(layout.cluster, asdict(self.shape))
         except PodError:
@@ -271,12 +271,12 @@ class Lab(View):
         _check_programs(documents)
         return documents
 
-    def _start(self) -> None:
-        """Start what does not run: kubelets, then agents."""
+    def _start(self, wait_seconds: float) -> None:
+        """Start what does not run: kubelets, then agents; where pods may take *wait_seconds*, each of these may too."""
         missing = [node for node in self._nodes if not _answers(self.layout.socket(node.name))]
         for node in missing:
             construction.start_kubelet(self.layout, node)
-        deadline = time.monotonic() + _KUBELET_SECONDS
+        deadline = time.monotonic() + max(_KUBELET_SECONDS, wait_seconds)
         for node in missing:
             while not _answers(self.layout.socket(node.name)):
                 if time.monotonic() > deadline:
@@ -290,7 +290,7 @@ class Lab(View):
             for agent in agents:
                 agent.start(wait_seconds=0)
             for agent in agents:
-                agent.wait_ready()
+                agent.wait_ready(max(READY_SECONDS, wait_seconds))
 
     def _apply(self, documents: Sequence[Document], wait_seconds: float, keep: bool) -> None:
         there = [each for each in read_objects(self.layout.objects) if each["kind"] not in ("Pod", "Node")]

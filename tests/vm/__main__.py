@@ -1,4 +1,4 @@
-"""``make vm-test``: run within a room as ``python -m tests.vm FILE.box FILES``; prints one line a check."""
+"""``make vm-test``: run within a room as ``python -m tests.vm FILE.box FILES [CHECKS]``; prints one line a check."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tests.vm.telling import BEGUN, Failed, tell
 FOLDER = machines.ROOT / "build" / "vm" / "run"
 
 
-def main(box: Path, files: Path) -> int:
-    """Return the exit code."""
+def main(box: Path, files: Path, names: str) -> int:
+    """Try the checks *names*, all where it is empty; return the exit code."""
+    wanted = checks.chosen(names)
     if not os.environ.get("NODEAGENT_ROOM") and Path("/run/systemd/system").exists():
         raise Failed("run this by tests/room.sh, as make vm-test does: it hides the machine's own libvirt")
     if FOLDER.exists():
@@ -27,9 +28,10 @@ def main(box: Path, files: Path) -> int:
     tell(found.words())
     lines: list[str] = []
     failed = 0
-    with machines.up(box, files, found, FOLDER) as lab:
-        tell(f"both machines are up; agents: {checks.memory(lab)}")
-        for each in checks.CHECKS:
+    nodes = [name for name in machines.NAMES if any(name in each.nodes for each in wanted)]
+    with machines.up(box, files, found, FOLDER, nodes) as lab:
+        tell(f"up: {', '.join(nodes)}; agents: {checks.memory(lab)}")
+        for each in wanted:
             line, ok = attempted(each, lab)
             lines.append(line)
             if not ok:
@@ -38,7 +40,7 @@ def main(box: Path, files: Path) -> int:
                 break
     shutil.rmtree(FOLDER / "work", ignore_errors=True)
     print("\n" + "\n".join(lines))
-    untried = len(checks.CHECKS) - len(lines)
+    untried = len(wanted) - len(lines)
     print(f"\n{time.monotonic() - BEGUN:.0f} s, driver {found.driver}; untried: {untried}")
     print(f"{len(lines) - failed} passed, {failed} failed")
     return 1 if failed or untried else 0
@@ -59,7 +61,7 @@ def attempted(each: checks.Check, lab: machines.Lab) -> tuple[str, bool]:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the machines are destroyed
     try:
-        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), ",".join(sys.argv[3:])))
     except Failed as error:
         print(f"vm-test: {error}", file=sys.stderr)
         sys.exit(1)

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from nodeagent.compare import page
+from nodeagent.compare.result import ComparisonResult
 from nodeagent.lab.demo.wiretap import Seen, examine
 from tests import waiting
-from tests.vm.machines import Answer, Lab, Machine
+from tests.vm.machines import NAMES, ROOT, Answer, Lab, Machine
 from tests.vm.telling import Failed, going_on
 
 NEAR = "10.42.1.3"
@@ -32,6 +33,8 @@ LEGACY = "legacy-node-b"
 PINS = "/sys/fs/bpf/nodeagent"
 SECONDS = 600.0
 """For a state to come on emulated processors, a reboot's end too, on a machine that does much else."""
+COMPARE_SECONDS = 1500.0
+"""For five labs, and two rounds of their load."""
 PAUSE = 2.0
 """Between two looks: each takes an emulated processor seconds, which what is waited for has not."""
 CURL = "curl --silent --show-error --max-time 60 --globoff"
@@ -309,6 +312,27 @@ def _boot(lab: Lab) -> str:
     return lab.b.ask("cat /proc/sys/kernel/random/boot_id", seconds=25).output.strip()
 
 
+def compare(lab: Lab) -> str:
+    """`nodeagent compare --quick` on node-a, every mode with its work done; the report is a page on this machine."""
+    folder = lab.folder.parent / "compare"
+    lab.vagrant("provision", "node-a", "--provision-with", "tools,compare", seconds=COMPARE_SECONDS)
+    told: ComparisonResult = json.loads(lab.a.run("cat /var/tmp/nodeagent-compare.json"))
+    page.write(told, folder)
+    left_out = [f"{each['what']}: {each['why']}" for each in told["missing"]]
+    undone = [f"{mode}: {fault}" for mode, work in told["work"].items() for fault in work["failed"]]
+    assert not (left_out or undone), f"{'; '.join(left_out + undone)}; the report: {folder}"
+    return f"{'; '.join(_rates(told))}; the report: {folder.relative_to(ROOT)}"
+
+
+def _rates(told: ComparisonResult) -> Iterator[str]:
+    """Yield in words how many requests each mode answered in a second, by workload and connections."""
+    cells = {(run["workload"], run["connections"]): [] for run in told["runs"]}
+    for run in told["runs"]:
+        cells[run["workload"], run["connections"]].append(f"{run['mode']} {run['requests_per_second']:,.0f}/s")
+    for (workload, connections), rates in cells.items():
+        yield f"{workload}, {connections}: {', '.join(rates)}"
+
+
 def uninstall(lab: Lab) -> str:
     """The package goes, and nothing of the agent is left in the kernel or on disk."""
     for node in lab.nodes.values():
@@ -327,6 +351,8 @@ def uninstall(lab: Lab) -> str:
 class Check:
     name: str
     attempt: Callable[[Lab], str]
+    nodes: Sequence[str] = NAMES
+    """The machines that it takes."""
 
 
 CHECKS = (
@@ -342,8 +368,21 @@ CHECKS = (
     Check("kill -9", killed),
     Check("AppArmor", confinement),
     Check("reboot", reboot),
+    Check("compare", compare, ("node-a",)),
     Check("uninstall", uninstall),
 )
+
+
+def chosen(names: str) -> list[Check]:
+    """Return the checks *names*, separated by commas, in the order in which they are tried; all for an empty text.
+
+    Raises Failed for a name that no check has.
+    """
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    known = {each.name for each in CHECKS}
+    if unknown := wanted - known:
+        raise Failed(f"CHECKS: {', '.join(sorted(unknown))}: allowed: {', '.join(each.name for each in CHECKS)}")
+    return [each for each in CHECKS if not wanted or each.name in wanted]
 
 
 def memory(lab: Lab) -> str:
@@ -353,7 +392,3 @@ def memory(lab: Lab) -> str:
         taken = int(node.run("systemctl show --property MemoryCurrent --value nodeagent").strip())
         words.append(f"{name} {taken >> 20} MiB")
     return ", ".join(words)
-
-
-def results(folder: Path, lines: list[str]) -> None:
-    (folder / "summary.txt").write_text("\n".join(lines) + "\n")

@@ -58,7 +58,7 @@ def tried(package: Path, box: Path, found: host.Host) -> Kernel:
     folder = FOLDER / suite
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with machines.up(box, package.parent, found, folder, bare="node-a") as lab:
+    with machines.up(box, package.parent, found, folder, ["node-a"], bare=True) as lab:
         node = lab.a
         node.send(package, "/tmp/nodeagent.deb")
         # Where the kernel is unfit the daemon does not start, as dpkg says; the check says why.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.vm import libvirt
@@ -85,10 +85,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Lab:
-    """Both machines, and where what they leave is kept."""
+    """The machines that are up, and where what they leave is kept."""
 
     nodes: dict[str, Machine]
     folder: Path
+    environment: dict[str, str]
+    """Vagrant's."""
 
     @property
     def a(self) -> Machine:
@@ -97,6 +99,11 @@ class Lab:
     @property
     def b(self) -> Machine:
         return self.nodes["node-b"]
+
+    def vagrant(self, *words: str, seconds: float) -> None:
+        """Run Vagrant. Raises Failed when it fails, or takes longer than *seconds*."""
+        argv = ["vagrant", *words]
+        run(" ".join(argv), argv, self.folder / "vagrant.log", seconds, self.environment)
 
     def keep(self) -> Path:
         """Write down what the machines can still say of a failure; return the folder, which has their consoles too."""
@@ -111,12 +118,13 @@ class Lab:
 
 
 @contextmanager
-def up(box: Path, files: Path, host: Host, folder: Path, *, bare: str = "") -> Iterator[Lab]:
-    """Bring both machines up by Vagrant from *box*, provisioned with *files*; they are destroyed at the end.
+def up(
+    box: Path, files: Path, host: Host, folder: Path, names: Sequence[str] = NAMES, *, bare: bool = False
+) -> Iterator[Lab]:
+    """Bring the machines *names* up by Vagrant from *box*, provisioned with *files*; they are destroyed at the end.
 
-    *bare*: only the machine of this name, as the box has it. Raises Failed; *folder* holds consoles and logs.
+    *bare*: as the box has them. Raises Failed; *folder* holds consoles and logs.
     """
-    names = [bare] if bare else list(NAMES)
     work = folder / "work"
     environment = libvirt.environment(work) | {
         "NODEAGENT_BOX": BOX,
@@ -125,12 +133,12 @@ def up(box: Path, files: Path, host: Host, folder: Path, *, bare: str = "") -> I
         "NODEAGENT_CONSOLES": str(folder),
         "VAGRANT_CWD": str(ROOT / "vagrant"),
     }
-    log = folder / "vagrant.log"
+    lab = Lab({}, folder, environment)
     with libvirt.running(work / "libvirt"):
         try:
-            run("vagrant box add", ["vagrant", "box", "add", "--name", BOX, str(box)], log, UP_SECONDS, environment)
-            asked = ["--no-provision", bare] if bare else []
-            run("vagrant up", ["vagrant", "up", "--provider=libvirt", *asked], log, UP_SECONDS, environment)
+            lab.vagrant("box", "add", "--name", BOX, str(box), seconds=UP_SECONDS)
+            asked = ["--no-provision"] if bare else []
+            lab.vagrant("up", "--provider=libvirt", *asked, *names, seconds=UP_SECONDS)
             config = subprocess.run(
                 ["vagrant", "ssh-config", *names], env=environment, capture_output=True, text=True, check=False
             )
@@ -141,8 +149,8 @@ def up(box: Path, files: Path, host: Host, folder: Path, *, bare: str = "") -> I
                 f"{config.stdout}\nHost *\n  ControlMaster auto\n  ControlPath {work}/%h.socket\n  ControlPersist 600\n"
                 "  ConnectTimeout 20\n  ServerAliveInterval 10\n  LogLevel ERROR\n"
             )
-            yield Lab({name: Machine(name, ssh) for name in names}, folder)
+            yield replace(lab, nodes={name: Machine(name, ssh) for name in names})
         finally:
             tell("destroying the machines")
             with suppress(Failed):  # the room's end is theirs too
-                run("vagrant destroy", ["vagrant", "destroy", "--force"], log, DOWN_SECONDS, environment)
+                lab.vagrant("destroy", "--force", seconds=DOWN_SECONDS)

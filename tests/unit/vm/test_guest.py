@@ -99,6 +99,15 @@ def test_the_vagrantfile_has_the_addresses_of_the_pods_script(pods: ModuleType) 
 
 
 @pytest.mark.parametrize(
+    ("interpreter", "name"),
+    [(("ruby", "-wc"), "Vagrantfile"), *((("bash", "-n"), name) for name in ("box.sh", "compare.sh", "provision.sh"))],
+)
+def test_what_makes_the_lab_is_read_by_its_interpreter(interpreter: tuple[str, ...], name: str) -> None:
+    done = subprocess.run([*interpreter, VAGRANT / name], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["a.box", "jessie"], "KERNEL: jessie: allowed: bookworm, bullseye, bookworm-backports, trixie"),
