@@ -142,10 +142,18 @@ static inline int decide(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struc
   return way;
 }
 
+/* While what is captured becomes another cgroup, a program is at both, one above the other, and the second sees what the first has
+ * redirected. Who dials the listener itself after a failure gets what the failed attempt would have got. */
+static inline bool to_listener(const struct original *to) {
+  u32 zero = 0;
+  struct settings *node = settings.lookup(&zero);
+  return node && is_loopback(&to->asked.address) && to->asked.port == node->outbound_port;
+}
+
 /* A socket may connect again after a failure, so what an earlier attempt left is forgotten unless this one leaves something. */
 static inline int outbound(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struct original *to) {
   int way = decide(ctx, netns, cookie, to);
-  if (way == PASS || way == REFUSE)
+  if ((way == PASS && !to_listener(to)) || way == REFUSE)
     by_cookie.delete(&cookie);
   return way;
 }

@@ -76,6 +76,8 @@ static inline void begin(struct bpf_sock_ops *ctx, u64 cookie, const struct orig
   u32 flags = pod->bypass ? destination->flags : destination->flags & ~FLOW_BYPASS;
   struct kernel_flow flow = {.client = cookie, .source = pod->id, .destination = destination->pod, .service = to->service, .flags = flags};
   struct kernel_flow *before = kernel_flows.lookup(&key);
+  if (before && before->client == cookie)
+    return; /* by this program at another cgroup: see to_listener() */
   if (before) /* the port is used again, and the server's end is still open */
     settle(&key, before);
   if (kernel_flows.update(&key, &flow))
@@ -127,7 +129,7 @@ static inline void established(struct bpf_sock_ops *ctx, u64 cookie, bool client
     delivered(ctx, &key, cookie);
   if (!flow)
     leg(ctx, &key);
-  if (!flow || (client ? flow->client != cookie : flow->server || flow->client_closed))
+  if (!flow || (client ? flow->client != cookie || flow->opened : flow->server || flow->client_closed))
     return;
   if (client) {
     flow->opened = bpf_ktime_get_ns();
@@ -170,6 +172,8 @@ static inline void ended(struct bpf_sock_ops *ctx, u64 cookie) {
       return;
     }
   }
+  if (client ? flow->client_closed : flow->server_closed)
+    return; /* as in begin() */
   struct flow_total *total = client ? total_of(flow->source, flow->destination, key.destination_port, flow->service) : NULL;
   if (total)
     __sync_fetch_and_add(flow->opened ? &total->closed : &total->failed, 1);

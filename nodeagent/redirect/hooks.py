@@ -148,6 +148,18 @@ def _adopt(path: Path, hook: Hook, target: AttachPoint, program: int) -> int | N
     return link
 
 
+def elsewhere(path: Path, hook: Hook, target: AttachPoint) -> int | None:
+    """Return the link pinned at *path*, open, where it is attached to something else than *target*."""
+    try:
+        link = syscall.get(path)
+    except FileNotFoundError:
+        return None
+    if _state(link, hook)[1] not in (0, target.id):
+        return link
+    os.close(link)
+    return None
+
+
 def remove(path: Path) -> None:
     """Detach and unpin the link at *path*, whoever else holds it; nothing happens when there is none."""
     try:

@@ -58,9 +58,9 @@ class Row:
         return sum(self.buckets[0])
 
 
-def install(maps: Mapping[str, Map], programs: Mapping[str, int], links: Path) -> None:
-    """Write the tables, let the program call itself, and replace it where it is attached. For the
-    loader. Raises KernelError, OSError.
+def install(maps: Mapping[str, Map], programs: Mapping[str, int], links: Path, cgroup: hooks.AttachPoint) -> None:
+    """Write the tables, let the program call itself, and replace it where it is attached, at *cgroup*
+    from now on. For the loader. Raises KernelError, OSError.
     """
     name = hooks.HTTP_EGRESS.name
     tables = http_layout.tables()
@@ -69,11 +69,7 @@ def install(maps: Mapping[str, Map], programs: Mapping[str, int], links: Path) -
     maps["http_tables"].put(_ZERO, bytes(tables))
     maps["http_programs"].put(_ZERO, struct.pack("=I", programs[name]))
     if (links / name).exists():
-        link = syscall.get(links / name)
-        try:
-            syscall.link_update(link, programs[name])
-        finally:
-            os.close(link)
+        os.close(hooks.ensure(links / name, hooks.HTTP_EGRESS, cgroup, programs[name]))
 
 
 class HttpMetrics:

@@ -52,6 +52,8 @@ _ZERO: Final = bytes(4)
 _CLOSED: Final = (
     "are refused until they are enrolled again: what protects them was written by a version that this one cannot read"
 )
+_BEHIND: Final = 10
+"""How much nicer the loader is when pods can be captured (nice(2))."""
 _OWN: Final = "sockops-own"
 """The link by which sockops runs for the daemon's own cgroup, where that is not below the captured one."""
 
@@ -253,13 +255,15 @@ def run(request: LoadRequest, go: Callable[[], None] = lambda: None) -> None:
                 # programs of both versions read them: not before the last step
                 succession.maps["settings"].put(_ZERO, settings)
                 undo.pop_all()
+            swap.leave()
             pinned.take(successor)
         for name, wanted in ((_OWN, beside is not None), (hooks.SETSOCKOPT.name, not request.joining.refusal)):
             if not wanted:
                 hooks.remove(pinned.links / name)
+        os.nice(_BEHIND)  # the verifier takes seconds for what is left, while new workers have their first connections
         sys.stdout.buffer.write(ATTACHED)
         sys.stdout.flush()
-        http_metrics.install(succession.maps, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links)
+        http_metrics.install(succession.maps, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links, cgroup)
 
 
 class _Swap:
@@ -270,6 +274,7 @@ class _Swap:
         self._loaded = loaded
         self._undo = undo.callback
         self._before = {path.name: syscall.get(path) for path in pinned.programs.iterdir()}
+        self._left: list[int] = []
 
     def pods(self) -> None:
         """Give each pod's link the new program; remove the links whose network namespace is gone."""
@@ -294,15 +299,28 @@ class _Swap:
         bypass.attach(sockets, self._loaded[name])
 
     def cgroup(self, hook: hooks.Hook, target: hooks.AttachPoint, name: str = "") -> None:
-        """Attach *hook* to *target*, pinned as *name*."""
+        """Attach *hook* to *target*, pinned as *name*; where another cgroup was captured, it stays there
+        until :meth:`leave`: in between nothing would be.
+        """
         path = self._links / (name or hook.name)
         before = self._before.get(hook.name)
         there = path.exists()
+        elsewhere = hooks.elsewhere(path, hook, target)
         os.close(hooks.ensure(path, hook, target, self._loaded[hook.name]))
-        if there and before is not None:
+        if elsewhere is not None:
+            self._left.append(elsewhere)
+            self._undo(syscall.pin, elsewhere, path)
+            self._undo(hooks.remove, path)
+        elif there and before is not None:
             self._undo(lambda: os.close(hooks.ensure(path, hook, target, before)))
         else:
             self._undo(hooks.remove, path)
+
+    def leave(self) -> None:
+        """Detach what is at cgroups that are not captured any more: a daemon that drains has the links open."""
+        for link in self._left:
+            syscall.link_detach(link)
+            os.close(link)
 
 
 def _wait_to_go() -> None:

@@ -47,7 +47,8 @@ class Node:
             raise
 
     def redirect(self, **settings: Any) -> Redirect:
-        return Redirect(cgroup=self.stage.cgroup, pinDirectory=self.pin_directory, **{**self.settings, **settings})
+        own = {"cgroup": self.stage.cgroup, "pinDirectory": self.pin_directory}
+        return Redirect(**{**own, **self.settings, **settings})
 
     def load(self, slots: int = 1, agent_cgroup: Path | None = None, **settings: Any) -> DataPlane:
         place = agent_cgroup or self.stage.cgroup / "agent"

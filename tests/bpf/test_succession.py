@@ -7,8 +7,9 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import pytest
 from nodeagent.errors import KernelError
 from nodeagent.mesh.kernel_plan import ALLOWED, KernelDestination, KernelPlan, KernelService, KernelVerdict
 from nodeagent.redirect import hooks, layout, loader, netns, syscall
+from nodeagent.redirect.pod import Listeners
 from nodeagent.vocabulary import PodUid
 from tests.bpf.conftest import Node
 from tests.bpf.test_plane import _answer, _objects
-from tests.bpf.world import Child, Pod, answering, ip, keep_dialling, serve
+from tests.bpf.world import Child, Pod, Stage, accept, answering, ip, keep_dialling, serve, take
 
 A, B = PodUid("a"), PodUid("b")
 CARRIED = ("pods", "addresses", "exclusions", "port_modes", "destinations", "verdicts", "services", "backends")
@@ -188,28 +190,87 @@ def test_what_protects_in_a_way_that_cannot_be_read_is_closed_and_stuck_is_nobod
     assert _answer(node, a, b.ipv4, PORT) == b"app 1"
 
 
+@pytest.fixture
+def nested() -> Iterator[Node]:
+    """A node whose captured cgroup has another one above it that can be captured as well."""
+    node = Node(Stage.below())
+    yield node
+    node.remove()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same cgroup", "another cgroup"])
 def test_a_loader_that_fails_at_the_last_step_takes_all_back(
-    make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod
+    nested: Node, a: Pod, b: Pod, outside: Pod, elsewhere: bool
 ) -> None:
-    node = make_node()
+    node = nested
     with abandoned(node, a, b, outside):
         loaded(node)
-        programs = {path.name: _program(path) for path in (node.pin_directory / "links").iterdir()}
+        links = _links(node)
         before, settings = _objects(node), node.plane._maps["settings"].get(bytes(4))
-        failing = node.stage.start(
-            None, _load_badly, _request(node, maps={"pods": 2048}, unknownPods="deny"), cgroup="agent"
-        )
+        wanted = {"maps": {"pods": 2048}, "unknownPods": "deny"} | ({"cgroup": node.stage.above} if elsewhere else {})
+        failing = node.stage.start(None, _load_badly, _request(node, **wanted), cgroup="agent")
         with pytest.raises(OSError, match="not this one"):
             failing.receive(60)
         assert _objects(node) == before
-        assert {path.name: _program(path) for path in (node.pin_directory / "links").iterdir()} == programs
+        assert _links(node) == links
         assert node.plane._maps["settings"].get(bytes(4)) == settings
 
 
-def _program(path: Path) -> int:
-    """The id of the program that a pinned link runs."""
-    link = syscall.get(path)
-    try:
-        return int.from_bytes(syscall.info(link)[8:12], "little")
-    finally:
+def _links(node: Node) -> dict[str, bytes]:
+    """Of each pinned link what the kernel says: its number, its program's, and where it is attached."""
+    found = {}
+    for path in (node.pin_directory / "links").iterdir():
+        link = syscall.get(path)
+        found[path.name] = syscall.info(link)[:24]
         os.close(link)
+    return found
+
+
+def _target(link: int) -> int:
+    """Return the number of the cgroup that a link is attached to; 0: to none."""
+    return int.from_bytes(syscall.info(link)[16:24], "little")
+
+
+@contextmanager
+def telling(node: Node, listeners: Listeners) -> Iterator[None]:
+    """Answer each connection with the port that was asked for, as the programs remember it."""
+    listener = listeners.fds["outbound", 4, 0]
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.is_set():
+            with suppress(TimeoutError), accept(listener, 0.05) as connection:
+                asked = take(node.destinations, connection)
+                connection.sendall(str(asked and asked[1]).encode())
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_another_cgroup_is_captured_and_nothing_is_lost(nested: Node, a: Pod, b: Pod) -> None:
+    """Input: the cgroup above what is captured is captured instead, and the one below again; the daemon
+    before drains, its links open, while a client connects as fast as it can. Verdict: every
+    connection is redirected, and what it asked for is known; the cgroup before is left.
+    """
+    node = nested
+    captured = {hook.name for hook in hooks.CGROUP_HOOKS}
+    node.stage.start(b, serve, "0.0.0.0", PORT).receive()
+    listeners = node.enroll(a, A, protected=True)
+    with telling(node, listeners):
+        client = node.stage.start(a, keep_dialling, b.ipv4, PORT)
+        drain = []
+        for cgroup in (node.stage.above, node.stage.cgroup):
+            drain.append(node.plane)
+            node.plane = node.load(cgroup=cgroup)
+            assert {_target(link) for name, link in drain[-1]._links.items() if name in captured} == {0}
+        client.send("stop")
+        answers = client.receive()
+    for plane in drain:
+        plane.close()
+    assert set(answers) == {str(PORT).encode()}
+    assert len(answers) > 100
