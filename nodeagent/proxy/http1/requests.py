@@ -19,6 +19,7 @@ from nodeagent.proxy.http.fields import Field, classify, size, without
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.exchange import Http1Exchange
 from nodeagent.proxy.http1.framing import Ambiguous, request_framing, valid_target
+from nodeagent.proxy.http1.wire import trimmed
 
 _BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
 _SLASH: Final = 0x2F
@@ -113,6 +114,7 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         kind = classify(name)
+        value = trimmed(value)
         if not self.reading_head:
             self._trailer(kind, name, value)
             return

@@ -44,7 +44,7 @@ from nodeagent.proxy.http.exchange import UNKNOWN, Exchange, Upstream
 from nodeagent.proxy.http.fields import NO_FIELDS, Field, classify, joined, with_fields, without
 from nodeagent.proxy.http.keeper import Keeper
 from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, offered, response_framing
-from nodeagent.proxy.http1.wire import chunk, last_chunk, request_head
+from nodeagent.proxy.http1.wire import chunk, last_chunk, request_head, trimmed
 from nodeagent.proxy.transport import Transport
 
 _END: Final = b"\r\n\r\n"
@@ -251,6 +251,7 @@ class Http1Upstream(Upstream):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         kind = classify(name)
+        value = trimmed(value)
         if self._in_body:
             if not kind and not self._complete:
                 self._trailers.append((name, value))

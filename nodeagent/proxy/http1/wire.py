@@ -7,6 +7,7 @@ from typing import Final
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
 from nodeagent.proxy.http.fields import Field
 
+_SPACE: Final = 0x20
 PHRASES: Final = {
     100: b"Continue",
     101: b"Switching Protocols",
@@ -52,6 +53,14 @@ def status_line(status: int) -> bytes:
     """Return the first line of an answer."""
     line = _STATUS_LINES.get(status)
     return line if line is not None else b"HTTP/1.1 %d \r\n" % status
+
+
+def trimmed(value: bytes) -> bytes:
+    """Return *value* of a field line as its parser gives it, without the white space behind it, which is
+    no part of it (RFC 9112 section 5.1): applications do not see it, so nobody else may. No other
+    control passes that parser.
+    """
+    return value.rstrip(b" \t") if value and value[-1] <= _SPACE else value
 
 
 def write_fields(parts: list[bytes], fields: list[Field]) -> None:

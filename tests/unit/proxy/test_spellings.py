@@ -1,0 +1,150 @@
+"""However a client of HTTP/1.1 spells what policies read, the verdict is that for what an application
+reads: the table of what policies read times what RFC 9112 lets a client write.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from nodeagent.identity.tls import Contexts
+from nodeagent.policy.model import (
+    AuthorizationPolicy,
+    Condition,
+    LocalLimit,
+    Operation,
+    RateLimit,
+    Rule,
+    TokenBucket,
+)
+from nodeagent.proxy.external.model import CheckVerdict
+from nodeagent.proxy.external.providers import Providers
+from tests.unit.proxy.nodes import Nodes, Policy, Streams, asks, play
+from tests.unit.proxy.stage import Stage, answering, ok
+from tests.unit.proxy.stage import play as play_stage
+from tests.unit.proxy.test_http1 import read_answer
+
+show_head = answering(lambda head, body: ok(head))
+Line = tuple[bytes, bytes]
+
+SPELLINGS: Final = {
+    "as usual": b"%b: %b",
+    "no space": b"%b:%b",
+    "spaces before": b"%b:   %b",
+    "tab before": b"%b:\t%b",
+    "space behind": b"%b: %b ",
+    "spaces behind": b"%b: %b   ",
+    "tab behind": b"%b: %b\t",
+    "both on both sides": b"%b: \t %b\t \t",
+}
+"""Of one field line (RFC 9112 section 5)."""
+CASES: Final = {"as usual": bytes, "upper": bytes.upper, "lower": bytes.lower}
+"""Of its name."""
+
+
+def when(name: str, *values: str, but: tuple[str, ...] = ()) -> Rule:
+    return Rule(conditions=(Condition(f"request.headers[{name}]", values, but),))
+
+
+def to(*hosts: str) -> Rule:
+    return Rule(operations=(Operation(hosts=hosts),))
+
+
+def policy(action: Any, *rules: Rule) -> AuthorizationPolicy:
+    return AuthorizationPolicy("default", "policy", action, rules, provider="authz" if action == "CUSTOM" else "")
+
+
+def limit(**fields: Any) -> RateLimit:
+    """Return a limit that the first request uses up."""
+    return RateLimit("default", "limit", (LocalLimit(TokenBucket(1, 1, 3600.0), **fields),))
+
+
+ONE_LINE: Final[dict[str, tuple[Policy, Line, int]]] = {
+    "a header": (policy("DENY", when("x-user", "mallory")), (b"X-User", b"mallory"), 403),
+    "the begin of a header": (policy("DENY", when("x-user", "mal*")), (b"X-User", b"mallory"), 403),
+    "the end of a header": (policy("DENY", when("x-user", "*ory")), (b"X-User", b"mallory"), 403),
+    "a header that is not another": (policy("DENY", when("x-user", but=("ann",))), (b"X-User", b"ann"), 200),
+    "a header that may come": (policy("ALLOW", when("x-user", "ann")), (b"X-User", b"ann"), 200),
+    "a header that may not": (policy("ALLOW", when("x-user", but=("mallory",))), (b"X-User", b"mallory"), 403),
+    "a header with white space": (policy("DENY", when("x-user", "a \t b")), (b"X-User", b"a \t b"), 403),
+    "User-Agent": (policy("DENY", when("user-agent", "evil")), (b"User-Agent", b"evil"), 403),
+    "Authorization": (policy("DENY", when("authorization", "Basic YTpi")), (b"Authorization", b"Basic YTpi"), 403),
+    "Cookie": (policy("DENY", when("cookie", "a=b; c=d")), (b"Cookie", b"a=b; c=d"), 403),
+    "Content-Length": (policy("DENY", when("content-length", "0")), (b"Content-Length", b"0"), 403),
+    "X-Forwarded-For": (policy("DENY", when("x-forwarded-for", "192.0.2.1")), (b"X-Forwarded-For", b"192.0.2.1"), 403),
+    "a host": (
+        policy("DENY", Rule(operations=(Operation(hosts=("admin.example",)),))),
+        (b"Host", b"admin.example"),
+        403,
+    ),
+    "another host": (policy("ALLOW", to("web")), (b"Host", b"web"), 200),
+    "Host as a header": (policy("DENY", when("host", "admin.example")), (b"Host", b"admin.example"), 403),
+    ":authority": (policy("DENY", when(":authority", "admin.example")), (b"Host", b"admin.example"), 403),
+    "whom an authorizer is asked about": (policy("CUSTOM", when("x-user", "mallory")), (b"X-User", b"mallory"), 403),
+    "what a limit is for": (limit(headers=(("x-key", "k"),)), (b"X-Key", b"k"), 429),
+    "what a limit counts by": (limit(by=("header:x-key",)), (b"X-Key", b"k"), 429),
+}
+"""What decides, a field line, and the answer to every spelling of it, where one request was answered before."""
+
+
+async def ask(streams: Streams, *lines: bytes, request: bytes = b"GET / HTTP/1.1") -> tuple[int, bytes]:
+    """Send a request with *lines*, and a Host unless it is among them; return status and body."""
+    hosts = [] if any(line.lower().startswith(b"host:") for line in lines) else [b"Host: web"]
+    streams[1].write(b"\r\n".join((request, *hosts, *lines, b"", b"")))
+    head, body = await read_answer(streams[0])
+    return int(head.split()[1]), body
+
+
+class Refuses(Providers):
+    """An authorizer that lets nobody in."""
+
+    async def check(self, *_: Any) -> CheckVerdict:
+        return CheckVerdict(False)
+
+
+@pytest.mark.parametrize("what", ONE_LINE)
+def test_white_space_and_case_change_no_verdict(tls: dict[str, Contexts], what: str) -> None:
+    decides, (name, value), expected = ONE_LINE[what]
+
+    async def scene(nodes: Nodes) -> None:
+        asks(nodes.far, Refuses((), nodes.far.routing.way_to))
+        streams = await nodes.dial()
+        await ask(streams, b"%b: %b" % (name, value))
+        answers = {
+            (spelling, case): (await ask(streams, written % (cased(name), value)))[0]
+            for spelling, written in SPELLINGS.items()
+            for case, cased in CASES.items()
+        }
+        assert answers == dict.fromkeys(answers, expected)
+
+    play(show_head, scene, tls, protocol="http", policies=(decides,))
+
+
+def test_what_goes_on_is_what_was_decided_on(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.dial()
+        for written in SPELLINGS.values():
+            status, head = await ask(streams, written % (b"X-User", b"a b"))
+            assert status == 200
+            assert b"\r\nX-User: a b\r\n" in head
+
+    play(show_head, scene, tls, protocol="http", policies=(policy("DENY", when("x-user", "mallory")),))
+
+
+def test_white_space_behind_a_trailer_and_behind_an_answers_field_goes_no_further() -> None:
+    async def handler(reader: Any, writer: Any) -> None:
+        received = await reader.readuntil(b"\r\n0\r\n") + await reader.readuntil(b"\r\n\r\n")
+        assert b"X-Sum: 1\r\n" in received
+        writer.write(b"HTTP/1.1 200 OK\r\nX-Build: 7 \t\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-End: 2 \r\n\r\n")
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-Sum: 1 \t\r\n\r\n"
+        )
+        head, rest = await read_answer(reader)
+        assert b"\r\nX-Build: 7\r\n" in head
+        assert rest == b"X-End: 2\r\n"
+
+    play_stage(handler, scene)
