@@ -10,6 +10,9 @@ at it, by REFUSED_STREAM or a GOAWAY that names a lower one: such an exchange is
 another connection, whatever its method (RFC 9113 section 8.7), as long as what was sent of its body
 is kept: KEPT bytes at most, until the answer begins.
 
+While the endpoint's transport takes no more, bodies wait in their streams; heads and control frames
+gather here, and beyond UNSENT bytes of them the endpoint is asked for nothing more and not read.
+
 An answer that ends before its request does ends the stream: nothing more of the request is wanted.
 While the endpoint is silent and is waited for, it is asked by PINGs whether it is there
 (:meth:`Http2Upstream.sweep`).
@@ -42,6 +45,12 @@ LOST_SECONDS: Final = 20.0
 _EMPTY: Final = (b"content-length", b"0")
 HEADS: Final = 16
 """Heads of one endpoint that are remembered: each holds the fields of one header block."""
+UNSENT: Final = 1 << 18
+"""Bytes that are of no body and that the endpoint does not take: beyond them it is asked for nothing more, and
+nothing is read either, which would have to be answered.
+"""
+HEADS_A_TURN: Final = 1 << 20
+"""Bytes of heads that one turn of the loop asks it by, before it is seen whether it takes them."""
 INTERIM_COST: Final = 20
 """Of the session's patience: an answer before the answer brings the client nothing."""
 INTERIM_FREE: Final = 2
@@ -85,6 +94,9 @@ class Http2Upstream(Upstream, SessionUser):
         """It has carried an exchange."""
         self._most = most
         self._scheduled = False
+        self._reading = True
+        self._heads_out = 0
+        """Bytes of heads that wait for this turn's write."""
         self._news = False
         """The endpoint has said in this read how many streams it takes."""
         self._heads: dict[int, AnswerHead] = {}
@@ -106,8 +118,10 @@ class Http2Upstream(Upstream, SessionUser):
     def free(self) -> bool:
         """Say whether another exchange may be given to it."""
         # an endpoint says at once how many it takes; some end the connection over one too many
-        most = self._most if self.session.settled else 1
-        return not self.lost and not self.closes and self.session.can_open(most)
+        session = self.session
+        most = self._most if session.settled else 1
+        takes = session.unsent_frames <= UNSENT and self._heads_out <= HEADS_A_TURN
+        return takes and not self.lost and not self.closes and session.can_open(most)
 
     # -- requests --
 
@@ -122,7 +136,9 @@ class Http2Upstream(Upstream, SessionUser):
         if len(self.streams) == 1:
             self._heard = self._context.now
         whole = exchange.length == 0
-        exchange.received += session.send_head(stream, request_block(exchange), ended=whole)
+        size = session.send_head(stream, request_block(exchange), ended=whole)
+        exchange.received += size
+        self._heads_out += size
         pending = exchange.pending
         exchange.pending = None
         exchange.pending_bytes = 0
@@ -194,10 +210,34 @@ class Http2Upstream(Upstream, SessionUser):
         data = session.take()
         if data:
             self.transport.write(data)
+            session.written(len(data))
+            if session.unsent_frames > UNSENT:
+                self._pause_reading()
+        much = self._heads_out > HEADS_A_TURN
+        self._heads_out = 0
         if session.broken is not None:
-            self.transport.close()
-        elif session.waiting():
+            self._end()
+            return
+        if session.waiting():
             self._soon()
+        if much:
+            self._keeper.freed(self)
+
+    def _end(self) -> None:
+        """Close the connection, which is broken, and keep nothing for who takes nothing."""
+        (self.transport.abort if self.session.blocked else self.transport.close)()
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        session = self.session
+        if session.unsent_frames > UNSENT or session.behind or self._reading or self.transport.is_closing():
+            return
+        self._reading = True
+        self.transport.resume_reading()
 
     # -- events of the transport --
 
@@ -207,7 +247,7 @@ class Http2Upstream(Upstream, SessionUser):
         session = self.session
         session.feed(data)
         if session.behind:
-            self.transport.pause_reading()
+            self._pause_reading()
             self._context.loop.call_soon(self._catch_up)
         self._told()
 
@@ -219,7 +259,7 @@ class Http2Upstream(Upstream, SessionUser):
         if self.session.behind:
             self._context.loop.call_soon(self._catch_up)
         else:
-            self.transport.resume_reading()
+            self._resume_reading()
         self._told()
 
     def _told(self) -> None:
@@ -275,8 +315,12 @@ class Http2Upstream(Upstream, SessionUser):
         self.session.blocked = True
 
     def resume_writing(self) -> None:
-        self.session.blocked = False
+        full = self.session.unsent_frames > UNSENT
+        self.session.unblock()
+        self._resume_reading()
         self._flush()
+        if full and not self.lost:
+            self._keeper.freed(self)
 
     # -- events of the session --
 
@@ -373,7 +417,8 @@ class Http2Upstream(Upstream, SessionUser):
     def _given_up(self, stream: Http2Stream | None) -> None:
         if stream is not None:
             self.on_reset(stream, wire.ENHANCE_YOUR_CALM, ours=True)
-        self._soon()
+        if not self.transport.is_closing():
+            self._soon()
 
     def on_full(self, stream: Http2Stream) -> None:
         exchange = stream.exchange

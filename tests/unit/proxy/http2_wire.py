@@ -127,6 +127,19 @@ class Pipe:
         return None
 
 
+class DeafPipe(Pipe):
+    """One whose peer takes nothing: of whatever is written it says that it keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full: Callable[[], None] | None = None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.full is not None:
+            self.full()
+
+
 class Stages(Line):
     """The stages between the halves, which leave an exchange to the test."""
 
@@ -189,15 +202,20 @@ class _Codec:
     def __init__(self, pod: PodState | None, limits: dict[str, int]) -> None:
         self.pod = pod or enrolled()
         self.turns = Turns()
-        self.pipe = Pipe()
+        self.pipe = DeafPipe()
         self.context = context(self.turns, limits)
         self.encoder = Encoder()
 
     def feed(self, *pieces: bytes) -> list[Frame]:
         """Let the codec read *pieces* at once; return the frames that it writes then."""
+        self.feed_only(*pieces)
+        return self.settle()
+
+    def feed_only(self, *pieces: bytes) -> None:
+        """Let the codec read *pieces* at once; what it writes then stays with the transport."""
         if not self.pipe.closed:
             self.codec.data_received(b"".join(pieces))
-        return self.settle()
+        self.turns.run()
 
     def settle(self) -> list[Frame]:
         """Let what is due happen; return the frames that the codec has written."""
@@ -205,6 +223,16 @@ class _Codec:
         written = self.pipe.written.removeprefix(wire.PREFACE)
         self.pipe.written = b""
         return frames(written)
+
+    def deafen(self) -> None:
+        """The peer takes nothing from now on."""
+        self.pipe.full = self.codec.pause_writing
+
+    def listen(self) -> list[Frame]:
+        """The peer takes all that was kept for it; return the frames that the codec writes then."""
+        self.pipe.full = None
+        self.codec.resume_writing()
+        return self.settle()
 
     def lose(self) -> None:
         """The connection is lost."""
@@ -265,9 +293,11 @@ class _Client(Downstream):
 @dataclass
 class _Keeper(StreamKeeper):
     retried: list[Exchange] = field(default_factory=list)
+    told: int = 0
+    """How often a connection had room again."""
 
     def freed(self, upstream: Http2Upstream) -> None:
-        pass
+        self.told += 1
 
     def forget(self, upstream: Http2Upstream) -> None:
         pass
@@ -288,9 +318,9 @@ class Asking(_Codec):
         self.codec.begin()
         self.hello = self.feed(SETTLED)
 
-    def ask(self, method: bytes = b"GET") -> Exchange:
-        """Open a stream for a request without a body."""
-        exchange = Exchange(self.client, method, b"/", b"web", [(b"host", b"web")], 0.0)
+    def ask(self, method: bytes = b"GET", *more: Field) -> Exchange:
+        """Open a stream for a request without a body, with *more* fields."""
+        exchange = Exchange(self.client, method, b"/", b"web", [(b"host", b"web"), *more], 0.0)
         exchange.route = Hop([], False)
         exchange.request_complete = True
         self.codec.ask(exchange)
