@@ -16,7 +16,7 @@ from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
 from nodeagent.proxy.pieces import add
 
-CONNECTION_WINDOW: Final = 1 << 22
+CONNECTION_WINDOW: Final = 1 << 23
 WIDENED: Final = 1 << 22
 """Bytes that streams whose bytes are taken as they come may send beyond their windows, all together."""
 WIDENED_PART: Final = 8
@@ -83,6 +83,8 @@ class FrameSender(Holder):
         """PINGs that wait for their answer."""
         self.queued = 0
         """Bytes that wait in all streams."""
+        self.owed = 0
+        """Bytes that came and that the other halves of their exchanges have not taken."""
         self.head_bytes = 0
         """Bytes of the header blocks by which the peer opened them."""
         self._final = wire.LARGEST_STREAM
@@ -94,10 +96,8 @@ class FrameSender(Holder):
         """What the peer may send of a stream that was not widened."""
         self._widened = 0
         self._largest = wire.DEFAULT_FRAME
-        self._outstanding = 0
-        """Bytes of the connection's window towards us that the peer has not got back."""
         self._due = 0
-        """Those of them that it gets with the next WINDOW_UPDATE."""
+        """Bytes of the connection's window towards us that the peer gets back with the next WINDOW_UPDATE."""
         self._rest = b""
         self._out: list[bytes] = []
         self._ready: collections.deque[Http2Stream] = collections.deque()
@@ -206,7 +206,7 @@ class FrameSender(Holder):
         if stream.held or self._is_gone(stream):
             return
         self._held.bytes -= stream.owed
-        self._return(stream.owed)
+        self.owed -= stream.owed
         stream.owed = 0
         stream.moved = self._clock
         if stream.taken and not stream.remote_ended:
@@ -392,7 +392,7 @@ class FrameSender(Holder):
         if self.streams.pop(stream.number, None) is None:
             return
         self._held.bytes -= stream.owed + stream.queued
-        self._return(stream.owed)
+        self.owed -= stream.owed
         stream.owed = 0
         self._widened -= stream.widened
         self._held.widened -= stream.widened
@@ -427,10 +427,9 @@ class FrameSender(Holder):
         return left > 0
 
     def _return(self, count: int) -> None:
-        """*count* bytes of the connection's window are free again: tell the peer, not too often."""
+        """*count* bytes of the connection's window came, and are free again: tell the peer, not too often."""
         self._due += count
-        if self._due >= CONNECTION_WINDOW // 4:
-            self._outstanding -= self._due
+        if self._due >= CONNECTION_WINDOW // 8:
             self._out.append(wire.window_update(0, self._due))
             self._due = 0
 

@@ -19,15 +19,15 @@ forgotten. A rule that concerns one stream resets that one, any other ends the c
 GOAWAY is in what :meth:`take` returns, and ``broken`` says why.
 
 **Towards us** a peer may send STREAM_WINDOW bytes of a stream and CONNECTION_WINDOW of all. New
-window is given as bytes come, but not for a stream that is held: the other half of its exchange
-keeps what came, and the connection's window counts it until it is taken, so that the windows bound
-what one connection makes the proxy hold. What all connections of a pod do is counted too
-(``held.py``).
+window is given as bytes come, but a stream's not while it is held: the other half of its exchange
+keeps what came. The connection's is given back all the same, else streams that stand still would
+own what the one that they wait for needs. So a connection makes the proxy hold the windows of its
+streams at most, and what all connections of a pod do is bounded together (``held.py``).
 
 A window comes back as late as the way to the peer is long, and no stream moves faster than one a
 round trip. So that of a stream whose bytes are taken as they come doubles each time that half of it
-came, as long as all such streams of the connection have no more than WIDENED together, for which
-the connection's window has room of its own, and those of the pod no more than their part.
+came, as long as all such streams of the connection have no more than WIDENED together, and
+those of the pod no more than their part.
 
 **Towards the peer** a stream's bytes wait in it until its window, the connection's and the
 transport (``blocked``) let them go: streams take turns, QUANTUM bytes each. One whose queue grows
@@ -51,7 +51,7 @@ from nodeagent.proxy.http2.control import FAULT_COST, Control
 from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
-from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, SHARES, STALLED, WIDENED
+from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, SHARES, STALLED
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 
@@ -78,11 +78,10 @@ class Session(Control):
     ) -> None:
         """*held*: what all connections of the client's pod make the proxy hold; *window*: bytes that the
         peer may send of a stream. *tunnels*: so many streams, each a connection (CONNECT), whose
-        directions end each by itself; all together may send what each may (``proxy/shared/``).
+        directions end each by itself (``proxy/shared/``).
         """
         Control.__init__(self, user, held, limits.held_bytes_per_pod, client=client, tunnels=tunnels > 0)
         self._own_window = window
-        self._own_windows = CONNECTION_WINDOW + (tunnels * window if tunnels else WIDENED)
         self._most_streams = tunnels or limits.streams_per_connection
         self._header_limit = limits.header_bytes
         self._decoder = Decoder(wire.DEFAULT_TABLE, limits.header_bytes, limits.header_count)
@@ -105,7 +104,7 @@ class Session(Control):
         else:
             own.append((wire.MAX_CONCURRENT_STREAMS, self._most_streams))
         self._out.append(wire.settings(tuple(own)))
-        self._out.append(wire.window_update(0, self._own_windows - wire.DEFAULT_WINDOW))
+        self._out.append(wire.window_update(0, CONNECTION_WINDOW - wire.DEFAULT_WINDOW))
 
     def feed(self, data: bytes) -> None:
         """Read *data*. Afterwards ``broken`` or ``behind`` may be set."""
@@ -176,24 +175,19 @@ class Session(Control):
         if not number:
             raise SessionError(wire.PROTOCOL_ERROR, "DATA on stream 0")
         count = len(payload)
-        self._outstanding += count
-        if self._outstanding > self._own_windows:
-            raise SessionError(wire.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        self._return(count)
         if flags & wire.PADDED:
             payload = unpadded(payload)
         stream = self.streams.get(number)
         if stream is None or stream.remote_ended:
-            self._return(count)
             self._closed(stream, number, count)
             return
         stream.taken += count
         if stream.taken > self._own_window + stream.widened:
-            self._return(count)
             self._fault(stream, wire.FLOW_CONTROL_ERROR)
             return
         ended = flags & wire.END_STREAM != 0
         if not stream.head_read or (stream.expected != UNKNOWN and not self._fits(stream, len(payload), ended=ended)):
-            self._return(count)
             self._fault(stream, wire.PROTOCOL_ERROR)
             return
         if payload:
@@ -202,19 +196,16 @@ class Session(Control):
         elif not ended:
             self.spend(1)
         if self._is_gone(stream):
-            self._return(count)
             return
         self._account(stream, count, ended=ended)
         if ended and not self._is_gone(stream):
             self._ended(stream)
 
     def _account(self, stream: Http2Stream, count: int, *, ended: bool) -> None:
-        """*count* bytes came: the peer gets their window back where nobody holds the stream."""
+        """*count* bytes came: the peer gets the stream's window back where nobody holds it."""
         if stream.held:
             self._owe(stream, count)
-            return
-        self._return(count)
-        if stream.taken >= (self._own_window + stream.widened) // 2 and not ended:
+        elif stream.taken >= (self._own_window + stream.widened) // 2 and not ended:
             self._renew(stream)
 
     def _owe(self, stream: Http2Stream, count: int) -> None:
@@ -222,6 +213,7 @@ class Session(Control):
         if not stream.owed:
             stream.moved = self._clock
         stream.owed += count
+        self.owed += count
         self._held.bytes += count
         if self._held.bytes > self._held.alarm:
             self._held.relieve(self._most_held)
@@ -356,7 +348,7 @@ class Session(Control):
             return True
         most = self._most_held
         held = self._held.bytes
-        own = self.queued + self.unsent + self._outstanding - self._due
+        own = self.queued + self.unsent + self.owed
         return held > most // 2 and (held > most or own > most // SHARES)
 
     # -- a client's streams --

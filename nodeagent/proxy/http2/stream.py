@@ -33,10 +33,10 @@ class Http2Stream:
     """Causes for which the peer gets no new window."""
     taken = 0
     """Bytes that came, and for which the peer has got no new window of the stream."""
+    owed = 0
+    """Bytes that came, and that the other half of the exchange has not taken."""
     widened = 0
     """Bytes that the peer may send at once beyond the window with which the stream began."""
-    owed = 0
-    """Those of them for which it has got none of the connection's either."""
     expected = UNKNOWN
     """Bytes of the peer's body by its content-length."""
     read = 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
-from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, WIDENED
+from nodeagent.proxy.http2.sender import CONNECTION_WINDOW
 from nodeagent.proxy.http2.session import STREAM_WINDOW
 from tests.unit.proxy.http2_wire import OK, Asking, Frame, Pairs, Server, frames
 
@@ -188,7 +188,7 @@ class Oracle:
             self.h2.local_settings[SettingCodes.ENABLE_PUSH] = 0
         self.h2.local_settings.acknowledge()
         self.h2.initiate_connection()
-        self.h2.increment_flow_control_window(CONNECTION_WINDOW + WIDENED - wire.DEFAULT_WINDOW)
+        self.h2.increment_flow_control_window(CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
         assert self.feed(b"" if client else wire.PREFACE, wire.settings(())) == FINE
 
     def feed(self, *pieces: bytes) -> Verdict:

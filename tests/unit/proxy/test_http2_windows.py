@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
@@ -11,7 +12,7 @@ from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, WIDENED, WIDENED_PAR
 from nodeagent.proxy.http2.session import STREAM_WINDOW
 from nodeagent.proxy.http2.upstream import Http2Upstream
 from nodeagent.proxy.pods import PodState
-from tests.unit.proxy.http2_wire import GET, OK, Asking, enrolled, read_frame
+from tests.unit.proxy.http2_wire import GET, OK, POST, Asking, Frame, Server, enrolled, read_frame
 from tests.unit.proxy.stage import Stage, play
 from tests.waiting import steady
 
@@ -26,7 +27,7 @@ class Download:
         self.asking = Asking(pod, heldBytesPerPod=HELD)
         self.exchange = self.asking.ask()
         self.asking.settle()
-        self.connection = CONNECTION_WINDOW + WIDENED
+        self.connection = CONNECTION_WINDOW
         self.stream = STREAM_WINDOW
         self.asking.feed(self.asking.head(1, OK, end=False))
 
@@ -78,6 +79,90 @@ def test_what_a_pods_streams_may_send_at_once_is_bounded() -> None:
     for each in downloads:
         each.asking.lose()
     assert pod.held.widened == 0
+
+
+class Uploads:
+    """A client's requests with bodies, on one connection, which keeps to the windows."""
+
+    def __init__(self, pod: PodState, count: int) -> None:
+        self.server = Server(pod)
+        self.connection = wire.DEFAULT_WINDOW
+        self.windows: dict[int, int] = {}
+        self.take(self.server.hello)
+        for number in range(1, 2 * count, 2):
+            self.windows[number] = STREAM_WINDOW
+            self.take(self.server.feed(self.server.head(number, POST, end=False)))
+
+    def take(self, written: Sequence[Frame]) -> None:
+        for each in written:
+            assert each.kind not in (wire.RST_STREAM, wire.GOAWAY)
+            if each.kind == wire.WINDOW_UPDATE:
+                more = int.from_bytes(each.payload, "big")
+                if each.number:
+                    self.windows[each.number] += more
+                else:
+                    self.connection += more
+
+    def push(self, number: int) -> int:
+        """Send as much of one body as the windows allow; return how much that was."""
+        sent = 0
+        while min(self.windows[number], self.connection) >= len(PIECE):
+            self.windows[number] -= len(PIECE)
+            self.connection -= len(PIECE)
+            sent += len(PIECE)
+            self.take(self.server.feed(frame(wire.DATA, 0, number, PIECE)))
+        return sent
+
+
+STANDING = 100
+"""Streams: the windows of a third would be the connection's."""
+
+
+def test_uploads_that_stand_still_do_not_take_the_window_of_one_that_moves() -> None:
+    pod = enrolled()
+    uploads = Uploads(pod, STANDING + 1)
+    *standing, moving = uploads.server.stages.exchanges
+    for exchange in standing:
+        exchange.downstream.pause(exchange, "upstream")
+    numbers = list(uploads.windows)
+    assert {uploads.push(number) for number in numbers[:-1]} == {STREAM_WINDOW}
+    assert pod.held.bytes == uploads.server.codec.session.owed == STANDING * STREAM_WINDOW
+    assert uploads.connection > STREAM_WINDOW
+    for _ in range(4):
+        assert uploads.push(numbers[-1]) == STREAM_WINDOW
+        moving.pending = None
+        moving.pending_bytes = 0
+        moving.downstream.resume(moving, "body")
+        uploads.take(uploads.server.settle())
+    uploads.server.lose()
+    assert pod.held.bytes == uploads.server.codec.session.owed == 0
+
+
+def test_downloads_that_stand_still_do_not_take_the_window_of_one_that_moves() -> None:
+    pod = enrolled()
+    asking = Asking(pod)
+    codec = asking.codec
+    assert isinstance(codec, Http2Upstream)
+    connection = wire.DEFAULT_WINDOW + updates(asking.hello)
+    for _ in range(STANDING):
+        codec.pause(asking.ask())
+    asking.ask()
+    connection += updates(asking.settle())
+    for number in range(1, 2 * STANDING, 2):
+        asking.feed(asking.head(number, OK, end=False))
+        for _ in range(STREAM_WINDOW // len(PIECE)):
+            connection += updates(asking.feed(frame(wire.DATA, 0, number, PIECE))) - len(PIECE)
+            assert connection >= 0
+    assert codec.session.owed == STANDING * STREAM_WINDOW
+    assert connection > STREAM_WINDOW
+    asking.lose()
+    assert pod.held.bytes == 0
+
+
+def updates(written: Sequence[Frame]) -> int:
+    """Return by how much the window of the connection grew."""
+    found = [each for each in written if each.kind == wire.WINDOW_UPDATE and not each.number]
+    return sum(int.from_bytes(each.payload, "big") for each in found)
 
 
 def test_one_slow_reader_of_an_answer_of_a_gigabyte_is_bounded() -> None:
