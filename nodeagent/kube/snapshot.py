@@ -193,7 +193,8 @@ def _parts(found: KubernetesObject) -> tuple[str, KubeObject]:
         return "discovery.k8s.io/v1", _endpoint_slice(found)
     if isinstance(found, NodeObject):
         addresses = [{"type": "InternalIP", "address": address} for address in found.addresses]
-        return "v1", {"status": {"addresses": addresses}}
+        ranges = [str(each) for each in found.pod_ranges]
+        return "v1", {"spec": {"podCIDRs": ranges}, "status": {"addresses": addresses}}
     if isinstance(found, NamespaceObject):
         return "v1", {"metadata": {"labels": dict(found.labels), "annotations": dict(found.annotations)}}
     if isinstance(found, NetworkPolicyObject):

@@ -334,16 +334,17 @@ class KubernetesSource:
         self.sandboxes.expect(frozenset(waiting))
 
     def _placed(self, pod: PodObject) -> PodObject:
-        """Return *pod* with the addresses that the runtime says of the pod of its name, while the API knows
-        none. One that names another's sandbox gets none: the younger owns an address, so it would take the
-        other's, which would be captured no more.
+        """Return *pod* of this node with the addresses that its sandbox has: the API knows them later, and
+        knows what a status says. One that names another's sandbox gets none of it.
         """
-        if self.sandboxes is None or pod.node != self.node or pod.addresses or pod.host_network:
+        if self.sandboxes is None or pod.node != self.node or pod.host_network:
             return pod
         sandbox = self.sandboxes.sandbox(runtime_uid(pod))
         if sandbox is None or (sandbox.namespace, sandbox.name) != (pod.namespace, pod.name):
             return pod
-        return replace(pod, addresses=sandbox.addresses)
+        both = tuple(address for address in pod.addresses if address in sandbox.addresses)
+        addresses = both or sandbox.addresses or pod.addresses
+        return pod if addresses == pod.addresses else replace(pod, addresses=addresses)
 
 
 def runtime_uid(pod: PodObject) -> PodUid:

@@ -4,8 +4,9 @@ first of the two steps of ``mesh/compile.py``, whose head tells how they work to
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from nodeagent.mesh.endpoint_slices import EndpointSlices
 from nodeagent.mesh.local import finished, path_setting
@@ -44,9 +45,12 @@ class Touched:
 
 
 class ClusterState:
-    """Everything that is known of the cluster; what changes is noted in ``touched``."""
+    """Everything that is known of the cluster; what changes is noted in ``touched``. *runs_here* says
+    whether a pod is seen to run on this node, with a network of its own.
+    """
 
-    def __init__(self, default_mtls: MtlsMode, root_namespace: str) -> None:
+    def __init__(self, default_mtls: MtlsMode, root_namespace: str, runs_here: Callable[[PodObject], bool]) -> None:
+        self._runs_here = runs_here
         self.pods: dict[NamespacedName, PodObject] = {}
         self.services: dict[NamespacedName, ServiceObject] = {}
         self.nodes: dict[str, NodeObject] = {}
@@ -59,6 +63,9 @@ class ClusterState:
         self.network = NetworkPolicies()
         self.touched = Touched()
         self._claims: Postings[Address, NamespacedName] = Postings()
+        self._contested: set[Address] = set()
+        """Addresses that several pods claim."""
+        self._running_here: set[NamespacedName] = set()
         self._by_uid: Postings[PodUid, NamespacedName] = Postings()
 
     def take(self, change: AnyChange) -> None:
@@ -87,12 +94,34 @@ class ClusterState:
         return (pod.uid, pod.node) in self._enrolled or (pod.uid, "") in self._enrolled
 
     def owned(self, key: NamespacedName, pod: PodObject) -> tuple[Address, ...]:
-        """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the
-        older is on its way out.
+        """Return the addresses that are *pod*'s, the pod's known as *key*."""
+        return tuple(address for address in pod.addresses if self._holder(address) == key)
+
+    def _holder(self, address: Address) -> NamespacedName | None:
+        """Return which of the pods that claim *address* has it; None: nobody claims it.
+
+        A pod's status is written by its node's kubelet, and by whoever may write it. So what is seen
+        to run here has its address whatever others say; and what two nodes claim is the node's whose
+        range has it, else the older pod's: a new one takes nothing from it. Of two pods of one node the
+        younger has it, as the older is on its way out.
         """
-        if pod.host_network or finished(pod):
-            return ()
-        return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
+        claims = self._claims.get(address)
+        if len(claims) < 2:
+            return next(iter(claims), None)
+        if here := claims & self._running_here:
+            return max(here, key=self._age)
+        rivals: dict[str, NamespacedName] = {}
+        for key in sorted(claims, key=self._age):
+            rivals[self.pods[key].node] = key
+        return min(rivals.values(), key=lambda key: self._weakness(key, address))
+
+    def _weakness(self, key: NamespacedName, address: Address) -> tuple[bool, bool, str, str, NamespacedName]:
+        """Return what orders the pods of several nodes that claim *address*: the least has it."""
+        pod = self.pods[key]
+        node = self.nodes.get(pod.node)
+        number = ip_address(address)
+        inside = node is not None and any(number in each for each in node.pod_ranges)
+        return pod.terminating, not inside, pod.created, pod.uid, key
 
     def pod_at(self, address: Address, namespace: str, name: str) -> PodUid:
         """Return which pod is at *address*: the one that owns it, or the pod *name* on its node's
@@ -100,9 +129,9 @@ class ClusterState:
 
         A reference alone proves nothing: who writes slices would have others' pods dial for them.
         """
-        claims = self._claims.get(address)
-        if claims:
-            return self.pods[max(claims, key=self._age)].uid
+        holder = self._holder(address)
+        if holder is not None:
+            return self.pods[holder].uid
         named = self.pods.get((namespace, name))
         return named.uid if named is not None and named.host_network and address in named.addresses else PodUid("")
 
@@ -137,9 +166,7 @@ class ClusterState:
         elif change.kind == "Namespace":
             self._put_namespace(change.name, found if isinstance(found, NamespaceObject) else None)
         elif change.kind == "Node":
-            self.nodes.pop(change.name, None)
-            if isinstance(found, NodeObject):
-                self.nodes[change.name] = found
+            self._put_node(change.name, found if isinstance(found, NodeObject) else None)
         else:
             policy = found if isinstance(found, NetworkPolicyObject | UnreadPolicy) else None
             self.network.put(change.kind, *key, policy)
@@ -159,16 +186,29 @@ class ClusterState:
             self.selection.drop_pod(key)
             self.policies.drop_pod(key)
             self._by_uid.discard(before.uid, key)
+            self._running_here.discard(key)
             for address in before.addresses:
                 self._claims.discard(address, key)
+                if len(self._claims.get(address)) < 2:
+                    self._contested.discard(address)
         if pod is not None:
             self.pods[key] = pod
             self.selection.put_pod(key, pod.labels)
             self.policies.put_pod(key, pod.labels)
             self._by_uid.add(pod.uid, key)
-            for address in () if finished(pod) or pod.host_network else pod.addresses:
-                self._claims.add(address, key)
+            self._claim(key, pod)
             self._touch_pod(key)
+
+    def _claim(self, key: NamespacedName, pod: PodObject) -> None:
+        """Note what *pod* says that its addresses are; one that no node has has none."""
+        if finished(pod) or pod.host_network or not pod.node:
+            return
+        if self._runs_here(pod):
+            self._running_here.add(key)
+        for address in pod.addresses:
+            self._claims.add(address, key)
+            if len(self._claims.get(address)) > 1:
+                self._contested.add(address)
 
     def _touch_pod(self, key: NamespacedName) -> None:
         """Mark the pod, the Services that select it, and whoever claims one of its addresses (and their Services)."""
@@ -184,6 +224,16 @@ class ClusterState:
         for each in concerned:
             self.touched.pods.add(each)
             self.touched.services.update(self.selection.services_of(each))
+
+    def _put_node(self, name: str, node: NodeObject | None) -> None:
+        before = self.nodes.pop(name, None)
+        if node is not None:
+            self.nodes[name] = node
+        if (before.pod_ranges if before else ()) == (node.pod_ranges if node else ()):
+            return
+        for address in self._contested:
+            for key in self._claims.get(address):
+                self._touch_pod(key)
 
     def _put_service(self, key: NamespacedName, service: ServiceObject | None) -> None:
         self.touched.services.add(key)

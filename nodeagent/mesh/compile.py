@@ -28,7 +28,8 @@ a Service the pods that it selects; an EndpointSlice its Service, and a pod the 
 an endpoint at its address; a policy the pods that it is for; a Namespace all its pods. It
 goes no further: no entry is made of another object's entry.
 
-Two pods may claim one address for a while (a new one was given an ended one's): the younger has it.
+Several pods may claim one address: for a while, as when a new one was given an ended one's, or because
+a status lies. Who has it: ``ClusterState._holder``.
 Two Services may target one port: the oldest decides the protocol, as in Istio.
 
 What cannot be made (an object nobody foresaw) keeps its last entry, is named in ``faults``, and
@@ -120,8 +121,9 @@ class Mesh:
     ) -> None:
         self._node = node
         self._trust_domain = trust_domain
+        self._places = places
         self._scrapes = scrapes
-        self._state = ClusterState(default_mtls, root_namespace)
+        self._state = ClusterState(default_mtls, root_namespace, self._runs_here)
         self.node_pods = NodePods(node, trust_domain, places, self._state, membership, root_namespace)
         """The pods of this node, as they are after the last :meth:`apply`."""
         self._users: Postings[str, NamespacedName] = Postings()
@@ -182,6 +184,9 @@ class Mesh:
     def left_open(self) -> list[str]:
         """Return, in words, the wrong documents that nothing stands in for, as they may be for the whole mesh."""
         return self._state.policies.left_open()
+
+    def _runs_here(self, pod: objects.PodObject) -> bool:
+        return pod.node == self._node and self._places is not None and self._places.of(pod) is not None
 
     # -- what is made of it --
 

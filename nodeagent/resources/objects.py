@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, Literal
 
 from nodeagent.resources.labels import OPERATORS, LabelExpression, LabelSelector
@@ -145,6 +145,8 @@ class EndpointSliceObject:
 class NodeObject:
     name: str
     addresses: tuple[Address, ...]
+    pod_ranges: tuple[IPv4Network | IPv6Network, ...] = ()
+    """``spec.podCIDRs``: where its pods' addresses are from; empty: it says none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +345,14 @@ def _node(root: Field, metadata: Field) -> NodeObject:
     addresses = tuple(
         item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP"
     )
-    return NodeObject(_name_of(metadata), addresses)
+    return NodeObject(_name_of(metadata), addresses, _pod_ranges(root.part("spec")))
+
+
+def _pod_ranges(spec: Field) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(text, strict=False) for text in spec.strings("podCIDRs"))
+    except ValueError:
+        raise spec.wrong("podCIDRs", "ranges of addresses are expected") from None
 
 
 def _namespace(root: Field, metadata: Field) -> NamespaceObject:

@@ -107,6 +107,7 @@ OTHER: list[dict[str, Any]] = [
         "kind": "Node",
         "apiVersion": "v1",
         "metadata": {"name": "n"},
+        "spec": {"podCIDRs": ["10.244.0.0/24", "fd00::/64"]},
         "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]},
     },
     {

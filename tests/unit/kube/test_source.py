@@ -355,6 +355,28 @@ def test_a_pod_is_what_the_api_says_where_the_runtime_says(tmp_path: Path) -> No
     play(tmp_path, scene)
 
 
+def test_a_status_gives_a_pod_of_this_node_no_address_that_its_sandbox_has_not(tmp_path: Path) -> None:
+    """Input: a pod that runs here, with the addresses of its sandbox and another's; then with the other's alone.
+    Verdict: it has its sandbox's, in the order that the API says.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        runtime.put("web", "fd00::1", "10.0.0.1", "10.1.0.1")
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        said = [["10.0.0.1", "10.0.0.66", "fd00::1"], ["10.0.0.66"]]
+        expected = [("10.0.0.1", "fd00::1"), ("fd00::1", "10.0.0.1", "10.1.0.1")]
+        for texts, addresses in zip(said, expected, strict=True):
+            api.put(pod("web", podIPs=[{"ip": text} for text in texts]))
+            (change,) = await source.changes()
+            assert isinstance(change, Change)
+            assert isinstance(change.object, PodObject)
+            assert change.object.addresses == addresses
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_nothing_is_told_before_the_runtime_has_answered(tmp_path: Path) -> None:
     """Without it no pod has a place, and an agent that starts again would release them all."""
 

@@ -318,6 +318,61 @@ def test_an_address_goes_to_the_younger_pod() -> None:
     assert entry(made, "workload/uid-old").addresses == ("10.244.1.5",)
 
 
+FORGED = {
+    "never scheduled": {"node": ""},
+    "of another node": {"node": "node2"},
+    "of another node, and older": {"node": "node2", "created": "2025-01-01T00:00:00Z"},
+    "of this node, and not seen to run": {"annotations": {"lab.nodeagent.io/netns": ""}},
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+def test_no_status_takes_the_address_of_a_pod_that_runs_here(forged: dict[str, Any]) -> None:
+    """Input: a pod whose status, which others may write, has the address of a pod that is seen to run on this
+    node. Verdict: that one stays captured, and it alone has the address, whichever came first.
+    """
+    victim = pod("db", created="2026-01-01T00:00:00Z")
+    ghost = pod("ghost", **{"namespace": "evil", "created": "2026-01-02T00:00:00Z", "app": "shop", **forged})
+    for changes in ((victim, ghost), (ghost, victim)):
+        made = mesh(*changes)
+        assert [(local.pod, local.addresses) for local in made.local_pods()] == [("db", ("10.244.1.5",))]
+        assert entry(made, "workload/uid-ghost").addresses == ()
+    made.apply([gone(victim)])
+    held = entry(made, "workload/uid-ghost").addresses
+    assert held == (() if forged.get("node") == "" else ("10.244.1.5",))
+
+
+def node(name: str, *ranges: str) -> Change:
+    return Change(
+        "Node", "", name, parse({"kind": "Node", "metadata": {"name": name}, "spec": {"podCIDRs": list(ranges)}})
+    )
+
+
+def test_what_pods_of_two_nodes_claim_is_the_olders() -> None:
+    old = pod("old", node="node2", created="2026-01-01T00:00:00Z")
+    young = pod("young", node="node3", created="2026-01-02T00:00:00Z")
+    made = mesh(young, old)
+    assert entry(made, "workload/uid-old").addresses == ("10.244.1.5",)
+    assert entry(made, "workload/uid-young").addresses == ()
+    made.apply([pod("old", node="node2", created="2026-01-01T00:00:00Z", deleted="2026-01-03T00:00:00Z")])
+    assert entry(made, "workload/uid-young").addresses == ("10.244.1.5",), "the older is on its way out"
+
+
+def test_what_pods_of_two_nodes_claim_is_the_nodes_whose_range_has_it() -> None:
+    made = mesh(
+        pod("old", node="node2", created="2026-01-01T00:00:00Z"),
+        pod("young", node="node3", created="2026-01-02T00:00:00Z"),
+        node("node2", "10.244.2.0/24"),
+    )
+    assert entry(made, "workload/uid-old").addresses == ("10.244.1.5",)
+    delta = made.apply([node("node3", "10.244.1.0/24", "fd00::/64")])
+    assert keys(delta.upserts) == ["workload/uid-old", "workload/uid-young"]
+    assert entry(made, "workload/uid-young").addresses == ("10.244.1.5",)
+    assert made.apply([node("node3", "10.244.1.0/24", "fd00::/64")]) == Delta()
+    made.apply([gone(node("node3"))])
+    assert entry(made, "workload/uid-old").addresses == ("10.244.1.5",)
+
+
 def test_a_pod_on_its_way_out_gives_its_address_up() -> None:
     leaving, fresh = (
         pod("leaving", created="2026-01-02T00:00:00Z", deleted="2026-01-03T00:00:00Z"),
@@ -449,7 +504,7 @@ _POD = st.builds(
     uid=st.sampled_from(["u1", "u2", "u3", "u4", "u5"]),
     app=_APPS,
     ready=st.booleans(),
-    node=st.sampled_from(["node1", "node2"]),
+    node=st.sampled_from(["node1", "node1", "node2", "node3", ""]),
     created=st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]),
     deleted=st.sampled_from([None, None, "2026-01-03T00:00:00Z"]),
     phase=st.sampled_from(["Running", "Running", "Succeeded"]),
@@ -529,7 +584,8 @@ _SLICE = st.builds(
     st.booleans(),
     st.sampled_from(["", "a", "b"]),
 )
-_OBJECT = (_POD, _SERVICE, _SLICE, _POLICY, _NAMESPACE)
+_NODE = st.builds(node, st.sampled_from(["node1", "node2", "node3"]), st.sampled_from(["10.0.0.0/31", "10.0.0.2/31"]))
+_OBJECT = (_POD, _SERVICE, _SLICE, _POLICY, _NAMESPACE, _NODE)
 _CHANGES = st.lists(st.one_of(*_OBJECT, *(each.map(gone) for each in _OBJECT), _MARK), max_size=25)
 
 
