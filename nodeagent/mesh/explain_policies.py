@@ -10,6 +10,7 @@ from typing import Literal
 
 from nodeagent.mesh.entries import HTTP, Entry, Protocol, Service, Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
+from nodeagent.policy.authorization_match import as_received
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, RateLimit, RequestAuthentication
 
@@ -82,7 +83,8 @@ class Facts:
         host = question.headers.get("host", service.host if service else self.server.workload.pod)
         if not question.method or not self.http:
             return None
-        return RequestFacts(question.method, question.path, host, question.headers.get, self.claims)
+        headers = {name: as_received(value) for name, value in question.headers.items()}
+        return RequestFacts(question.method, question.path, host, headers.get, self.claims)
 
 
 def judged(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]]:

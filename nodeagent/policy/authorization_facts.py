@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nodeagent.policy.authorization_match import number_of
@@ -30,6 +30,10 @@ class ConnectionFacts:
     """
 
 
+def _unknown(name: str) -> Sequence[str]:
+    return ()
+
+
 @dataclass(slots=True)
 class RequestFacts:
     """What is known of a request. ``claims`` may be set later, before the decision."""
@@ -42,6 +46,8 @@ class RequestFacts:
     header: Callable[[str], str | None]
     """Return a field's value by its lower-case name, several lines joined with ``,``; None when it is absent."""
     claims: Claims | None = None
+    lines: Callable[[str], Sequence[str]] = _unknown
+    """Return the value of each line of a field by its lower-case name; nothing: ``header`` knows of one only."""
     normal: str = field(default="", init=False, repr=False, compare=False)
     """The normalised path, once somebody asked for it."""
 

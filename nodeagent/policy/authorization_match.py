@@ -59,6 +59,11 @@ def any_of(tests: Sequence[Callable[[Subject], bool]]) -> Callable[[Subject], bo
     return some
 
 
+def as_received(text: str) -> str:
+    """Return *text* as requests hold it: one character for each byte of its UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
+
+
 def text(patterns: Iterable[str]) -> Text:
     """Return what matches any of *patterns*: exact, ``prefix*``, ``*suffix``, or ``*`` for any text
     that is not empty.

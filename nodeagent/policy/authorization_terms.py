@@ -183,7 +183,7 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
             if on_peer is not None:
                 peer.append((name, _negated(on_peer) if negated else on_peer))
             else:
-                on_request = _request_test(name, key, values)
+                on_request = _request_test(name, key, values, every=permits != negated)
                 needs_request = True
                 by_line = by_line and key.lower() in _IN_LINE
                 request.append((name, _negated(on_request) if negated else on_request))
@@ -259,7 +259,8 @@ def _port(value: str, name: str) -> int:
 # -- what a request decides --
 
 
-def _request_test(name: str, key: str, values: tuple[str, ...]) -> RequestTest:
+def _request_test(name: str, key: str, values: tuple[str, ...], *, every: bool) -> RequestTest:
+    """*every*: what an application may read in different ways matches only if it does in every one."""
     match key:
         case "methods":
             method = matchers.text(values)
@@ -279,7 +280,7 @@ def _request_test(name: str, key: str, values: tuple[str, ...]) -> RequestTest:
             presenter = matchers.text(values)
             return _on_claims(lambda claims: presenter(claims.presenter))
     if header := _HEADER.fullmatch(key):
-        return _header(header[1].lower(), values)
+        return _header(header[1].lower(), values, every=every)
     if claims := _CLAIMS.fullmatch(key):
         return _on_claims(_claim(tuple(claims[1][1:-1].split("][")), matchers.text(values)))
     raise ResourceError(
@@ -291,9 +292,14 @@ def _request_test(name: str, key: str, values: tuple[str, ...]) -> RequestTest:
     )
 
 
-def _header(name: str, values: tuple[str, ...]) -> RequestTest:
-    """``*`` means present, even if empty. The names of HTTP/2's pseudo-headers are known, as Envoy knows them."""
-    value = matchers.text(values)
+def _header(name: str, values: tuple[str, ...], *, every: bool) -> RequestTest:
+    """``*`` means present, even if empty. The names of HTTP/2's pseudo-headers are known, as Envoy knows them.
+
+    Of several lines of one name some applications take the first, some the last, some all in one: the
+    rule of an ALLOW policy matches in *every* reading, any other one in one of them. Envoy (since
+    CVE-2026-26308) asks for one in both.
+    """
+    value = matchers.text([matchers.as_received(each) for each in values])
     match name:
         case ":authority" | "host":
             return lambda request: value(request.host)
@@ -306,7 +312,12 @@ def _header(name: str, values: tuple[str, ...]) -> RequestTest:
 
     def matches(request: RequestFacts) -> bool:
         found = request.header(name)
-        return found is not None and value(found)
+        if found is None:
+            return False
+        if "," not in found:
+            return value(found)
+        readings = [found, *request.lines(name)]
+        return all(map(value, readings)) if every else any(map(value, readings))
 
     return matches
 

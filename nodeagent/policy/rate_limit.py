@@ -11,12 +11,13 @@ a token again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import ceil
 from typing import Final, Protocol
 
+from nodeagent.policy.authorization_match import as_received
 from nodeagent.policy.model import GlobalLimit, LocalLimit, RateLimit
 
 MAX_BUCKETS: Final = 10_000
@@ -38,6 +39,10 @@ class LimitedRequest(Protocol):
     @property
     def header(self) -> Callable[[str], str | None]:
         """Return a field's value by its lower-case name; None when it is absent."""
+
+    @property
+    def lines(self) -> Callable[[str], Sequence[str]]:
+        """Return the values of a field's lines by its lower-case name; nothing: it is one."""
 
     def normalised(self) -> str:
         """Return the path as policies compare it."""
@@ -90,8 +95,18 @@ _SOURCES: Final[dict[str, _Source]] = {
 }
 
 
+_LISTS: Final = frozenset(("forwarded", "via", "x-forwarded-for"))
+"""Fields whose lines every application reads as one."""
+
+
 def _of_header(name: str) -> _Source:
-    return lambda request, principal, pod: request.header(name) or ""
+    """Which of several lines of one name counts, the application says: nobody avoids a limit by adding one."""
+
+    def value(request: LimitedRequest, principal: str, pod: str) -> str:
+        found = request.header(name) or ""
+        return "" if "," in found and name not in _LISTS and len(request.lines(name)) > 1 else found
+
+    return value
 
 
 def _bounded(value: str) -> str:
@@ -134,7 +149,7 @@ class _Limit:
         self._prefixes = tuple(path[:-1] for path in limit.paths if path.endswith("*"))
         self._suffixes = tuple(path[1:] for path in limit.paths if path.startswith("*") and len(path) > 1)
         self._any_path = not limit.paths
-        self._headers = tuple((name, _Text(value)) for name, value in limit.headers)
+        self._headers = tuple((name, _Text(as_received(value))) for name, value in limit.headers)
         # A share of a small bucket must still hold the one token that a request takes; the rate is
         # the exact share all the same.
         self._size = max(1.0, limit.bucket.max_tokens * share)
@@ -155,7 +170,9 @@ class _Limit:
                 return False
         for name, text in self._headers:
             value = request.header(name)
-            if value is None or not text.matches(value):
+            if value is None:
+                return False
+            if not text.matches(value) and not ("," in value and any(map(text.matches, request.lines(name)))):
                 return False
         return True
 
@@ -267,10 +284,13 @@ def descriptors(
 
 def _filled(value: str, request: LimitedRequest, principal: str, pod: str) -> str:
     if not value.startswith("{"):
-        return value
+        return as_received(value)
     name = value[1:-1]
     if name == "method":
         return request.method
     if name == "host":
         return request.host
-    return (_SOURCES.get(name) or _of_header(name.removeprefix("header:")))(request, principal, pod)
+    source = _SOURCES.get(name)
+    if source is not None:
+        return source(request, principal, pod)
+    return request.header(name.removeprefix("header:")) or ""

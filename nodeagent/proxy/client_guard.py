@@ -328,6 +328,7 @@ def _facts_of(exchange: Exchange, claims: Claims | None) -> RequestFacts:
         exchange.authority.decode("latin-1"),
         exchange.header,
         claims,
+        exchange.lines,
     )
 
 

@@ -154,6 +154,11 @@ class Exchange:
             value = joined(self.own, wanted)
         return value.decode("latin-1") if value is not None else None
 
+    def lines(self, name: str) -> list[str]:
+        """Return the value of each line of the field *name* (lower case)."""
+        wanted = name.encode("latin-1", "replace")
+        return [value.decode("latin-1") for own, value in (*self.fields, *self.own) if own.lower() == wanted]
+
     def onward(self) -> list[Field]:
         """Return the fields as they go on.
 

@@ -138,8 +138,24 @@ class Look:
     def holds(self, key: str, values: tuple[str, ...], not_values: tuple[str, ...]) -> bool:
         if self.request is None and key.startswith("request."):
             return True
+        if key.startswith("request.headers"):
+            return self.header_holds(key[len("request.headers[") : -1].lower(), values, not_values)
         return (not values or any(self.one(key, value) for value in values)) and not any(
             self.one(key, value) for value in not_values
+        )
+
+    def header_holds(self, name: str, values: tuple[str, ...], not_values: tuple[str, ...]) -> bool:
+        """Of several lines one application reads the first, another one the last, another one all in one."""
+        assert self.request is not None
+        joined = self.request.header(name)
+        readings = {joined, *self.request.lines(name)}
+
+        def matches(reading: str | None, patterns: tuple[str, ...]) -> bool:
+            return reading is not None and any(value == "*" or simple(value, reading) for value in patterns)
+
+        counts = all if self.policy.action == "ALLOW" else any
+        return (not values or counts(matches(each, values) for each in readings)) and (
+            not not_values or counts(not matches(each, not_values) for each in readings)
         )
 
     def one(self, key: str, value: str) -> bool:
@@ -185,9 +201,6 @@ class Look:
                 expression = re.escape(value).replace(r"\{\*\*\}", ".*").replace(r"\{\*\}", "[^/]+")
                 return re.fullmatch(expression, path) is not None
             return simple(value, path)
-        if key.startswith("request.headers"):
-            found = request.header(key[len("request.headers[") : -1].lower())
-            return found is not None and (value == "*" or simple(value, found))
         return request.claims is not None and claim(request.claims, key, value)
 
 

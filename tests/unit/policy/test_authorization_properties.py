@@ -143,13 +143,15 @@ CLAIMS = st.none() | st.builds(
 
 @st.composite
 def requests(draw: st.DrawFn) -> RequestFacts:
-    word = draw(st.none() | TEXTS)
+    words = draw(st.lists(TEXTS, max_size=2))
+    word = ",".join(words) if words else None
     return RequestFacts(
         draw(st.sampled_from(["GET", "POST", "PUT"])),
         draw(st.sampled_from(TARGETS)),
         draw(st.sampled_from(["h.example", "H.EXAMPLE:8080", "other", ""])),
         {"x-word": word}.get,
         draw(CLAIMS),
+        {"x-word": words}.__getitem__,
     )
 
 

@@ -88,6 +88,49 @@ ONE_LINE: Final[dict[str, tuple[Policy, Line, int]]] = {
 """What decides, a field line, and the answer to every spelling of it, where one request was answered before."""
 
 
+REPEATED: Final = (
+    (b"X-User: mallory", b"X-User: ann"),
+    (b"X-User: ann", b"X-User: mallory"),
+    (b"X-User: ann", b"x-user:mallory\t", b"X-USER: bob"),
+    (b"X-User: mallory", b"X-User:"),
+    (b"X-User:", b"X-User: mallory"),
+)
+"""Which line counts, applications see in different ways: http.server takes the first, Node.js joins them."""
+SEVERAL_LINES: Final[dict[str, tuple[Policy, int]]] = {
+    "one that may not come": (policy("DENY", when("x-user", "mallory")), 403),
+    "the begin of one": (policy("DENY", when("x-user", "mal*")), 403),
+    "the end of one": (policy("DENY", when("x-user", "*ory")), 403),
+    "others than one": (policy("DENY", when("x-user", but=("mallory",))), 403),
+    "others than two": (policy("DENY", when("x-user", but=("ann", "mallory"))), 403),
+    "one that may come": (policy("ALLOW", when("x-user", "mallory")), 403),
+    "the begin of one that may come": (policy("ALLOW", when("x-user", "ann*", "bob*")), 403),
+    "all but one": (policy("ALLOW", when("x-user", but=("mallory",))), 403),
+    "that it is there": (policy("ALLOW", when("x-user", "*")), 200),
+    "that it is not there": (policy("DENY", when("x-user", but=("*",))), 200),
+    "whom an authorizer is asked about": (policy("CUSTOM", when("x-user", "mallory")), 403),
+    "what a limit is for": (limit(headers=(("x-user", "mallory"),)), 429),
+}
+"""What decides, and the answer to all of REPEATED."""
+AS_WRITTEN: Final[dict[str, tuple[bytes, int]]] = {
+    "UTF-8": (b"X-Name: \xc3\xa9", 403),
+    "UTF-8 and white space": (b"X-Name:\t\xc3\xa9 \t", 403),
+    "another line before": (b"X-Name: a\r\nX-Name: \xc3\xa9", 403),
+    "Latin-1": (b"X-Name: \xe9", 200),
+    "a space of Latin-1, which is none of HTTP": (b"X-Name: \xc3\xa9\xa0", 200),
+    "an underscore, as by Envoy": (b"X_Name: \xc3\xa9", 200),
+    "kept to this hop, so that no application reads it": (b"Connection: x-name\r\nX-Name: \xc3\xa9", 200),
+    "a host": (b"Host: \xc3\xa9", 400),
+    "NUL": (b"X-Name: \xc3\xa9\0", 400),
+    "a control character": (b"X-Name: \xc3\xa9\x01", 400),
+    "a vertical tab": (b"X-Name: \xc3\xa9\x0b", 400),
+    "a form feed": (b"X-Name:\x0c\xc3\xa9", 400),
+    "folded": (b"X-Name:\r\n \xc3\xa9", 400),
+    "a space before the colon": (b"X-Name : \xc3\xa9", 400),
+    "more than a head may have": (b"X-Name: \xc3\xa9\r\nX-Long: " + b"a" * 70000, 431),
+}
+"""A line or two, and the answer where ``X-Name: é`` is denied."""
+
+
 async def ask(streams: Streams, *lines: bytes, request: bytes = b"GET / HTTP/1.1") -> tuple[int, bytes]:
     """Send a request with *lines*, and a Host unless it is among them; return status and body."""
     hosts = [] if any(line.lower().startswith(b"host:") for line in lines) else [b"Host: web"]
@@ -119,6 +162,41 @@ def test_white_space_and_case_change_no_verdict(tls: dict[str, Contexts], what: 
         assert answers == dict.fromkeys(answers, expected)
 
     play(show_head, scene, tls, protocol="http", policies=(decides,))
+
+
+@pytest.mark.parametrize("what", SEVERAL_LINES)
+def test_another_line_of_the_same_name_hides_none(tls: dict[str, Contexts], what: str) -> None:
+    decides, expected = SEVERAL_LINES[what]
+
+    async def scene(nodes: Nodes) -> None:
+        asks(nodes.far, Refuses((), nodes.far.routing.way_to))
+        streams = await nodes.dial()
+        await ask(streams, b"X-User: mallory")
+        answers = {lines: (await ask(streams, *lines))[0] for lines in REPEATED}
+        assert answers == dict.fromkeys(answers, expected)
+
+    play(show_head, scene, tls, protocol="http", policies=(decides,))
+
+
+def test_another_line_of_the_same_name_avoids_no_limit(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.dial()
+        for line in (b"X-User: mallory", b"X-User:"):
+            assert (await ask(streams, line))[0] == 200
+        answers = {lines: (await ask(streams, *lines))[0] for lines in REPEATED}
+        assert answers == dict.fromkeys(answers, 429)
+
+    play(show_head, scene, tls, protocol="http", policies=(limit(by=("header:x-user",)),))
+
+
+@pytest.mark.parametrize("what", AS_WRITTEN)
+def test_bytes_beyond_ascii_are_compared_as_they_are(tls: dict[str, Contexts], what: str) -> None:
+    line, expected = AS_WRITTEN[what]
+
+    async def scene(nodes: Nodes) -> None:
+        assert (await ask(await nodes.dial(), line))[0] == expected
+
+    play(show_head, scene, tls, protocol="http", policies=(policy("DENY", when("x-name", "é")),))
 
 
 def test_what_goes_on_is_what_was_decided_on(tls: dict[str, Contexts]) -> None:
