@@ -16,6 +16,8 @@ class Carriage:
     """It carries requests, each of which is looked at by itself; else bytes, let through as a whole."""
     http = True
     """It was let in as HTTP, be it that both sides have left that since."""
+    outer = False
+    """It only carries other connections."""
     taken: Hop | None = None
     """Where all of it goes, where it carries bytes."""
 

@@ -121,9 +121,8 @@ class Carrier:
         if self._stands(admitted, dialled, route, generation):
             ends = Ends(transport, dialled.transport, connection.early, dialled.early)
             carried = CarriedConnection(self._context, self._ledger, connection, route, ends, started=started)
+            transport.resume_reading()  # before the relay, which may want to pause again
             carried.start(ended=dialled.ended)
-            if not transport.is_closing():
-                transport.resume_reading()
 
     async def _unpermitted(self, connection: Connection, guard: ClientGuard) -> Reason | None:
         """Return why a connection that is not HTTP may not go on, None where it may."""

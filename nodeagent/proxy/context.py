@@ -49,6 +49,8 @@ class Context:
     """Of this node: whoever comes from there is the kubelet, as far as probes go."""
     connections: dict[int, Connection] = field(default_factory=dict)
     """The open ones from clients, by number."""
+    outer: int = 0
+    """How many of them only carry others, each of which is there by itself (``proxy/shared/``)."""
     recent: Recent = field(default_factory=Recent)
     draining: bool = False
     """Every client is asked to come back on a new connection."""

@@ -23,7 +23,7 @@ from nodeagent.identity.tls import SHARED_ALPN, TUNNEL_ALPN, Contexts, Inside, p
 from nodeagent.mesh import entries
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.shared.lease import Lease
+from nodeagent.proxy.shared.lease import Leased
 from nodeagent.proxy.sniff import begins_http2
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport
@@ -192,8 +192,8 @@ class Dialled(asyncio.Protocol):
         """Its peer agreed to carry many connections over it."""
         self.expires = 0.0
         """When the certificate that its peer showed ends, Unix seconds; 0: it showed none."""
-        self.lease: Lease | None = None
-        """Of the shared connection that it is a stream of."""
+        self.stream: Leased | None = None
+        """What it is, where a shared connection carries it."""
         self._heard: asyncio.Future[None] | None = None
 
     def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:

@@ -15,6 +15,7 @@ from time import time
 from typing import Final
 
 from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET
+from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import HTTP2
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError, Dialled
@@ -92,13 +93,11 @@ class Pool:
             exchange.refuse(UPSTREAM_RESET)
             return
         upstream = Http1Upstream(self, exchange.downstream.connection, self._context.limits.header_bytes)
-        lease = upstream.lease = dialled.lease
-        if lease is None:
+        upstream.stream = dialled.stream
+        if dialled.stream is None:
             upstream.tls = self.dial.contexts()
             upstream.expires = dialled.expires
             self._own.add(upstream)
-        else:
-            upstream.tls = lease.tls
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
         if dialled.early or dialled.ended:
@@ -127,19 +126,21 @@ class Pool:
             upstream.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone
-        elif self._idle and upstream.lease is not None and self._idle[-1].lease is None:
+        elif self._idle and upstream.stream is not None and self._idle[-1].stream is None:
             self._idle.insert(-1, upstream)  # who is alone again finds the connection that is nobody else's
         else:
             self._idle.append(upstream)
 
     def _is_stale(self, upstream: Upstream) -> bool:
         """Say whether no request shall be sent on *upstream* any more."""
-        lease = upstream.lease
-        return (
-            upstream.tls is not self.dial.contexts()
-            or 0.0 < upstream.expires < self._swept
-            or (lease is not None and lease.retired)
-        )
+        lease = _lease(upstream)
+        if lease is not None:
+            return lease.retired or self._has_ended(lease.tls, lease.expires)
+        return self._has_ended(upstream.tls, upstream.expires)
+
+    def _has_ended(self, tls: Contexts | None, expires: float) -> bool:
+        """Say whether another certificate is shown now than with *tls*, or the server's has ended, at *expires*."""
+        return tls is not self.dial.contexts() or 0.0 < expires < self._swept
 
     def forget(self, upstream: Upstream) -> None:
         """*upstream* is closed."""
@@ -156,7 +157,7 @@ class Pool:
 
     def retired(self, lease: Lease) -> None:
         """The shared connection of *lease* takes no new requests."""
-        for upstream in [each for each in self._idle if each.lease is lease]:
+        for upstream in [each for each in self._idle if _lease(each) is lease]:
             self.close(upstream)
 
     def idle(self) -> list[Upstream]:
@@ -188,3 +189,10 @@ class Pool:
         """Close *upstream*, which is idle."""
         self.forget(upstream)
         upstream.close()
+
+
+def _lease(upstream: Upstream) -> Lease | None:
+    """Return the lease by which *upstream* is carried now, None where it is no stream: one that its peer had
+    not looked at may have gone over to another connection.
+    """
+    return upstream.stream.lease if upstream.stream is not None else None

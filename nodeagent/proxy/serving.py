@@ -203,15 +203,16 @@ class Serving:
             self._dropped = access_log.dropped
         metrics.gauge(LOOP_LAG, (self._name,), lag)
         metrics.gauge(BUSY_POLL, (self._name,), context.busy_poll.share())
-        metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(context.connections))
+        metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(context.connections) - context.outer)
         for part in metrics.delta():
             self._send(Counted(part))
 
     def cut(self) -> None:
         """Count and name the connections that are open though the time to drain is over; their end is the process's."""
         context = self.proxy.context
-        context.metrics.count(DRAIN_CUT, (), len(context.connections))
-        for connection in list(context.connections.values())[:CUT_NAMED]:
+        left = [each for each in context.connections.values() if each.carriage is None or not each.carriage.outer]
+        context.metrics.count(DRAIN_CUT, (), len(left))
+        for connection in left[:CUT_NAMED]:
             row = connection.flow(os.getpid())
             log.warning(
                 "the time to drain is over: cut is the %s connection of pod %s from %s to %s, open for %.0f s",
@@ -221,8 +222,8 @@ class Serving:
                 row["destination"],
                 time.time() - connection.wall,
             )
-        if len(context.connections) > CUT_NAMED:
-            log.warning("and %d more", len(context.connections) - CUT_NAMED)
+        if len(left) > CUT_NAMED:
+            log.warning("and %d more", len(left) - CUT_NAMED)
 
     async def tell_flows(self, number: int) -> None:
         """Answer question *number* with live and recent connections, in parts that fit a packet: these may be many."""

@@ -273,7 +273,8 @@ class Sidecar:
             store.set(declared.LOG_DROPPED, (), self.access_log.dropped)
         self.metrics.gauge(declared.LOOP_LAG, (NAME,), self._lag)
         self.metrics.gauge(declared.BUSY_POLL, (NAME,), self.proxy.context.busy_poll.share())
-        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.proxy.context.connections))
+        context = self.proxy.context
+        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(context.connections) - context.outer)
         self._lag = 0.0
         held = self.certificate
         store.replace(declared.CERTIFICATE_EXPIRY, {(held.identity,): held.not_after} if held is not None else {})

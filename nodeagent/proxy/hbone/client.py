@@ -58,8 +58,8 @@ class HboneUpstream(SharedUpstream):
         self.soon()
         led = LedStream(self, stream)
         dialled = Dialled()
-        dialled.lease = self.lease
-        dialled.transport = led
+        dialled.transport = dialled.stream = led
+        led.lease = self.lease
         led.protocol = dialled
         self.streams[stream.number] = led
         return led

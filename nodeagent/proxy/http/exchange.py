@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.grpc.call import Call
     from nodeagent.proxy.permit import Permit
-    from nodeagent.proxy.shared.lease import Lease
+    from nodeagent.proxy.shared.lease import Leased
     from nodeagent.proxy.transport import Transport
 
 UNKNOWN: Final = -1
@@ -433,8 +433,8 @@ class Upstream:
     """When its keeper took it back, by the context's clock."""
     closes = False
     """The server said that it closes after this answer."""
-    lease: Lease | None = None
-    """Of the shared connection between agents that it is a stream of."""
+    stream: Leased | None = None
+    """What it is, where a connection between agents that many share carries it."""
 
     def ask(self, exchange: Exchange) -> None:
         """Send the request's head, what of its body waits, and its end if that is there."""

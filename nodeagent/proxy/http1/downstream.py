@@ -292,8 +292,8 @@ class Http1Downstream(Downstream, RequestSink):
     def switch(self, exchange: Exchange, endpoint: Transport, rest: bytes) -> None:
         exchange.answered = True
         exchange.finished = True
+        self.turns.resume("upgrade")  # before the relay, which may want to pause again
         self.line.tunnel(exchange, self.transport, endpoint, b"".join(exchange.pending or ()), rest)
-        self.turns.resume("upgrade")
 
     def _next(self) -> None:
         """Go on to the next request; one that is refused at once is answered in the same loop, not

@@ -230,7 +230,7 @@ class Http1Upstream(Upstream):
             self._rest(exchange)
             exchange.downstream.end(exchange, NO_FIELDS)
             return
-        if (self.served or self.lease is not None) and exchange.replayable():
+        if (self.served or self.stream is not None) and exchange.replayable():
             # The endpoint closed an idle connection, or a shared one, while the request was on its
             # way (RFC 9112 section 9.3.1).
             self.exchange = None

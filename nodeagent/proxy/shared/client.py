@@ -59,8 +59,8 @@ class SharedUpstream(Link):
     def open(self, carried: Carried) -> Dialled:
         """Return a connection to the endpoint that is a new stream."""
         dialled = Dialled()
-        dialled.lease = self.lease
-        stream = SharedStream(self, self._open(carried), carried, self.held)
+        stream = dialled.stream = SharedStream(self, self._open(carried), carried, self.held)
+        stream.lease = self.lease
         stream.protocol = dialled
         dialled.transport = stream
         self.streams[stream.stream.number] = stream
@@ -70,7 +70,7 @@ class SharedUpstream(Link):
         """Carry *stream*, at which no peer has looked."""
         anew = self._open(stream.carried)
         self.streams[anew.number] = stream
-        stream.move(self, anew)
+        stream.move(self, anew, self.lease)
 
     def _open(self, carried: Carried) -> Http2Stream:
         stream = self.session.open()
@@ -288,6 +288,7 @@ class SharedPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_again(self, stream: SharedStream) -> None:
+        tls = self._dial.contexts()
         try:
             link = await self._link(stream.carried) if stream.moved < MOST_MOVES else None
             if link is None:
@@ -301,7 +302,7 @@ class SharedPool:
         elif isinstance(link, SharedUpstream):
             link.adopt(stream)
         else:
-            OwnConnection(self._context, stream, link).begin()
+            OwnConnection(self._context, stream, link, Lease(tls, link.expires)).begin()
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic), and what may not be used any more."""

@@ -31,7 +31,7 @@ that it does not take goes over another shared connection, and after some over o
 **Ends.** What a peer said to a stream's end reaches its reader, however slow, whatever becomes of
 the connection or the other direction. A stream that is closed here, all of it sent, is reset when
 its peer does not end it within LINGER_SECONDS, as nobody else counts it any more. So is one of which
-the peer takes nothing for RETIRING_SECONDS.
+the peer takes hardly anything for RETIRING_SECONDS: less than LEAST_TAKEN.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ LOST_SECONDS: Final = 60.0
 a pod's network may vanish before a FIN has left it. As long as an agent may be without a processor.
 """
 NEVER: Final = -1.0
+LEAST_TAKEN: Final = 1 << 12
+"""Bytes that a peer takes at least in RETIRING_SECONDS of a stream that is closed here, unless fewer are left."""
 UNSENT: Final = 1 << 18
 """Bytes of control frames that may wait for a transport that takes none; then nothing is read either."""
 
@@ -81,7 +83,7 @@ class Link(StreamOwner, SessionUser):
         """When it was asked whether it is there, and has said nothing since."""
         self._swept_at = context.now
         self._stuck: dict[int, tuple[int, float]] = {}
-        """Streams that nobody here uses any more: bytes that wait, and since when it has been so many."""
+        """Streams that nobody here uses any more: bytes that waited, and when that was."""
         self._scheduled = False
         self._broken = False
         self._reading = True
@@ -304,19 +306,20 @@ class Link(StreamOwner, SessionUser):
             self.ask()
 
     def _cut_stuck(self, now: float) -> None:
-        """Reset what was closed here, and stands still."""
+        """Reset what was closed here, and stands still, or almost."""
         stuck: dict[int, tuple[int, float]] = {}
         for stream in list(self.session.streams.values()):
             shared = self.streams.get(stream.number)
             if shared is not None and not shared.is_closing():
                 continue
             count, since = self._stuck.get(stream.number, (stream.queued, now))
-            if count == stream.queued and now - since > RETIRING_SECONDS:
+            moves = count - stream.queued >= LEAST_TAKEN
+            if not moves and now - since > RETIRING_SECONDS:
                 self.session.reset(stream, wire.CANCEL)
                 if shared is not None:
                     shared.lose(None)
                 self.idle_since = now
                 self.soon()
             else:
-                stuck[stream.number] = (stream.queued, since if count == stream.queued else now)
+                stuck[stream.number] = (stream.queued, now) if moves else (count, since)
         self._stuck = stuck

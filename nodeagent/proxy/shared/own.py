@@ -5,6 +5,7 @@ from __future__ import annotations
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dialled
 from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.shared.lease import Lease
 from nodeagent.proxy.shared.stream import SharedStream, StreamOwner
 from nodeagent.proxy.transport import reset
 
@@ -12,12 +13,13 @@ from nodeagent.proxy.transport import reset
 class OwnConnection(StreamOwner):
     """The protocol of that connection, which tells the stream what comes."""
 
-    def __init__(self, context: Context, shared: SharedStream, dialled: Dialled) -> None:
-        """*shared*: movable, see ``SharedStream``."""
+    def __init__(self, context: Context, shared: SharedStream, dialled: Dialled, lease: Lease) -> None:
+        """*shared*: movable, see ``SharedStream``; *lease*: *dialled*'s."""
         self.context = context
         self.transport = dialled.transport
         self._shared = shared
         self._dialled = dialled
+        self._lease = lease
         self._party = shared.party()
 
     def party(self) -> str:
@@ -27,7 +29,7 @@ class OwnConnection(StreamOwner):
         """Say all that the stream was given."""
         dialled = self._dialled
         self.transport.set_protocol(self)
-        self._shared.move(self, Http2Stream(0, 0))
+        self._shared.move(self, Http2Stream(0, 0), self._lease)
         if dialled.early:
             self.data_received(dialled.early)
         if dialled.lost:

@@ -40,6 +40,7 @@ class SharedDownstream(Link):
         transport = connection.transport
         assert transport is not None, "its handshake is just over"
         Link.__init__(self, context, connection.pod.held, transport, client=False)
+        context.outer += 1
         self._ledger = ledger
         self._connection = connection
         self._enter = enter
@@ -104,6 +105,7 @@ class SharedDownstream(Link):
 
     def connection_lost(self, error: Exception | None) -> None:
         Link.connection_lost(self, error)
+        self.context.outer -= 1
         self._ledger.closed(self._connection)
 
     def drain(self) -> None:
@@ -144,6 +146,7 @@ class SharedCarriage(Carriage):
 
     requests = False
     http = False
+    outer = True
 
     def __init__(self, link: SharedDownstream) -> None:
         self.link = link

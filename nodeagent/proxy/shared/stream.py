@@ -10,6 +10,7 @@ from nodeagent.proxy.http2.held import STANDS_SECONDS, Backlog, HeldBytes, Holde
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.pieces import add
 from nodeagent.proxy.shared.heads import Carried
+from nodeagent.proxy.shared.lease import Lease, Leased
 from nodeagent.proxy.transport import Receiver, Transport
 
 KEPT: Final = 1 << 16
@@ -59,7 +60,7 @@ class StreamOwner:
         raise NotImplementedError
 
 
-class SharedStream(Holder):
+class SharedStream(Leased, Holder):
     """A connected byte stream. What its protocol is told, it is told as asyncio's transports do:
     ``connection_lost`` once, and not within a call of the protocol's own.
     """
@@ -226,13 +227,16 @@ class SharedStream(Holder):
         """Say whether all that was written is there to be said once more."""
         return self.stream.kept is not None
 
-    def move(self, owner: StreamOwner, stream: Http2Stream) -> None:
-        """Go on as *stream* of *owner*: the peer has not looked at the one before, and it is movable."""
+    def move(self, owner: StreamOwner, stream: Http2Stream, lease: Lease) -> None:
+        """Go on as *stream* of *owner*, by its *lease*: the peer has not looked at the one before, and it is
+        movable.
+        """
         kept = b"".join(self.stream.kept or ())
         self._unkeep()
         self.moved += 1
         self._owner = owner
         self.stream = stream
+        self.lease = lease
         self._since = owner.context.now
         self._full = self._untaken = False
         if kept:

@@ -15,25 +15,33 @@ import pytest
 from nodeagent.errors import CONNECT_FAILED, HTTP2_BROKEN, NO_CERTIFICATE
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
+from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError, Dialled, Inside
+from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.patience import RETIRING_SECONDS
+from nodeagent.proxy.http1.downstream import Http1Downstream
+from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.sender import PATIENCE, SHARES
 from nodeagent.proxy.ledger import Ledger
+from nodeagent.proxy.permit import OPEN
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.pool import Pool
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
 from nodeagent.proxy.shared.lease import Lease
-from nodeagent.proxy.shared.link import LOST_SECONDS, PING_SECONDS, STREAM_WINDOW
+from nodeagent.proxy.shared.link import LEAST_TAKEN, LOST_SECONDS, PING_SECONDS, STREAM_WINDOW
 from nodeagent.proxy.shared.server import REFUSALS, WARNED_SECONDS, SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import KEPT, SharedStream
+from nodeagent.proxy.tcp import Relay
+from nodeagent.proxy.transport import Transport
 from nodeagent.vocabulary import SpiffeId
-from tests.unit.proxy.http2_wire import SETTLED, Frame, Pipe, Turns, accepted, context, enrolled, frames
+from tests.unit.proxy.http2_wire import SETTLED, Frame, Pipe, Stages, Turns, accepted, context, enrolled, frames
 from tests.unit.proxy.nodes import Nodes, Streams
 from tests.unit.proxy.nodes import play as play_nodes
 from tests.unit.proxy.stage import answering, ok, read_request
@@ -132,7 +140,7 @@ def test_no_server_is_asked_again_over_a_connection_whose_certificate_has_ended(
         (client, *_) = await together(nodes, count)
         (pool,) = [each for each in nodes.near.routing.pools() if each.idle()]
         proved: list[Any] = [link.lease for link in pool.shared._links]
-        proved += [each for each in pool.idle() if each.lease is None]
+        proved += [each for each in pool.idle() if each.stream is None]
         assert len(proved) == (1 if count == 1 else 2)
         before = list(nodes.far.context.connections.values())
         for each in proved:
@@ -656,17 +664,17 @@ def test_what_a_peer_does_not_take_of_a_closed_stream_is_not_kept_for_ever(ended
     taking = Taking()
     taking.feed(taking.head(1), frame(wire.DATA, wire.END_STREAM, 1, b"d") if ended else b"")
     (closed,) = taking.taken
-    closed.write(b"a" * (wire.DEFAULT_WINDOW + 1000))
+    closed.write(b"a" * (wire.DEFAULT_WINDOW + 10 * LEAST_TAKEN))
     closed.close()
     taking.turns.run()
-    for _ in range(3):
-        taking.link.sweep(taking.context.now)
-        taking.context.now += RETIRING_SECONDS - 1
-        taking.link.sweep(taking.context.now)
-        taking.feed(frame(wire.WINDOW_UPDATE, 0, 0, b"\0\0\0\1") + frame(wire.WINDOW_UPDATE, 0, 1, b"\0\0\0\1"))
-        assert set(taking.link.session.streams) == {1}, "it takes some of it"
     taking.link.sweep(taking.context.now)
-    taking.context.now += RETIRING_SECONDS + 1
+    for taken in (LEAST_TAKEN, LEAST_TAKEN, 1):
+        taking.context.now += RETIRING_SECONDS - 1
+        taking.feed(wire.window_update(0, taken), wire.window_update(1, taken))
+        taking.link.sweep(taking.context.now)
+        assert set(taking.link.session.streams) == {1}, "it takes some of it"
+    taking.context.now += 2
+    taking.feed(wire.window_update(0, 1), wire.window_update(1, 1))
     taking.link.sweep(taking.context.now)
     assert [(each.number, each.code) for each in taking.said() if each.kind == wire.RST_STREAM] == [(1, wire.CANCEL)]
     assert (taking.held, taking.link.idle()) == (0, True)
@@ -811,8 +819,8 @@ class Asked(Reader):
     def __init__(self, dialled: Dialled) -> None:
         transport = dialled.transport
         assert isinstance(transport, SharedStream)
-        Reader.__init__(self, transport)
         self.waits = False
+        Reader.__init__(self, transport)
         transport.set_protocol(self)
 
     def pause_writing(self) -> None:
@@ -831,6 +839,14 @@ class Kept(Pipe):
         self.protocol = protocol
 
 
+def test_an_outer_connection_is_none_that_a_client_opened() -> None:
+    taking = Taking()
+    taking.link.begin()
+    assert (taking.context.outer, taking.connection.carriage is not None) == (1, True)
+    taking.link.connection_lost(None)
+    assert taking.context.outer == 0
+
+
 def connection_of_its_own(monkeypatch: pytest.MonkeyPatch) -> tuple[Dialled, Kept]:
     """Return what is dialled from now on, where no shared connection is asked for, and its transport."""
     own, pipe = Dialled(), Kept()
@@ -842,6 +858,46 @@ def connection_of_its_own(monkeypatch: pytest.MonkeyPatch) -> tuple[Dialled, Kep
 
     monkeypatch.setattr(Dial, "connect", connect)
     return own, pipe
+
+
+@pytest.mark.parametrize("ended", ["nothing", "retired", "renewed", "server's certificate"])
+@pytest.mark.parametrize("moves", [1, MOST_MOVES + 1])
+def test_what_went_over_to_another_connection_is_used_as_long_as_that_one(
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch, moves: int, ended: str
+) -> None:
+    """To another shared one, or one of its own; and not as long as the first, which has left."""
+
+    async def scene() -> None:
+        sending = Sending(MOST_MOVES + 1)
+        sending.pool._dial.pod.tls = tls["client"]
+        for link in sending.links:
+            link.lease.tls = tls["client"]
+            sending.take(link)
+        own, _ = connection_of_its_own(monkeypatch)
+        own.expires = 5.0
+        stream = sending.links[0].open("http").stream
+        assert isinstance(stream, SharedStream)
+        for link in sending.links[:moves]:
+            link.retire()
+            await sending.refuse(link)
+        pool = Pool(sending.context, sending.pool._dial)
+        upstream = Http1Upstream(pool, accepted(enrolled()), 1000)
+        upstream.attach(stream)
+        upstream.stream = stream
+        lease = stream.lease
+        assert lease is not None
+        assert lease.expires == (0.0 if moves == 1 else 5.0)
+        if ended == "retired":
+            lease.retired = True
+        elif ended == "renewed":
+            sending.pool._dial.pod.tls = tls["server"]
+        elif ended == "server's certificate":
+            lease.expires = 5.0
+            pool.sweep(0.0, 3600)
+        pool.release(upstream)
+        assert pool.idle() == ([upstream] if ended == "nothing" else [])
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("leaves", [False, True])
@@ -945,6 +1001,90 @@ class Slow(Kept):
         Kept.write(self, data)
 
 
+class Switching(Stages):
+    """Stages whose exchange becomes a relay."""
+
+    def tunnel(self, exchange: Exchange, client: Transport, endpoint: Transport, early: bytes, rest: bytes) -> None:
+        Relay(client, endpoint, lambda *counts: None, BusyPoll(None, 0)).start(early, rest)  # type: ignore[arg-type]
+
+
+def test_who_leaves_http_for_an_endpoint_that_takes_nothing_waits() -> None:
+    """What was said behind the request was too much for it: nothing more is read."""
+    pipe, endpoint, stages = Kept(), Slow(), Switching()
+    codec = Http1Downstream(stages, context(Turns(), {}), accepted(enrolled()), OPEN, pipe)
+    asks = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+    codec.data_received(asks + bytes(100_000))
+    (exchange,) = stages.exchanges
+    assert not pipe.reading
+    codec.switch(exchange, endpoint, b"")
+    assert (endpoint.written, pipe.reading) == (bytes(100_000), False)
+    endpoint.protocol.resume_writing()
+    assert pipe.reading
+
+
+class Deaf(Kept):
+    """Takes what it is told first, and no more; it can be closed."""
+
+    told = 0
+
+    def write(self, data: bytes) -> None:
+        if not self.told:
+            self.protocol.pause_writing()
+        self.told += len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+        Kept.close(self)
+
+    abort = close
+
+
+def test_who_begins_with_more_than_its_endpoint_takes_waits(
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = Deaf()
+
+    async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
+        dialled = Dialled()
+        dialled.transport = deaf
+        return dialled
+
+    async def scene(nodes: Nodes) -> None:
+        monkeypatch.setattr(Dial, "connect", connect)
+        _, writer = await nodes.connect()
+        writer.write(bytes(30_000_000))
+        assert 0 < await steady(lambda: deaf.told) < 1_000_000
+        writer.transport.abort()
+        (connection,) = nodes.near.context.connections.values()
+        assert connection.carriage is not None
+        connection.carriage.reset()
+
+    play(echo, scene, tls)
+
+
+def test_who_takes_over_a_stream_whose_writer_waits_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was refused before it was used: all that is written is kept meanwhile."""
+    dialling = asyncio.Event()
+
+    async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
+        await dialling.wait()
+        raise DialError(CONNECT_FAILED)
+
+    async def scene() -> None:
+        monkeypatch.setattr(Dial, "connect", connect)
+        sending = Sending(1)
+        dialled = sending.links[0].open("tcp")
+        await sending.refuse(sending.links[0])
+        asked = Asked(dialled)
+        assert asked.waits
+        dialling.set()
+        await sending.turns()
+        assert asked.lost == 1
+
+    asyncio.run(scene())
+
+
 def test_who_moves_to_a_connection_that_takes_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         sending = Sending(1)
@@ -986,7 +1126,9 @@ def test_a_peer_that_takes_no_stream_gets_connections_for_a_while(monkeypatch: p
         await sending.refuse(sending.links[0])
         assert await sending.pool.connect("http", accompanied=True) is own
         sending.context.now += REFUSED_SECONDS
-        assert (await sending.pool.connect("http", accompanied=True)).lease is sending.links[0].lease
+        stream = (await sending.pool.connect("http", accompanied=True)).stream
+        assert stream is not None
+        assert stream.lease is sending.links[0].lease
 
     asyncio.run(scene())
 
@@ -1010,7 +1152,7 @@ def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
         sending = Sending(0)
         sending.pool._dial.pod.tls = tls["client"]
         async with asyncio.timeout(5):
-            assert (await sending.pool.connect("tcp", accompanied=True)).lease is None
+            assert (await sending.pool.connect("tcp", accompanied=True)).stream is None
         assert asked == [True, False]
 
     asyncio.run(scene())
