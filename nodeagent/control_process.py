@@ -13,12 +13,11 @@ import signal
 import socket
 import time
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from nodeagent.channel import Outbox, Packet, pair, receive
 from nodeagent.forking import Forking, RoleMain
-from nodeagent.heart import Patience, Progress
+from nodeagent.heart import Patience, Progress, stat_of
 from nodeagent.log_lines import say
 from nodeagent.messages import FromSupervisor
 from nodeagent.pulse import Pulse
@@ -103,7 +102,7 @@ class ControlProcess:
         if felt:
             self._progress.heard()
         if self._patience.over(time.monotonic(), felt) and self._pid:
-            if self._progress.is_starved(Path(f"/proc/{self._pid}/stat").read_text()):
+            if self._progress.is_starved(stat_of(self._pid)):
                 return
             self._pulse.rest()
             say(log, f"control's event loop has not turned for {SILENT_SECONDS:g} s; it is killed")

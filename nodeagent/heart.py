@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from pathlib import Path
 from typing import Final
 
 from nodeagent.redirect import heartbeat
@@ -36,6 +37,11 @@ class Patience:
             self._awake_since = now
         self._looked = now
         return not felt and now - self._awake_since >= self._seconds
+
+
+def stat_of(pid: int) -> str:
+    """Return ``/proc/PID/stat`` (proc(5)). Raises OSError when there is no such process."""
+    return Path(f"/proc/{pid}/stat").read_text()
 
 
 class Progress:

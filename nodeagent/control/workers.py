@@ -26,6 +26,7 @@ from nodeagent.control.snapshot_parts import unsendable
 from nodeagent.control.worker_process import KnownToWorkers, Needs, TellsSupervisor, WorkerProcess
 from nodeagent.control.worker_questions import Questions
 from nodeagent.errors import ControlError, KernelError, shown, translated
+from nodeagent.heart import stat_of
 from nodeagent.mesh.entries import Delta, Entry
 from nodeagent.messages import (
     FROM_WORKER,
@@ -194,6 +195,15 @@ class Workers:
 
     def _answers(self, worker: WorkerProcess) -> bool:
         return self._loop.time() - worker.last_pong < SILENT_SECONDS
+
+    def _hangs(self, worker: WorkerProcess) -> bool:
+        """Say whether *worker* is silent, and has a processor: what takes its place would get no more of one."""
+        if not worker.pid or self._answers(worker):
+            return False
+        try:
+            return not worker.progress.is_starved(stat_of(worker.pid))
+        except OSError:
+            return True
 
     def _spawn(self, slot: int) -> WorkerProcess:
         """Have a worker forked for *slot*, and tell it everything. Raises OSError where there is no
@@ -366,6 +376,7 @@ class Workers:
                 self._hand_sockets(worker, message)
             case Pong():
                 worker.last_pong = self._loop.time()
+                worker.progress.heard()
                 worker.ready = True
                 worker.connections = message.connections
             case GenerationInForce():
@@ -426,7 +437,7 @@ class Workers:
         number = next(self._pings)
         for worker in list(self._slots.values()):
             worker.channel.send(Ping(number))
-            if not self._answers(worker) and worker.pid:
+            if self._hangs(worker):
                 log.error(
                     "worker %d (pid %d) has not answered for %d s and is killed",
                     worker.slot,

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.vm.telling import Failed
 
 MACHINES = 2
-MEMORY = 1536
+MEMORY = 2048
 """MiB of each machine; the Vagrantfile's default."""
 SPARE_MEMORY = 1024
 DISK = 6144

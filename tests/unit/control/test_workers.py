@@ -564,3 +564,32 @@ def test_a_control_that_was_held_up_kills_no_worker_for_it(monkeypatch: pytest.M
         await until(lambda: made.supervisor.killed[:1] == [4321])
 
     asyncio.run(scene())
+
+
+def test_a_worker_that_gets_no_processor_is_not_killed_for_its_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a silent worker that waits for a processor, as while the kernel verifies a program on a machine with one;
+    then one that has used seconds of it. Verdict: the second is killed.
+    """
+    monkeypatch.setattr("nodeagent.control.workers.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("nodeagent.control.workers.PING_SECONDS", 0.05)
+    ticks = 100
+    looked: list[int] = []
+
+    def stat(pid: int) -> str:
+        looked.append(pid)
+        return f"{pid} (python) R 1" + " 0" * 9 + f" {ticks} 0"
+
+    monkeypatch.setattr("nodeagent.control.workers.stat_of", stat)
+
+    async def scene() -> None:
+        nonlocal ticks
+        made = Scene()
+        made.workers.fill(start())
+        await made.filled(1)
+        made.workers.forked(made.supervisor.numbers[0], 4321)
+        await until(lambda: looked[3:] != [])
+        assert made.supervisor.killed == []
+        ticks += 100 * os.sysconf("SC_CLK_TCK")
+        await until(lambda: made.supervisor.killed[:1] == [4321])
+
+    asyncio.run(scene())
