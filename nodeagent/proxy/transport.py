@@ -6,10 +6,17 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 """struct linger (socket(7)): on, no seconds; close(2) sends a reset then."""
+QUIET_SECONDS: Final = 30
+PROBE_SECONDS: Final = 15
+LOST_SECONDS: Final = 120
+"""The peer's kernel is asked after the first, and again each second one, and given up when it has acknowledged
+nothing for the third.
+"""
 
 
 class Receiver(Protocol):
@@ -72,6 +79,20 @@ def own_address(transport: Transport) -> tuple[str, int]:
     """Return the address and port of this end: on a captured connection, of whom the client asked for."""
     address = transport.get_extra_info("sockname")
     return address[0], address[1]
+
+
+def watch(transport: Transport) -> None:
+    """Have the kernel end *transport* soon when the other end is gone without a word (tcp(7)): many requests may
+    wait for it. An application that says nothing, or is stopped, is there as long as its kernel answers.
+    """
+    raw: socket.socket | None = transport.get_extra_info("socket")
+    if raw is None or transport.is_closing():
+        return
+    with suppress(OSError):  # it has ended meanwhile
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_SECONDS)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_SECONDS * 1000)
 
 
 def reset(transport: Transport) -> None:

@@ -200,7 +200,7 @@ class StreamPool(StreamKeeper):
         wall = time()
         for key, group in list(self._groups.items()):
             for upstream in list(group.connections):
-                upstream.sweep(now, seconds)
+                upstream.sweep(seconds)
                 gone = self._dial.bound and upstream.owner.closed is not None
                 if upstream.tls is not tls or gone or 0.0 < upstream.expires < wall:
                     upstream.closes = True

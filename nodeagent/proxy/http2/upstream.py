@@ -14,8 +14,9 @@ While the endpoint's transport takes no more, bodies wait in their streams; head
 gather here, and beyond UNSENT bytes of them the endpoint is asked for nothing more and not read.
 
 An answer that ends before its request does ends the stream: nothing more of the request is wanted.
-While the endpoint is silent and is waited for, it is asked by PINGs whether it is there
-(:meth:`Http2Upstream.sweep`).
+While the endpoint is silent and is waited for, its kernel is asked whether it is there
+(``transport.py: watch``), never it itself: servers of gRPC take more than one PING in five minutes
+for a flood, and an answer may take as long as it takes.
 """
 
 from __future__ import annotations
@@ -34,14 +35,11 @@ from nodeagent.proxy.http2.heads import AnswerHead, Malformed, read_answer, read
 from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionUser
-from nodeagent.proxy.transport import Transport
+from nodeagent.proxy.transport import Transport, watch
 
 KEPT: Final = 1 << 16
 TRIES: Final = 4
 """How often an exchange that no endpoint looked at is sent."""
-PING_SECONDS: Final = 30.0
-LOST_SECONDS: Final = 20.0
-"""An endpoint that owes answers and says nothing is asked after the first, and given up the second later."""
 _EMPTY: Final = (b"content-length", b"0")
 HEADS: Final = 16
 """Heads of one endpoint that are remembered: each holds the fields of one header block."""
@@ -106,13 +104,11 @@ class Http2Upstream(Upstream, SessionUser):
         """Whose answers grew in this read."""
         self._empty: list[Exchange] = []
         """Whose answers began in this read, and have no body, though their streams go on."""
-        self._heard = context.now
-        self._asked = 0.0
-        """When a PING was sent that has no answer yet."""
         self.idle_since = context.now
 
     def begin(self) -> None:
         """Send what begins the connection, also where nothing is asked yet."""
+        watch(self.transport)
         self._soon()
 
     def free(self) -> bool:
@@ -133,8 +129,6 @@ class Http2Upstream(Upstream, SessionUser):
         self.streams[exchange] = stream
         exchange.upstream = self
         exchange.tries += 1
-        if len(self.streams) == 1:
-            self._heard = self._context.now
         whole = exchange.length == 0
         size = session.send_head(stream, request_block(exchange), ended=whole)
         exchange.received += size
@@ -242,8 +236,6 @@ class Http2Upstream(Upstream, SessionUser):
     # -- events of the transport --
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._context.now
-        self._asked = 0.0
         session = self.session
         session.feed(data)
         if session.behind:
@@ -460,14 +452,6 @@ class Http2Upstream(Upstream, SessionUser):
             self._keeper.retry(exchange)
         return True
 
-    def sweep(self, now: float, seconds: float) -> None:
-        """*seconds* after the last time: see whether an endpoint that owes answers is still there."""
+    def sweep(self, seconds: float) -> None:
+        """*seconds* have passed since the last time."""
         self.session.forgive(seconds)
-        if not self.streams or self.lost:
-            return
-        if self._asked and now - self._asked > LOST_SECONDS:
-            self.transport.abort()
-        elif not self._asked and now - self._heard > PING_SECONDS:
-            self._asked = now
-            self.session.ping()
-            self._flush()

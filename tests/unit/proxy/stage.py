@@ -133,6 +133,10 @@ class Stage:
             task.cancel()
         await packet()
 
+    def halt(self) -> None:
+        """Sweep no more: the time is the test's."""
+        self._sweeper.cancel()
+
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*self.front.sockets[0].getsockname(), limit=1 << 20)
 

@@ -22,7 +22,6 @@ from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
 from nodeagent.proxy.http2.session import FRAMES_A_TURN, HEADS_A_TURN
-from nodeagent.proxy.http2.upstream import LOST_SECONDS, PING_SECONDS, Http2Upstream
 from nodeagent.proxy.http2.user import SessionError
 from nodeagent.proxy.permit import OPEN
 from tests.unit.proxy.http2_wire import (
@@ -862,29 +861,6 @@ def test_an_answer_without_a_body_is_whole_though_its_stream_goes_on(method: byt
     asking.settle()
     ended = asking.feed(asking.head(3, fields, end=False), frame(wire.DATA, wire.END_STREAM, 3, b""))
     assert only(ended, wire.RST_STREAM) == [], "as many servers end it"
-
-
-def test_a_silent_endpoint_that_owes_answers_is_asked_whether_it_is_there() -> None:
-    asking = Asking()
-    codec = asking.codec
-    assert isinstance(codec, Http2Upstream)
-    codec.sweep(1000.0, 1.0)
-    assert asking.settle() == [], "it owes nothing"
-    waiting = asking.ask(b"POST")
-    asking.settle()
-    for _ in range(2):
-        now = asking.context.now = asking.context.now + PING_SECONDS + 1
-        codec.sweep(now, 1.0)
-        codec.sweep(now + 1, 1.0)
-        (ping,) = asking.settle()
-        assert (ping.kind, ping.flags) == (wire.PING, 0)
-        asking.feed(frame(wire.PING, wire.ACK, 0, ping.payload))
-    codec.sweep(asking.context.now + PING_SECONDS + 1, 1.0)
-    codec.sweep(asking.context.now + PING_SECONDS + LOST_SECONDS + 3, 1.0)
-    assert asking.pipe.closed
-    asking.lose()
-    assert waiting.reason is not None
-    assert waiting.reason.code == "upstream_reset"
 
 
 def test_trailers_of_a_broken_answer_are_not_anothers() -> None:
