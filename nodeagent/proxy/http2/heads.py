@@ -33,7 +33,6 @@ _EMPTY: Final = (b"content-length", b"0")
 _SLASH: Final = 0x2F
 _COLON: Final = 0x3A
 _SPACE: Final = 0x20
-_TAB: Final = 0x09
 _SCHEME: Final = (b":scheme", b"http")
 
 WRONG: Final = -1
@@ -164,7 +163,7 @@ def _read_fields(head: RequestHead, block: Sequence[Field], at: int) -> None:
     seen = 0
     for name, value in block[at:]:
         kind = kind_of(name)
-        check_value(value)
+        value = checked(value)
         if kind:
             if kind == WRONG:
                 raise Malformed("a field's name may not stand in HTTP/2")
@@ -222,12 +221,17 @@ def _length(value: bytes) -> int:
         raise Malformed(str(error)) from None
 
 
-def check_value(value: bytes) -> None:
-    """Refuse what HTTP/1 could take for the end of a field (RFC 9113 section 8.2.1). Raises Malformed."""
+def checked(value: bytes) -> bytes:
+    """Return *value* without the white space around it, which is no part of it (RFC 9110 section 5.5): a
+    message of HTTP/2 with some is malformed, but gRPC's libraries send it, and say that it may be taken away.
+    Raises Malformed for what HTTP/1 could take for the end of a field (RFC 9113 section 8.2.1).
+    """
     if b"\n" in value or b"\r" in value or b"\0" in value:
         raise Malformed("a field's value holds CR, LF or NUL")
-    if value and (value[0] in (_SPACE, _TAB) or value[-1] in (_SPACE, _TAB)):
-        raise Malformed("a field's value begins or ends with white space")
+    if value and (value[0] <= _SPACE or value[-1] <= _SPACE):
+        bare = value.strip(b" \t")
+        return NeverIndexed(bare) if isinstance(value, NeverIndexed) else bare
+    return value
 
 
 def _check_line(head: RequestHead, scheme: bytes, protocol: bytes) -> None:
@@ -291,7 +295,7 @@ def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> Answer
     length = UNKNOWN
     for name, value in block[1:]:
         kind = kind_of(name)
-        check_value(value)
+        value = checked(value)
         if kind:
             if kind == WRONG:
                 raise Malformed("a field's name may not stand in HTTP/2")
@@ -318,7 +322,7 @@ def read_trailers(block: Sequence[Field]) -> list[Field]:
     trailers: list[Field] = []
     for name, value in block:
         kind = kind_of(name)
-        check_value(value)
+        value = checked(value)
         if kind == WRONG:
             raise Malformed("a trailer's name may not stand in HTTP/2")
         if not kind:

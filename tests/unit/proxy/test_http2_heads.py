@@ -15,6 +15,7 @@ from nodeagent.proxy.http2.heads import (
     read_trailers,
     trailer_block,
 )
+from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 
 LINE: tuple[Field, ...] = ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/a"), (b":authority", b"web"))
 
@@ -92,8 +93,6 @@ def test_a_request_is_taken_as_http1_would_write_it(
         block((b"x", b"1\r\ny: 2")),
         block((b"x", b"1\n")),
         block((b"x", b"\x00")),
-        block((b"x", b" 1")),
-        block((b"x", b"1\t")),
         block((b"connection", b"close")),
         block((b"keep-alive", b"1")),
         block((b"proxy-connection", b"close")),
@@ -185,3 +184,37 @@ def test_the_path_of_a_target_of_http1(target: bytes, path: bytes) -> None:
 )
 def test_an_address_has_brackets(given: bytes, written: bytes) -> None:
     assert bracketed(given) == written
+
+
+PADDED = (b"%b ", b" %b", b"\t%b", b"%b \t ")
+
+
+@pytest.mark.parametrize("padded", PADDED)
+def test_white_space_around_a_value_is_no_part_of_it(padded: bytes) -> None:
+    """Of requests, answers and trailers alike: grpcio sends it in metadata and in grpc-message."""
+    head = read_request(
+        block(
+            (b"host", padded % b"web"),
+            (b"te", padded % b"trailers"),
+            (b"content-length", padded % b"7"),
+            (b"user-agent", padded % b"grpc"),
+            (b"cookie", padded % b"a=1"),
+            (b"cookie", NeverIndexed(padded % b"b=2")),
+            (b"x", padded % b"a  b"),
+            (b"empty", padded % b""),
+            authority=None,
+        ),
+        ended=False,
+        local=b"",
+    )
+    assert (head.authority, head.te, head.length, head.user_agent) == (b"web", True, 7, b"grpc")
+    told = dict(head.fields)
+    assert (told[b"cookie"], told[b"x"], told[b"empty"]) == (b"a=1; b=2", b"a  b", b"")
+    assert type(told[b"cookie"]) is NeverIndexed
+    answer = read_answer(
+        [(b":status", b"200"), (b"content-length", padded % b"7"), (b"x-build", padded % b"7")], b"GET", ended=False
+    )
+    assert (answer.length, dict(answer.fields)[b"x-build"]) == (7, b"7")
+    assert read_trailers([(b"grpc-message", padded % b"no user named:")]) == [(b"grpc-message", b"no user named:")]
+    (secret,) = read_trailers([(b"secret", NeverIndexed(padded % b"s"))])
+    assert (secret[1], type(secret[1])) == (b"s", NeverIndexed)
