@@ -45,6 +45,7 @@ class HeaderPlace:
     name: str
     """Lower-case."""
     prefix: str
+    """A space stands for a tab, too: applications split at both."""
 
     def find(self, request: JwtRequest) -> Sequence[str]:
         """Return the tokens here, as they stand."""
@@ -53,7 +54,7 @@ class HeaderPlace:
             return ()
         if not self.prefix:
             return (value.strip(" \t"),)
-        _, prefix, rest = value.partition(self.prefix)
+        _, prefix, rest = value.replace("\t", " ").partition(self.prefix)
         if not prefix:
             return ()
         if "," in value:
@@ -88,8 +89,8 @@ class CookiePlace:
         value = request.header("cookie")
         if not value or self.name not in value:
             return ()
-        pairs = (part.strip(" \t").partition("=") for part in _cookies(value))
-        return [_unquoted(token) for name, _, token in pairs if name == self.name][: MAX_TOKENS + 1]
+        pairs = (part.partition("=") for part in _cookies(value))
+        return [_unquoted(token) for name, _, token in pairs if name.strip(" \t") == self.name][: MAX_TOKENS + 1]
 
 
 Place = HeaderPlace | QueryPlace | CookiePlace
@@ -114,7 +115,7 @@ def without_parameters(target: str, names: frozenset[str]) -> str:
 
 
 def _header(header: TokenHeader) -> HeaderPlace:
-    return HeaderPlace(header.name.lower(), header.prefix)
+    return HeaderPlace(header.name.lower(), header.prefix.replace("\t", " "))
 
 
 def _parameters(query: str) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DECISIONS: Final = 1024
 """Decisions that a guard remembers, for all of its clients together: clients choose what they ask for."""
 _LONGEST: Final = 512
-"""Bytes of a target and a host that are remembered."""
+"""Bytes of a method, a target and a host that are remembered."""
 log = logging.getLogger("nodeagent.proxy")
 Asked = tuple[object, bytes, bytes, bytes]
 """By whom (a :class:`ClientGuard`), and a request's method, target as it came, and authority."""
@@ -146,7 +146,8 @@ class Guard:
 
     def remember(self, asked: Asked, target: bytes, decision: Decision) -> None:
         """Keep *decision* on what *asked* for, which goes on as *target*."""
-        if len(asked[2]) + len(asked[3]) > _LONGEST:
+        _, method, as_it_came, host = asked
+        if len(method) + len(as_it_came) + len(host) > _LONGEST:
             return
         if len(self._decided) >= DECISIONS:
             self._decided.clear()

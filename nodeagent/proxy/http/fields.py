@@ -8,13 +8,14 @@ Host is among the fields, at the place where the client put it; the authority is
 Host out as it writes.
 
 What a field is to the proxy is found by one dictionary look-up: the table remembers the spellings
-that it has met, within a bound, so that a usual spelling costs no lower().
+that it has met, so that a usual spelling costs no lower(). Peers choose what is met: all such tables
+are kept small by :func:`remember`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 Field = tuple[bytes, bytes]
 """Name and value, without white space around either."""
@@ -60,12 +61,25 @@ _FIELDS: Final = {
     b"proxy-authorization": HOP_BY_HOP,
     b"te": HOP_BY_HOP,
 }
-SPELLINGS: Final = 4096
-SPELLING_BYTES: Final = 128
-"""Of a spelling that is remembered: a peer may send longer ones."""
+KNOWN: Final = 4096
+"""What one table remembers at most."""
+KNOWN_BYTES: Final = 128
+"""Of what is remembered: a peer may send longer ones."""
+_Fact = TypeVar("_Fact", int, bytes)
 _known: Final[dict[bytes, int]] = dict(_FIELDS)
 _CLIENT_CERT: Final = b"x-forwarded-client-cert"
 _FOLDED: Final = bytes(byte if chr(byte).isascii() and chr(byte).isalnum() else 0x2D for byte in range(256))
+
+
+def remember(known: dict[bytes, _Fact], met: bytes, fact: _Fact) -> None:
+    """Note in the table *known* that *fact* was found of *met*, which a peer sent. A table that is full
+    begins anew, so that nobody fills it for others: what is usual is back with the next message.
+    """
+    if len(met) > KNOWN_BYTES:
+        return
+    if len(known) >= KNOWN:
+        known.clear()
+    known[met] = fact
 
 
 def folded(name: bytes) -> bytes:
@@ -85,8 +99,7 @@ def classify(name: bytes) -> int:
     kind = _known.get(name)
     if kind is None:
         kind = _FIELDS.get(name.lower(), CLIENT_CERT if is_client_cert(name) else 0)
-        if len(_known) < SPELLINGS and len(name) <= SPELLING_BYTES:
-            _known[name] = kind
+        remember(_known, name, kind)
     return kind
 
 

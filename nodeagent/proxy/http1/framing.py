@@ -49,8 +49,12 @@ HOP_BY_HOP: Final = frozenset(
 )
 """RFC 9110 section 7.6.1."""
 _WITH_LENGTH: Final = HOP_BY_HOP | {b"content-length"}
-_END_TO_END: Final = frozenset((b"content-length", b"host"))
-"""Fields that frame or route: a Connection field naming them asks the proxy to break the message."""
+_END_TO_END: Final = frozenset(
+    (b"content-length", b"host", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto")
+)
+"""Fields that frame, route, or say who asks and how: a Connection field naming them asks the proxy to
+break the message (Envoy's ``sanitizeConnectionHeader`` refuses the last three).
+"""
 _TOKEN_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 9110 section 7.2; no comma: it is what a folded, repeated Host looks like."""
@@ -143,6 +147,17 @@ def valid_target(method: bytes, target: bytes, host: bytes) -> bool:
     scheme, _, rest = target.partition(b"://")
     authority = rest.partition(b"/")[0].partition(b"?")[0]
     return scheme.lower() in (b"http", b"https") and authority.lower() == host.strip(b" \t").lower() != b""
+
+
+def origin_form(target: bytes) -> bytes:
+    """Return the *target* of a request, which is valid, as a server gets it: without scheme and host (RFC
+    9112 section 3.2.1). An URL without a path is ``/``, for OPTIONS too, as by Envoy.
+    """
+    _, is_url, rest = target.partition(b"://")
+    if target[:1] == b"/" or not is_url:
+        return target
+    path = rest[len(rest.partition(b"/")[0].partition(b"?")[0]) :]
+    return path if path[:1] == b"/" else b"/" + path
 
 
 def content_length(digits: bytes) -> int:

@@ -15,19 +15,18 @@ from nodeagent.errors import BAD_REQUEST, HEADERS_TOO_LARGE, Reason
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http import fields as field
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream
-from nodeagent.proxy.http.fields import Field, classify, size, without
+from nodeagent.proxy.http.fields import Field, classify, remember, size, without
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.exchange import Http1Exchange
-from nodeagent.proxy.http1.framing import Ambiguous, request_framing, valid_target
+from nodeagent.proxy.http1.framing import HOP_BY_HOP, Ambiguous, origin_form, request_framing, valid_target
 from nodeagent.proxy.http1.wire import trimmed
 
 _BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
 _SLASH: Final = 0x2F
 _PROTO: Final = (b"x-forwarded-proto", b"http")
 _CLOSING: Final = (b"connection", b"close")
-_HOSTS_KNOWN: Final = 4096
-_hosts: Final[set[bytes]] = set()
-"""Host values that were found to be valid, within a bound."""
+_hosts: Final[dict[bytes, int]] = {}
+"""Host values that were found to be valid."""
 
 
 @trait
@@ -124,15 +123,17 @@ class RequestReader:
                 self._hosts += 1
                 self._host = value
             elif kind == field.CONNECTION:
-                self._connection = self._connection + b"," + value if self._connection else value
+                self._connection = _another(self._connection, value)
             elif kind == field.USER_AGENT:
-                self._user_agent = value
+                self._user_agent = _another(self._user_agent, value)
             elif kind == field.REQUEST_ID:
-                self._request_id = value
+                if not value:
+                    return  # one that says nothing would hide ours
+                self._request_id = _another(self._request_id, value)
             elif kind == field.FORWARDED_FOR:
-                self._forwarded_for = value
+                self._forwarded_for = _another(self._forwarded_for, value)
             elif kind == field.CONTENT_TYPE:
-                self._content_type = value
+                self._content_type = _another(self._content_type, value)
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -182,6 +183,15 @@ class RequestReader:
         if not seen & field.FORWARDED_PROTO:
             exchange.fields.append(_PROTO)
 
+    def _keep_to_this_hop(self, names: frozenset[bytes]) -> None:
+        """Forget what was noted of fields that end here: no application reads them."""
+        if b"user-agent" in names:
+            self._user_agent = b""
+        if b"x-request-id" in names:
+            self._request_id = b""
+        if b"content-type" in names:
+            self._content_type = b""
+
     def on_body(self, data: bytes) -> None:
         self._head_bytes = 0
         exchange = self.reading
@@ -228,19 +238,26 @@ class RequestReader:
             return False
         if not valid_target(exchange.method, exchange.target, exchange.authority):
             return False
-        if len(_hosts) < _HOSTS_KNOWN:
-            _hosts.add(exchange.authority)
+        remember(_hosts, exchange.authority, field.HOST)
         if version == "1.0":
             exchange.http10 = True
             exchange.protocol = "HTTP/1.0"
         downstream = self._downstream
         host = b"" if self._hosts else downstream.connection.local_text.encode()
+        exchange.target = origin_form(exchange.target)
         exchange.adopt(framing, host, tunnels=not downstream.permit.only_probes)
+        if framing.hop_by_hop is not HOP_BY_HOP:
+            self._keep_to_this_hop(framing.hop_by_hop)
         if exchange.length and self.parser.should_upgrade():
             self.behind = _BEHIND % (
                 b"transfer-encoding: chunked" if exchange.length == UNKNOWN else b"content-length: %d" % exchange.length
             )
         return True
+
+
+def _another(before: bytes, value: bytes) -> bytes:
+    """Return the value of a field of which there was one line *before*, unless that is empty (RFC 9110 section 5.3)."""
+    return before + b"," + value if before else value
 
 
 def _is_closing(name: bytes) -> bool:

@@ -193,9 +193,13 @@ def test_what_a_guard_remembers_is_bounded() -> None:
     for number in range(3 * DECISIONS):
         guard.remember((bound, b"GET", b"/%d" % number, b"web"), b"/", Decision(True))
         assert len(guard._decided) <= DECISIONS
-    long = (bound, b"GET", b"/" + b"x" * 1000, b"web")
-    guard.remember(long, b"/", Decision(True))
-    assert guard.decided(long) is None
+    for long in (
+        (bound, b"GET", b"/" + b"x" * 1000, b"web"),
+        (bound, b"G" * 1000, b"/", b"web"),
+        (bound, b"GET", b"/", b"w" * 1000),
+    ):
+        guard.remember(long, b"/", Decision(True))
+        assert guard.decided(long) is None
 
 
 def test_what_limits_or_tokens_have_a_say_in_is_not_remembered() -> None:

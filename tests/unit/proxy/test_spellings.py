@@ -4,7 +4,8 @@ reads: the table of what policies read times what RFC 9112 lets a client write.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 import pytest
 
@@ -12,14 +13,19 @@ from nodeagent.identity.tls import Contexts
 from nodeagent.policy.model import (
     AuthorizationPolicy,
     Condition,
+    JwtRule,
     LocalLimit,
     Operation,
     RateLimit,
+    RequestAuthentication,
     Rule,
     TokenBucket,
+    TokenHeader,
 )
 from nodeagent.proxy.external.model import CheckVerdict
 from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.http import fields
+from nodeagent.proxy.http1 import requests
 from tests.unit.proxy.nodes import Nodes, Policy, Streams, asks, play
 from tests.unit.proxy.stage import Stage, answering, ok
 from tests.unit.proxy.stage import play as play_stage
@@ -39,7 +45,7 @@ SPELLINGS: Final = {
     "both on both sides": b"%b: \t %b\t \t",
 }
 """Of one field line (RFC 9112 section 5)."""
-CASES: Final = {"as usual": bytes, "upper": bytes.upper, "lower": bytes.lower}
+CASES: Final[dict[str, Callable[[bytes], bytes]]] = {"as usual": bytes, "upper": bytes.upper, "lower": bytes.lower}
 """Of its name."""
 
 
@@ -131,6 +137,37 @@ AS_WRITTEN: Final[dict[str, tuple[bytes, int]]] = {
 """A line or two, and the answer where ``X-Name: é`` is denied."""
 
 
+KEYLESS: Final = '{"keys":[]}'
+TOKENS: Final[dict[str, tuple[JwtRule, bytes]]] = {
+    "where it stands": (JwtRule("iss", jwks=KEYLESS), b"Authorization: Bearer x.y.z"),
+    "behind spaces": (JwtRule("iss", jwks=KEYLESS), b"Authorization:Bearer   x.y.z \t"),
+    "behind a tab": (JwtRule("iss", jwks=KEYLESS), b"Authorization: Bearer\tx.y.z"),
+    "on a second line": (JwtRule("iss", jwks=KEYLESS), b"Authorization: Basic a\r\nAuthorization: Bearer x.y.z"),
+    "before a second line": (JwtRule("iss", jwks=KEYLESS), b"Authorization: Bearer x.y.z\r\nAuthorization: Basic a"),
+    "where a tab is named": (JwtRule("iss", jwks=KEYLESS, from_headers=(TokenHeader("x-t", "T\t"),)), b"X-T: T\tx.y.z"),
+    "alone": (JwtRule("iss", jwks=KEYLESS, from_headers=(TokenHeader("x-t"),)), b"X-T:\tx.y.z "),
+    "in a cookie": (JwtRule("iss", jwks=KEYLESS, from_cookies=("t",)), b"Cookie: a=b; t=x.y.z"),
+    "in a cookie, with spaces": (JwtRule("iss", jwks=KEYLESS, from_cookies=("t",)), b"Cookie: a=b;\tt = x.y.z ;c=d"),
+    "in a cookie on a line of its own": (
+        JwtRule("iss", jwks=KEYLESS, from_cookies=("t",)),
+        b"Cookie: a=b\r\nCookie: t=x.y.z",
+    ),
+}
+"""Where a token is looked for, and a wrong one that applications find there."""
+ORIGIN: Final = {
+    b"GET /a?b": b"GET /a?b",
+    b"GET http://web/a?b": b"GET /a?b",
+    b"GET HTTP://WEB/a": b"GET /a",
+    b"GET https://web": b"GET /",
+    b"GET http://web?b": b"GET /?b",
+    b"GET http://web/http://other/": b"GET /http://other/",
+    b"GET /http://other/": b"GET /http://other/",
+    b"OPTIONS http://web": b"OPTIONS /",
+    b"OPTIONS *": b"OPTIONS *",
+}
+"""A request's line, and the one that an application gets."""
+
+
 async def ask(streams: Streams, *lines: bytes, request: bytes = b"GET / HTTP/1.1") -> tuple[int, bytes]:
     """Send a request with *lines*, and a Host unless it is among them; return status and body."""
     hosts = [] if any(line.lower().startswith(b"host:") for line in lines) else [b"Host: web"]
@@ -197,6 +234,95 @@ def test_bytes_beyond_ascii_are_compared_as_they_are(tls: dict[str, Contexts], w
         assert (await ask(await nodes.dial(), line))[0] == expected
 
     play(show_head, scene, tls, protocol="http", policies=(policy("DENY", when("x-name", "é")),))
+
+
+@pytest.mark.parametrize("what", TOKENS)
+def test_a_token_that_an_application_finds_is_looked_at(tls: dict[str, Contexts], what: str) -> None:
+    rule, lines = TOKENS[what]
+
+    async def scene(nodes: Nodes) -> None:
+        assert (await ask(await nodes.dial(), lines))[0] == 401
+
+    play(show_head, scene, tls, protocol="http", policies=(RequestAuthentication("default", "jwt", (rule,)),))
+
+
+@pytest.mark.parametrize("policies", [(), (policy("DENY", when("x-user", "mallory")),)])
+def test_an_application_gets_a_path(tls: dict[str, Contexts], policies: tuple[Policy, ...]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.dial()
+        for line, written in ORIGIN.items():
+            _, head = await ask(streams, request=line + b" HTTP/1.1")
+            assert head.startswith(written + b" HTTP/1.1\r\n")
+        assert [record["path"] for record in records(nodes)] == [each.split()[1].decode() for each in ORIGIN.values()]
+
+    play(show_head, scene, tls, protocol="http", policies=policies)
+
+
+def records(nodes: Nodes) -> list[dict[str, Any]]:
+    log: Any = nodes.far.context.access_log
+    return cast(list[dict[str, Any]], log.records)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"X-Request-Id: 1\r\nUser-Agent: a",
+        b"X-Request-Id: 1 \r\nUser-Agent:a\t",
+        b"X-Request-Id:\r\nUser-Agent: a",
+        b"X-Request-Id: 1\r\nX-Request-Id: 2\r\nUser-Agent: a\r\nUser-Agent: b",
+        b"X-Request-Id:\r\nX-Request-Id: 2",
+        b"Connection: x-request-id, user-agent\r\nX-Request-Id: 1\r\nUser-Agent: a",
+        b"Connection: close, X-Request-ID\r\nx-request-id: 1\r\nuser-agent: a",
+    ],
+)
+def test_the_log_says_what_the_application_reads(tls: dict[str, Contexts], lines: bytes) -> None:
+    async def scene(nodes: Nodes) -> None:
+        _, head = await ask(await nodes.dial(), lines)
+        read: dict[bytes, list[bytes]] = {}
+        for line in head.split(b"\r\n")[1:-2]:
+            name, _, value = line.partition(b": ")
+            read.setdefault(name.lower(), []).append(value)
+        record = records(nodes)[-1]
+        assert record["request_id"] == b",".join(read[b"x-request-id"]).decode()
+        assert record["request_id"]
+        assert record["user_agent"] == b",".join(read.get(b"user-agent", [b"-"])).decode()
+
+    play(show_head, scene, tls, protocol="http")
+
+
+@pytest.mark.parametrize(
+    "name", [b"Host", b"Content-Length", b"X-Forwarded-For", b"x-forwarded-host", b"X-Forwarded-Proto"]
+)
+def test_what_everybody_needs_ends_at_no_hop(name: bytes) -> None:
+    async def scene(stage: Stage) -> None:
+        answer = await stage.exchange(b"GET / HTTP/1.1\r\nHost: web\r\n%b: 1\r\nConnection: %b\r\n\r\n" % (name, name))
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+    play_stage(show_head, scene)
+
+
+def test_peers_fill_no_table_for_good() -> None:
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+
+        async def send(host: bytes, name: bytes) -> None:
+            writer.write(b"GET / HTTP/1.1\r\nHost: %b\r\n%b: 1\r\n\r\n" % (host, name))
+            await read_answer(reader)
+
+        sizes = set[int]()
+        for number in range(fields.KNOWN + 100):
+            await send(b"host%d" % number, b"x-%d" % number)
+            sizes |= {len(requests._hosts), len(fields._known)}
+        assert max(sizes) <= fields.KNOWN
+        await send(b"web", b"x-usual")
+        await send(b"h" * (fields.KNOWN_BYTES + 1), b"x" * (fields.KNOWN_BYTES + 1))
+        for table in (requests._hosts, fields._known):
+            assert max(map(len, table)) <= fields.KNOWN_BYTES
+        assert b"web" in requests._hosts
+        assert b"x-usual" in fields._known
+        assert fields.classify(b"Host") == fields.HOST
+
+    play_stage(answering(lambda head, body: ok(b"")), scene)
 
 
 def test_what_goes_on_is_what_was_decided_on(tls: dict[str, Contexts]) -> None:
