@@ -3,8 +3,9 @@
 An exchange goes to a connection that takes one more; where none does it waits, and another
 connection is dialled while that helps. What waits is bounded. A connection that its endpoint
 leaves (GOAWAY), whose certificate was renewed, or whose server's has ended, takes no more exchanges
-and closes behind its last one. An endpoint that leaves every connection before it has taken an
-exchange is not dialled on and on: after UNUSED of them what waits goes elsewhere, or is refused.
+and closes behind its last one; others are dialled in its place. An endpoint that leaves every
+connection before it has taken an exchange is not dialled on and on: after UNUSED of them what waits
+goes elsewhere, or is refused; so it is where MOST_LEAVING would have to end before anything moves.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ MOST_STREAMS: Final = 1024
 EXPECTED: Final = 100
 """On one that has not said how many it takes (RFC 9113 section 6.5.2)."""
 MOST_CONNECTIONS: Final = 64
+"""That take exchanges, now or as soon as others on them have ended."""
+MOST_LEAVING: Final = 256
+"""That take none any more, and carry some still."""
 WAITING: Final = 16384
 """Exchanges that wait for a stream at once."""
 UNUSED: Final = 3
@@ -44,6 +48,10 @@ class _Group:
     def young(self) -> int:
         """Return how many connections are on their way to take exchanges."""
         return self.dialling + len([each for each in self.connections if not each.session.settled])
+
+    def taking(self) -> int:
+        """Return how many connections take exchanges, if not now."""
+        return len([each for each in self.connections if each.takes()])
 
     def refuse(self, reason: Reason) -> None:
         """Nothing that waits here will be served."""
@@ -108,7 +116,12 @@ class StreamPool(StreamKeeper):
     def _dial_for(self, group: _Group) -> None:
         """Dial another connection where those that are dialled are too few for what waits."""
         expected = min(self._most, EXPECTED) * group.young()
-        if len(group.waiting) <= expected or len(group.connections) + group.dialling >= MOST_CONNECTIONS:
+        taking = group.taking() + group.dialling
+        if len(group.waiting) <= expected or taking >= MOST_CONNECTIONS:
+            return
+        if len(group.connections) + group.dialling - taking >= MOST_LEAVING:
+            if not taking:
+                group.unreached(STREAMS_EXHAUSTED)
             return
         group.dialling += 1
         task = self._context.loop.create_task(self._connect(group, group.waiting[0]))
@@ -166,8 +179,9 @@ class StreamPool(StreamKeeper):
         if self._once and not upstream.streams and upstream.used:
             self.forget(upstream)
             upstream.close()
-        if upstream.closes and not upstream.used:
+        if not upstream.used and not upstream.takes():
             self.forget(upstream)
+            upstream.close()
         elif group.waiting:
             self._serve(group)
 
@@ -200,13 +214,15 @@ class StreamPool(StreamKeeper):
         wall = time()
         for key, group in list(self._groups.items()):
             for upstream in list(group.connections):
-                upstream.sweep(seconds)
+                upstream.sweep(now, seconds)
                 gone = self._dial.bound and upstream.owner.closed is not None
                 if upstream.tls is not tls or gone or 0.0 < upstream.expires < wall:
                     upstream.closes = True
-                done = upstream.closes or self._context.draining or now - upstream.idle_since > idle
+                done = not upstream.takes() or self._context.draining or now - upstream.idle_since > idle
                 if done and not upstream.streams:
                     self.forget(upstream)
                     upstream.close()
-            if not group.connections and not group.waiting and not group.dialling:
+            if group.waiting:
+                self._serve(group)
+            elif not group.connections and not group.dialling:
                 del self._groups[key]

@@ -40,6 +40,8 @@ from nodeagent.proxy.transport import Transport, watch
 KEPT: Final = 1 << 16
 TRIES: Final = 4
 """How often an exchange that no endpoint looked at is sent."""
+REFUSED_SECONDS: Final = 1.0
+"""How long an endpoint that refused a stream is asked for no more at once than there were, whatever it says."""
 _EMPTY: Final = (b"content-length", b"0")
 HEADS: Final = 16
 """Heads of one endpoint that are remembered: each holds the fields of one header block."""
@@ -90,7 +92,8 @@ class Http2Upstream(Upstream, SessionUser):
         self.lost = False
         self.used = False
         """It has carried an exchange."""
-        self._most = most
+        self._most = self._allowed = most
+        self._refused_at = 0.0
         self._scheduled = False
         self._reading = True
         self._heads_out = 0
@@ -115,9 +118,13 @@ class Http2Upstream(Upstream, SessionUser):
         """Say whether another exchange may be given to it."""
         # an endpoint says at once how many it takes; some end the connection over one too many
         session = self.session
-        most = self._most if session.settled else 1
+        most = self._allowed if session.settled else 1
         takes = session.unsent_frames <= UNSENT and self._heads_out <= HEADS_A_TURN
         return takes and not self.lost and not self.closes and session.can_open(most)
+
+    def takes(self) -> bool:
+        """Say whether it takes exchanges, if not now: a server that takes no stream at all is about to leave."""
+        return not self.lost and not self.closes and self.session.peer_streams > 0
 
     # -- requests --
 
@@ -389,8 +396,8 @@ class Http2Upstream(Upstream, SessionUser):
             return
         refused = code == wire.REFUSED_STREAM and not ours
         if refused:
-            # whatever it says that it takes
-            self.session.peer_streams = max(1, len(self.streams))
+            self._allowed = max(1, len(self.streams))
+            self._refused_at = self._context.now
         if refused and self._again(exchange, stream):
             self._free_again()
             return
@@ -452,6 +459,9 @@ class Http2Upstream(Upstream, SessionUser):
             self._keeper.retry(exchange)
         return True
 
-    def sweep(self, seconds: float) -> None:
-        """*seconds* have passed since the last time."""
+    def sweep(self, now: float, seconds: float) -> None:
+        """*seconds* have passed since the last time; *now* is monotonic."""
         self.session.forgive(seconds)
+        if self._allowed < self._most and now - self._refused_at > REFUSED_SECONDS:
+            self._allowed = self._most
+            self._keeper.freed(self)

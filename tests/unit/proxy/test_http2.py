@@ -15,7 +15,8 @@ from nodeagent.proxy.dial import Dial, Dialled
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.streams import MOST_STREAMS
+from nodeagent.proxy.http2.streams import MOST_CONNECTIONS, MOST_STREAMS
+from nodeagent.proxy.http2.upstream import TRIES
 from nodeagent.telemetry.metrics import REFUSED
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
 from tests.unit.proxy.http2_wire import GET, SETTLED, read_frame
@@ -458,6 +459,29 @@ LEAVING = {
 }
 
 
+def test_an_endpoint_that_takes_no_streams_is_not_waited_for() -> None:
+    """Input: it says so a moment after the connection stands, and refuses what was asked for before."""
+
+    async def deny(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(wire.PREFACE))
+        writer.write(LEAVING["no streams"])
+        while True:
+            each = await read_frame(reader)
+            if each.kind == wire.HEADERS:
+                writer.write(wire.rst_stream(each.number, wire.REFUSED_STREAM))
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = [client.ask() for _ in range(3)]
+        for each in asked:
+            await each.ended.wait()
+        assert [each.status for each in asked] == [503] * 3
+        assert stage.upstream_connections <= 3 * TRIES
+        await client.close()
+
+    play(deny, scene, protocol="http2")
+
+
 @pytest.mark.parametrize("how", LEAVING)
 def test_an_endpoint_that_takes_nothing_is_not_dialled_on_and_on(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Input: what it says on each connection is there as soon as that is."""
@@ -503,6 +527,74 @@ def test_requests_wait_for_the_streams_of_an_endpoint_that_leaves_after_each() -
         await client.close()
 
     play(Apps(answer, made=one), scene, protocol="http2")
+
+
+class Leaver:
+    """An application that takes one stream of each connection, says GOAWAY, and answers when all are there."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[asyncio.StreamWriter, int]] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(wire.PREFACE))
+        writer.write(SETTLED)
+        while True:
+            each = await read_frame(reader)
+            if each.kind == wire.HEADERS:
+                writer.write(goaway(each.number, 0, b""))
+                self.asked.append((writer, each.number))
+
+    def answer(self) -> None:
+        whole = wire.END_HEADERS | wire.END_STREAM
+        for writer, number in self.asked:
+            writer.write(wire.frame(wire.HEADERS, whole, number, b"\x88"))
+        self.asked.clear()
+
+
+async def ask_in_turn(client: Http2Client, app: Leaver, count: int) -> list[Message]:
+    """Ask for *count* answers, one behind the other."""
+    asked = []
+    while len(asked) < count:
+        asked.append(client.ask())
+        await until(lambda: len(app.asked) == len(asked) or asked[-1].ended.is_set())
+    return asked
+
+
+def test_connections_that_leave_are_no_reason_to_wait() -> None:
+    """Input: long streams of an endpoint whose connections have a greatest age, more than it has connections."""
+    app = Leaver()
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = await ask_in_turn(client, app, MOST_CONNECTIONS + 6)
+        assert len(app.asked) == len(asked)
+        app.answer()
+        for each in asked:
+            await each.ended.wait()
+        assert {each.status for each in asked} == {200}
+        await client.close()
+
+    play(app, scene, protocol="http2")
+
+
+def test_an_endpoint_that_leaves_too_many_connections_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.proxy.http2.streams.MOST_LEAVING", 5)
+    app = Leaver()
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = await ask_in_turn(client, app, 8)
+        assert [each.status for each in asked] == [0] * 5 + [503] * 3
+        assert b"streams_exhausted" in asked[-1].body
+        app.answer()
+        await until(lambda: all(each.ended.is_set() for each in asked))
+        (more,) = await ask_in_turn(client, app, 1)
+        app.answer()
+        await more.ended.wait()
+        assert more.status == 200
+        await client.close()
+
+    play(app, scene, protocol="http2")
 
 
 def test_a_pod_has_no_more_requests_under_way_than_it_may() -> None:

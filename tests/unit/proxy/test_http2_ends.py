@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from nodeagent.errors import REQUEST_TIMEOUT
 from nodeagent.proxy.http.exchange import Exchange
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.frames import rst_stream
+from nodeagent.proxy.http2.upstream import REFUSED_SECONDS, Http2Upstream
 from tests.unit.proxy.http2_wire import GET, OK, POST, Asking, Server
 from tests.unit.proxy.test_http2_oracle import FROM_CLIENTS, FROM_SERVERS, Answer
 
@@ -124,3 +127,22 @@ def test_every_request_to_an_endpoint_gets_one_end(steps: list[bytes | int]) -> 
     assert ends == len([each for each in asked if each not in again])
     session = asking.codec.session
     assert (session.streams, asking.codec.streams, session.queued, asking.pod.held.bytes) == ({}, {}, 0, 0)
+
+
+def test_a_stream_that_was_refused_once_does_not_cost_the_connection_its_others() -> None:
+    """Whatever the endpoint says; it need not say anything anew."""
+    asking = Asking()
+    codec = asking.codec
+    assert isinstance(codec, Http2Upstream)
+    for _ in range(4):
+        asking.ask()
+    asking.settle()
+    asking.feed(rst_stream(7, wire.REFUSED_STREAM))
+    assert len(asking.keeper.retried) == 1
+    assert not codec.free(), "so many it took, and no more"
+    codec.sweep(asking.context.now + REFUSED_SECONDS / 2, 1.0)
+    assert not codec.free()
+    told = asking.keeper.told
+    codec.sweep(asking.context.now + REFUSED_SECONDS + 1.0, 1.0)
+    assert codec.free()
+    assert asking.keeper.told == told + 1, "what waits is told"
