@@ -27,6 +27,11 @@ inode and birth, but only the bytes decide. It counts whatever source the file i
 was renamed while nobody looked may be told as a log of its own. What begins alike is told apart by what
 stands before the offset, not by its head.
 
+**Nothing is delivered that the next one would not know.** How a content begins is in the positions file before
+its first lines are delivered, and once more at 4 KiB; the file has how far it was read beyond what is settled,
+too. So what was copied, compressed or truncated before it was settled is found after a restart, and goes on
+under its name.
+
 **What a generation is called.** The hash of node, source, device, inode, birth, first line, and how often
 the file was truncated before. So the id is the same after a restart, also when positions were lost
 (save for truncated files, whose lines then come twice under two names, never two lines under one).

@@ -112,7 +112,7 @@ class Contents:
             if not each.inode.is_still(inode):
                 continue
             self.unclaimed.remove(each)
-            if self.holds(file, each):
+            if self.holds(file, each) and self.agrees(file, each):
                 file.generation = each
                 each.inode = inode
                 each.name = file.name
@@ -139,18 +139,29 @@ class Contents:
         except OSError:
             return True  # until it can be read, which compares it again
 
+    @staticmethod
+    def agrees(file: OpenFile, generation: Generation) -> bool:
+        """Say whether *file* still holds what is known of *generation* beyond where it is read again."""
+        mark = generation.reached
+        if file.compressed or mark.offset <= generation.read.offset:
+            return True
+        before = min(mark.offset, TAIL_BYTES)
+        try:
+            return tail_hash(file.read(mark.offset - before, before)) == mark.tail
+        except OSError:
+            return True  # as above
+
     def begin(self, file: OpenFile, truncated: int, at: Mark = BEGINNING) -> None:
-        """Let *file* hold a new content; one that followed another has to be on disk before it is read."""
-        begun = Generation(file.inode, file.name, truncated, self.tail.changed, at)
-        if truncated:
-            begun.barrier = self.tail.barrier()
-        file.generation = begun
+        """Let *file* hold a new content."""
+        file.generation = Generation(file.inode, file.name, truncated, self.tail.changed, at)
         file.partial = NOWHERE
 
     def orphan(self, generation: Generation) -> None:
         self.orphans.append(generation)
         if len(self.orphans) > ORPHANS:
-            self._forget(self.orphans.pop(0))
+            least = next((each for each in self.orphans if not each.coverage.under_way), self.orphans[0])
+            self.orphans.remove(least)
+            self._forget(least)
 
     def anew(self, file: OpenFile, size: int, now: float) -> Generation:
         """The content of *file*, which had *size* bytes, is another one; return the one that it was."""
@@ -182,7 +193,10 @@ class Contents:
         generation.name = file.name
         generation.overwritten = False
         generation.overwritten_bytes = 0
+        if not file.compressed:
+            generation.shorten(file.size)
         file.generation = generation
+        file.partial = NOWHERE
         self.counts.twins += 1
         self.tail.changed()
 

@@ -21,6 +21,8 @@ BEGINNING: Final = Mark(0, 0, tail_hash(b""))
 NOWHERE: Final = -1
 _KEPT_MARKS: Final = 8
 _CUTS: Final = 64
+ENOUGH: Final = 4096
+"""So many equal bytes are no accident, whatever the names."""
 _LINE_ENDS: Final = b"\n\0"
 """Before the first byte of a line: another line's end, or a hole."""
 
@@ -34,6 +36,7 @@ class Generation:
         "begin",
         "coverage",
         "cuts",
+        "foretold",
         "id",
         "inode",
         "marks",
@@ -65,6 +68,8 @@ class Generation:
         self.taker: Taker | None = None
         self.marks: deque[Mark] = deque(maxlen=_KEPT_MARKS)
         """Ends of the chunks that were read last: a shorter copy is recognized by an earlier one."""
+        self.foretold = 0
+        """How far the positions file told how it looks before anything there was delivered."""
         self.overwritten = False
         """Whether its file holds another content now."""
         self.overwritten_bytes = 0
@@ -78,9 +83,14 @@ class Generation:
         return self.coverage.read
 
     @property
+    def reached(self) -> Mark:
+        """The furthest place of which is known how it looks: what an earlier collector read counts, too."""
+        return max(self.marks, key=_offset, default=self.read)
+
+    @property
     def worth_keeping(self) -> bool:
         """Whether a restart has to know of it."""
-        return self.coverage.mark.offset > 0 or self.truncated > 0 or bool(self.cuts)
+        return bool(self.id) or self.coverage.mark.offset > 0 or self.truncated > 0 or bool(self.cuts)
 
     def recognized(self, before: bytes) -> bool:
         """Return whether *before*, what a file has before :attr:`read`, is what was read there."""
@@ -101,6 +111,25 @@ class Generation:
         if ahead and len(data) - before >= ahead[0]:
             return before + ahead[0], False
         return whole(data, before, limit)
+
+    def foretell(self, data: bytes, before: int, end: int) -> bool:
+        """Return whether the positions file has to be written before what stands in *data* between *before*, which is
+        at :attr:`read`, and *end* is delivered.
+
+        After that a restart knows the content wherever it was copied to, however little is settled: by how it
+        begins, and from :data:`ENOUGH` bytes on by that alone.
+        """
+        stop = self.read.offset + end - before
+        if self.foretold >= ENOUGH or (self.foretold and stop < ENOUGH):
+            return False
+        self.foretold = stop
+        checksum = isal_zlib.crc32(memoryview(data)[before:end], self.read.checksum)
+        self.marks.append(Mark(stop, checksum, tail_hash(data[max(end - TAIL_BYTES, 0) : end])))
+        return True
+
+    def shorten(self, size: int) -> None:
+        """It goes on in a file that ends after *size* bytes: what was read beyond it is in no file any more."""
+        self.marks = deque((each for each in self.marks if each.offset <= size), _KEPT_MARKS)
 
     def deliver(self, data: bytes, before: int, end: int) -> None:
         """Give what stands in *data* between *before*, which is at :attr:`read`, and *end* to the taker."""
@@ -149,6 +178,7 @@ class Generation:
         """Return what has to be known of it after a restart; *gone*: its file does not hold it any more."""
         mark = self.coverage.mark
         self.cuts = [each for each in self.cuts if each > mark.offset]
+        further = [each for each in self.marks if each.offset > mark.offset or (self.overwritten and each != mark)]
         return PositionEntry(
             source=source,
             device=self.inode.device,
@@ -165,6 +195,7 @@ class Generation:
             done=NOWHERE,
             gone=gone,
             overwritten=self.overwritten,
+            marks=tuple((each.offset, each.checksum, each.tail) for each in further),
         )
 
 
@@ -175,5 +206,11 @@ def restored(entry: PositionEntry, advanced: Callable[[], None]) -> Generation:
     found.begin = entry.begin
     found.cuts = list(entry.cuts)
     found.overwritten = entry.overwritten
-    found.marks.append(entry.mark())
+    found.marks.extend(sorted({entry.mark(), *(Mark(*each) for each in entry.marks)}, key=_offset))
+    furthest = found.reached.offset
+    found.foretold = furthest if furthest > found.begin else 0
     return found
+
+
+def _offset(mark: Mark) -> int:
+    return mark.offset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from nodeagent.logs.tail.compressed import CompressedError
@@ -17,8 +18,10 @@ _SUSPICIONS: Final = 12
 class Judge:
     """Decides for the unknown files of one log, a step at a time."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, anew: Callable[[OpenFile, float], None]) -> None:
+        """*anew* is called for a file that is found to hold another content than it did."""
         self._contents = contents
+        self._anew = anew
         self._comparisons: dict[OpenFile, Comparison] = {}
 
     def again(self) -> None:
@@ -26,15 +29,14 @@ class Judge:
         self._comparisons.clear()
 
     def overwritten(self, file: OpenFile, old: Generation) -> None:
-        """*file* does not hold *old* any more: what is its copy so far is a copy of *old*."""
-        for copy, comparison in list(self._comparisons.items()):
-            if file not in comparison.rivals:
-                continue
-            del self._comparisons[copy]
+        """*file* does not hold *old* any more: what is its copy so far is a copy of *old*. All others are compared
+        again, with what *old* left: they may have been compared with what came after it.
+        """
+        for copy, comparison in self._comparisons.items():
             copy.look_again()
-            if comparison.complete and comparison.at < old.read.offset:
+            if file in comparison.rivals and comparison.complete and comparison.at < old.read.offset:
                 self._contents.twin(copy, old, comparison.at)
-            # Else it is compared again, with what the old content left.
+        self._comparisons.clear()
 
     def decide(self, file: OpenFile, now: float) -> bool:
         """Find out more of what *file* holds; return whether that may go on at once."""
@@ -50,8 +52,10 @@ class Judge:
             comparison = self._comparisons[file] = Comparison(file, (), ())
             more = False
         except CompressedError:
-            comparison = self._comparisons[file] = Comparison(file, (), ())  # reading it will say what is wrong
-            more = False
+            del self._comparisons[file]
+            file.let_go()
+            self._contents.begin(file, 0)  # reading it will say what is wrong
+            return True
         return more or self._judge(file, comparison, now)
 
     def _compare(self, file: OpenFile) -> Comparison:
@@ -72,6 +76,16 @@ class Judge:
         stays = original.removed is None and not original.renamed
         return stays and original.name != copy.name and original.born <= copy.born
 
+    def _find_overwritten(self, copy: OpenFile, now: float) -> bool:
+        """Return whether something that *copy* may have been made of was truncated since it was looked at, so that
+        *copy* was compared with what came after it.
+        """
+        originals = [each for each in self._contents.files if self._may_be_copied(each, copy)]
+        found = [each for each in originals if each.generation and not self._contents.holds(each, each.generation)]
+        for each in found:
+            self._anew(each, now)
+        return bool(found)
+
     def _waits_for_original(self, file: OpenFile, comparison: Comparison) -> bool:
         """Say whether the one that *file* is made of may be open, and is read first: then all is compared again."""
         open_ones = [each for each in self._contents.files if each is not file and each.generation is not None]
@@ -80,8 +94,9 @@ class Judge:
                 del self._comparisons[file]
                 file.original = each.generation
                 return True
-        fresh = [each for each in open_ones if each.generation is not None and not each.generation.read.offset]
-        if any(each.size and not each.compressed for each in fresh):
+        first = [each for each in open_ones if each.generation is not None and not each.generation.read.offset]
+        first += [each for each in self._contents.files if not each.known and file.name == f"{each.name}.gz"]
+        if any(each.size and not each.compressed for each in first):
             del self._comparisons[file]
             return True
         return False
@@ -99,7 +114,8 @@ class Judge:
             if (comparison.rivals or file.compressed) and not comparison.pointless and recently:
                 return False  # its original may be truncated soon, or it is still being written
             del self._comparisons[file]
-            self._contents.begin(file, 0)
+            if not self._find_overwritten(file, now):
+                self._contents.begin(file, 0)
             return True
         if found in self._contents.unclaimed and now - self._contents.restored_at < seconds:
             return False

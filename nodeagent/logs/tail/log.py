@@ -38,7 +38,7 @@ class FollowedLog:
         self.blocked = False
         """Whether there was no room behind it in its last turn."""
         self._tail = tail
-        self._judge = Judge(self.contents)
+        self._judge = Judge(self.contents, lambda file, now: self._anew(file, file.size, now))
 
     def add(self, file: OpenFile, start: int) -> None:
         """Take *file* in; *start*: up to where somebody else read it, if nothing is known of it here."""
@@ -56,7 +56,8 @@ class FollowedLog:
         found = file.generation
         if found is not None and not file.compressed:
             offset = found.read.offset
-            if file.size < offset or (file.size == offset and not self.contents.holds(file, found)):
+            shrank = file.size < found.reached.offset
+            if shrank or (file.size == offset and not self.contents.holds(file, found)):
                 self._anew(file, size, now)
         if file.unread_since is None and file.size > size:
             file.unread_since = now
@@ -132,7 +133,7 @@ class FollowedLog:
         if self._shrank(file, offset + len(data) - before):
             self.look(file, now)
             return Turn.READ
-        if not generation.recognized(data[:before]):
+        if not generation.recognized(data[:before]) or not self.contents.agrees(file, generation):
             self._anew(file, file.size, now)
             return Turn.READ
         if offset == generation.begin and data[before : before + 1] == b"\0":
@@ -144,6 +145,9 @@ class FollowedLog:
             return Turn.NOTHING
         if not self._taker(generation, data[before:end]).room():
             return Turn.BLOCKED
+        if generation.foretell(data, before, end):
+            generation.barrier = self._tail.barrier()
+            return Turn.WAITING
         try:
             generation.deliver(data, before, end)
         except Exception as error:  # whatever those behind it make of one file's lines, others go on
@@ -196,7 +200,7 @@ class FollowedLog:
             generation.id = name
 
     def _taker(self, generation: Generation, data: bytes) -> Taker:
-        if generation.read.offset == generation.begin:
+        if not generation.foretold:
             self._name(generation, data)
         if generation.taker is None:
             generation.taker = self._tail.open_taker(self.source, generation.id, generation.coverage)

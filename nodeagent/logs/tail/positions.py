@@ -59,6 +59,8 @@ class PositionEntry(msgspec.Struct, frozen=True, array_like=True):
     """Whether this content is not in that file any more."""
     overwritten: bool
     """Whether it is gone since the file was truncated, so that a copy may hold it."""
+    marks: tuple[tuple[int, int, bytes], ...] = ()
+    """How it looks where it was read, beyond what is settled: offset, checksum and tail."""
 
     def where(self) -> Inode:
         """Return the file that it is, or was, in."""

@@ -16,12 +16,10 @@ from isal import isal_zlib
 
 from nodeagent.logs.tail.coverage import Mark
 from nodeagent.logs.tail.files import OpenFile
-from nodeagent.logs.tail.generation import Generation
+from nodeagent.logs.tail.generation import ENOUGH, Generation
 
 STEP: Final = 256 << 10
 """Bytes compared in one step."""
-ENOUGH: Final = 4096
-"""So many equal bytes are no accident, whatever the names."""
 
 
 class Comparison:
@@ -66,9 +64,16 @@ class Comparison:
             mark, generation = self._targets.pop()
             if mark.checksum == self._checksum:
                 self.matches.append((mark, generation))
+            else:
+                self._refute(generation)
         if not self._targets and not self.rivals and not self.file.compressed:
             return False
         return not self.complete
+
+    def _refute(self, generation: Generation) -> None:
+        """They begin alike, and differ further on."""
+        self._targets = [each for each in self._targets if each[1] is not generation]
+        self.matches = [each for each in self.matches if each[1] is not generation]
 
     def agreeing(self) -> list[Generation]:
         """Return the generations that agree with the file up to any of their marks."""
@@ -84,9 +89,9 @@ class Comparison:
 
     def _believed(self, mark: Mark, generation: Generation) -> bool:
         """Say whether agreement up to *mark* is enough to call this file that generation's twin."""
-        read = generation.read.offset
-        ends_there = self.complete and self._at <= read
-        if mark.offset < read and not ends_there:
+        reached = generation.reached.offset
+        ends_there = self.complete and self._at <= reached
+        if mark.offset < reached and not ends_there:
             return False  # they differ between the mark and what was read of the other
         alike = mark.offset >= ENOUGH or self.file.name.startswith(generation.name)
         return alike or (self.complete and self._at == mark.offset)

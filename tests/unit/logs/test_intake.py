@@ -70,7 +70,8 @@ def test_positions_that_cannot_be_written_are_warned_of_until_they_can(tmp_path:
             descriptor = FileDescriptor(os.open(log, os.O_RDONLY | os.O_CLOEXEC))
             intake.add(LogFileOpened(SOURCE.key, log.name, found.st_dev, found.st_ino, 0, descriptor))
             await until(lambda: any("positions cannot be written" in each for each in intake.warnings()), "a warning")
-            assert '"log":"one"' in (tmp_path / "out.jsonl").read_text(), "reading goes on"
+            out = tmp_path / "out.jsonl"
+            await until(lambda: out.exists() and '"log":"one"' in out.read_text(), "reading goes on")
             (tmp_path / "state" / f"{FILE}.new").rmdir()
             with log.open("a") as file:
                 file.write("two\n")

@@ -114,14 +114,20 @@ class Rig:
         self.run(seconds)
         return self.sink.texts()
 
+    def turn(self) -> float:
+        """Have the tail take a turn, and write the positions file if that is waited for."""
+        left = self.tail.turn()
+        if not self.tail.urgent:
+            return left
+        self.tail.save()
+        return 0.0
+
     def run(self, seconds: float = 0.6) -> None:
         """Let *seconds* pass for the tail, with all that it does in them."""
         end = self.now + seconds
         while True:
-            left = self.tail.turn()
-            if self.tail.urgent:
-                self.tail.save()
-            elif left:
+            left = self.turn()
+            if left:
                 if self.now >= end:
                     return
                 self.now += max(min(left, end - self.now), 0.001)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nodeagent.logs.tail.coverage import Coverage, Mark
@@ -39,6 +41,7 @@ ENTRY = PositionEntry(
     done=-1,
     gone=True,
     overwritten=True,
+    marks=((20, 8, b"c"), (30, 9, b"d")),
 )
 
 
@@ -48,6 +51,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert PositionsFile(tmp_path).read() == entries
     assert os.listdir(tmp_path) == [FILE]
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_another_release_wrote_is_read() -> None:
+    """One that knew no marks, and one that knows more than this one."""
+    values = msgspec.structs.astuple(ENTRY)
+    rest = msgspec.msgpack.encode([values[:-1], (*values, "more")])
+    before, after = decoded(in_a_file(rest))
+    assert before == msgspec.structs.replace(ENTRY, marks=())
+    assert after == ENTRY
+
+
+def in_a_file(rest: bytes) -> bytes:
+    """Return *rest*, the encoded entries, with the first line of a positions file."""
+    return b"nodeagent-log-positions 1 %s\n%s" % (blake2b(rest, digest_size=16).hexdigest().encode(), rest)
 
 
 def test_no_file_is_no_entry(tmp_path: Path) -> None:

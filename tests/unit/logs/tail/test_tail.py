@@ -221,6 +221,69 @@ def test_copied_and_truncated_while_down(rig: Rig) -> None:
     assert rig.sink.repeated == 0
 
 
+def copied(rig: Rig, to: str) -> None:
+    truncate_into(rig, "app.log", to)
+
+
+def copied_and_compressed(rig: Rig, to: str) -> None:
+    truncate_into(rig, "app.log", to)
+    compress(rig, to)
+
+
+def renamed_and_compressed(rig: Rig, to: str) -> None:
+    os.rename(rig.logs / "app.log", rig.logs / to)
+    compress(rig, to)
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["ended", "killed"])
+@pytest.mark.parametrize("rotate", [copied, copied_and_compressed, renamed_and_compressed])
+@pytest.mark.parametrize(("to", "lines"), [("app.log.1", 3), ("app.log.1", 900), ("app-2026-01-01.log", 900)])
+@pytest.mark.parametrize("settled", [0, 1])
+def test_what_was_not_settled_has_the_same_name_wherever_it_is_found_after_a_restart(
+    rig: Rig, saved: bool, rotate: Callable[[Rig, str], None], to: str, lines: int, settled: int
+) -> None:
+    rig.hold = True
+    rig.write("app.log", *numbered(0, lines))
+    rig.look()
+    for each in rig.held[:settled]:
+        each()
+    rig.restart(saved)
+    rotate(rig, to)
+    rig.write("app.log", *numbered(lines, lines + 3))
+    assert rig.look(70) == numbered(0, lines + 3)
+    assert rig.sink.repeated >= (0 if settled else lines), "it came again"
+
+
+def test_what_was_copied_before_it_was_settled_is_known_to_the_next_who_reads(rig: Rig) -> None:
+    rig.hold = True
+    rig.write("app.log", *numbered(0, 900))
+    rig.look()
+    truncate_into(rig, "app.log", "app.log.1")
+    rig.write("app.log", *numbered(900, 903))
+    rig.look(10)
+    rig.restart()
+    assert rig.look(10) == numbered(0, 903)
+    rig.restart(save=False)
+    compress(rig, "app.log.1")
+    assert rig.look(70) == numbered(0, 903)
+
+
+def test_a_copy_of_what_began_alike_is_no_copy_of_what_was_read(rig: Rig) -> None:
+    """Copied and truncated twice between two looks: what is known of the first content agrees with the second at its
+    beginning alone.
+    """
+    banner = ["the same banner"] * 300
+    rig.write("app.log", *banner)
+    rig.look()
+    rig.write("app.log", *numbered(0, 100))
+    rig.look()
+    truncate_into(rig, "app.log", "app.log.2")
+    rig.write("app.log", *banner, *numbered(100, 103))
+    truncate_into(rig, "app.log", "app.log.1")
+    rig.write("app.log", *numbered(103, 105))
+    assert set(rig.look(70)) == {*banner, *numbered(0, 105)}
+
+
 def test_truncated_and_at_once_longer_than_before(rig: Rig) -> None:
     rig.write("app.log", *numbered(0, 5))
     rig.look()
@@ -303,7 +366,7 @@ def test_a_compressed_file_is_unpacked_up_to_its_position_a_stretch_a_turn(
     rig.scan()
     while len(rig.sink.lines) < 3_000:
         rig.now += 0.1
-        rig.tail.turn()
+        rig.turn()
     rig.restart()
     stretches: list[int] = []
     more = compressed.Content._more
@@ -419,6 +482,7 @@ def test_a_line_that_was_torn_grows_after_a_kill(rig: Rig) -> None:
 
 @pytest.mark.parametrize("long", [10_000_000, (1 << 20) + 1, (256 << 10) + 1, 1 << 20])
 def test_long_lines_are_cut_alike_each_time(rig: Rig, long: int) -> None:
+    rig.hold = True
     rig.write("app.log", "before", "é" * (long // 2) + "x" * (long % 2), "after")
     rig.look(5)
     pieces = [chunk for chunk in rig.sink.chunks if not chunk.data.endswith(b"\n")]
@@ -471,6 +535,7 @@ def test_pods_take_turns(rig: Rig) -> None:
     (rig.logs / "big").unlink()
     rig.write("small", "here")
     rig.scan(quiet)
+    rig.turn()
     rig.tail.turn()
     assert quiet in [source for source, _ in rig.taken[:4]]
 
@@ -495,7 +560,7 @@ def test_those_without_room_are_asked_seldom_or_when_there_is_some(rig: Rig) -> 
     rig.room = True
     assert rig.tail.turn() > 0, "nobody said so yet"
     rig.tail.wake()
-    while not rig.tail.turn():
+    while not rig.turn():
         pass
     assert len(rig.sink.texts()) == 50
 
