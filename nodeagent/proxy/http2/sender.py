@@ -191,7 +191,7 @@ class FrameSender(Holder):
         if self._is_gone(stream):
             return
         self._forget(stream)
-        self._remember(stream.number)
+        self._remember(stream.number, self._own_window + stream.widened)
         self._out.append(wire.rst_stream(stream.number, code))
 
     def hold(self, stream: Http2Stream, cause: int) -> None:
@@ -217,13 +217,11 @@ class FrameSender(Holder):
         """Let the peer send as much of *stream* as before, and as much again while there is room: its
         bytes are taken as they come, so that the way to the peer decides how many are under way.
         """
-        more = 0
-        if not self._tunnels:
-            room = min(WIDENED - self._widened, self._most_held // WIDENED_PART - self._held.widened)
-            more = max(min(self._own_window + stream.widened, room), 0)
-            stream.widened += more
-            self._widened += more
-            self._held.widened += more
+        room = min(WIDENED - self._widened, self._most_held // WIDENED_PART - self._held.widened)
+        more = max(min(self._own_window + stream.widened, room), 0)
+        stream.widened += more
+        self._widened += more
+        self._held.widened += more
         self._out.append(wire.window_update(stream.number, stream.taken + more))
         stream.taken = 0
 
@@ -413,9 +411,9 @@ class FrameSender(Holder):
         self._held.leave(self)
         return streams
 
-    def _remember(self, number: int) -> None:
+    def _remember(self, number: int, window: int) -> None:
         gone = self._gone
-        gone[number] = self._own_window
+        gone[number] = window
         if len(gone) > REMEMBERED:
             del gone[next(iter(gone))]
 

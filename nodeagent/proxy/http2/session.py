@@ -326,7 +326,7 @@ class Session(Control):
         self.last = number
         if len(self.streams) >= self._most_streams or self._stalls():
             self.spend(1)
-            self._remember(number)
+            self._remember(number, self._own_window)
             self._out.append(wire.rst_stream(number, wire.REFUSED_STREAM))
             return None
         stream = self.streams[number] = Http2Stream(number, self._stream_window)

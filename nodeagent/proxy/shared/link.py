@@ -19,7 +19,8 @@ trailers and upgrades, and is used for one request after the other without anoth
 Writes of one turn of the loop leave as one, at its end: many frames, few records, one system call.
 
 **Slow readers.** A stream whose reader pauses gets no new window: its peer may send what is left
-of STREAM_WINDOW, which waits here. The connection's window is given back all the same, so that
+of the one it has, which waits here: STREAM_WINDOW, and more where what came was taken at once, as the
+way may be long (``http2/session.py``). The connection's window is given back all the same, so that
 readers who stand still, be it all but one, never hold back another one. Where all that a pod's
 connections hold is too much, streams of the peer that makes it hold most are reset, no other's.
 

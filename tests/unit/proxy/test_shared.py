@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.errors import CONNECT_FAILED, HTTP2_BROKEN, NO_CERTIFICATE
+from nodeagent.errors import CERTIFICATE_ENDED, CONNECT_FAILED, HTTP2_BROKEN, NO_CERTIFICATE
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.busy_poll import BusyPoll
@@ -26,7 +26,7 @@ from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.sender import PATIENCE, SHARES
+from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, SHARES, WIDENED
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.permit import OPEN
 from nodeagent.proxy.pods import PodState
@@ -35,7 +35,7 @@ from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
 from nodeagent.proxy.shared.lease import Lease
-from nodeagent.proxy.shared.link import LEAST_TAKEN, LOST_SECONDS, PING_SECONDS, STREAM_WINDOW
+from nodeagent.proxy.shared.link import LEAST_TAKEN, LOST_SECONDS, PING_SECONDS, STREAM_WINDOW, STREAMS
 from nodeagent.proxy.shared.server import REFUSALS, WARNED_SECONDS, SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import KEPT, SharedStream
 from nodeagent.proxy.tcp import Relay
@@ -341,6 +341,96 @@ def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Cont
         assert set(answers) == {b"200"}
 
     play(answering(lambda head, body: ok(b"ok")), scene, tls, protocol="http")
+
+
+async def says(streams: Streams, word: bytes) -> bool:
+    """Say whether an application that echoes answers *word*."""
+    reader, writer = streams
+    writer.write(word)
+    try:
+        return await reader.readexactly(len(word)) == word
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return False
+
+
+async def echoing(nodes: Nodes, count: int) -> list[Streams]:
+    """Return so many connections to an application that echoes; all but the first are streams."""
+    clients = []
+    for _ in range(count):
+        clients.append(await nodes.connect())
+        assert await says(clients[-1], b"hello")
+    return clients
+
+
+def test_a_clients_certificate_that_ends_ends_the_connection_with_all_its_streams(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        alone, *streams = await echoing(nodes, 4)
+        (link,) = shared(nodes)
+        inside = [each for each in nodes.far.context.connections.values() if each.peer_text == link.peer_text]
+        assert {each.expires for each in inside} == {link.expires}
+        assert len(inside) == 4
+        nodes.refused(nodes.far)
+        for each in inside:
+            each.expires = 1.0
+        await until(lambda: all(each.closed is not None for each in inside))
+        assert [await says(each, b"again") for each in (alone, *streams)] == [True, False, False, False]
+        assert set(nodes.refused(nodes.far)) == {CERTIFICATE_ENDED.code}
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_a_connection_shows_no_certificate_that_was_renewed_to_new_streams(tls: dict[str, Contexts]) -> None:
+    """Those that it has go on, and it ends behind the last."""
+
+    async def scene(nodes: Nodes) -> None:
+        clients = await echoing(nodes, 3)
+        (old,) = shared(nodes)
+        client = nodes.near.context.pods["client"]
+        client.certify(replace(tls["client"]))
+        (pool,) = nodes.near.routing.pools()
+        await until(lambda: all(link.lease.retired for link in pool.shared._links))
+        clients += [await nodes.connect() for _ in range(2)]
+        assert [await says(each, b"again") for each in clients] == [True] * 5
+        await until(lambda: len(shared(nodes)) == 2)
+        for _, writer in clients[:3]:
+            writer.close()
+        await until(lambda: old.closed is not None)
+        assert [await says(each, b"still") for each in clients[3:]] == [True] * 2
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_an_agent_that_shares_no_more_fails_no_request(tls: dict[str, Contexts]) -> None:
+    """As one that was set so, or an older one that takes its place."""
+
+    async def scene(nodes: Nodes) -> None:
+        stop = False
+        statuses: list[bytes] = []
+
+        async def asks() -> None:
+            streams = await nodes.connect()
+            while not stop:
+                head, _ = await get(streams)
+                statuses.append(head.split(b" ")[1])
+                if b"onnection: close" in head:
+                    streams = await nodes.connect()
+
+        tasks = [asyncio.ensure_future(asks()) for _ in range(16)]
+        await until(lambda: len(statuses) > 100 and shared(nodes))
+        tls["server"].server.set_alpn_protocols(["istio-h2", HTTP_ALPN, "istio"])
+        nodes.far.revocation.renewed(nodes.far.context.pods["server"])
+        await until(lambda: not shared(nodes))
+        count = len(statuses)
+        await until(lambda: len(statuses) > count + 200)
+        stop = True
+        await asyncio.gather(*tasks)
+        assert set(statuses) == {b"200"}
+        assert not shared(nodes)
+
+    try:
+        play(answering(lambda head, body: ok(b"ok")), scene, tls, protocol="http")
+    finally:
+        tls["server"].server.set_alpn_protocols(["nodeagent-h2", "istio-h2", HTTP_ALPN, "istio"])
 
 
 def test_a_lost_connection_costs_only_what_may_not_be_sent_again(tls: dict[str, Contexts]) -> None:
@@ -1492,6 +1582,39 @@ def test_small_pieces_that_wait_for_the_peers_window_are_kept_as_few() -> None:
     assert taking.held == len(said)
     sent = taking.feed(wire.window_update(1, 1 << 20))
     assert b"".join(each.payload for each in sent if each.kind == wire.DATA) == said
+
+
+def test_windows_grow_with_what_is_taken_and_no_reader_holds_another_back() -> None:
+    """Not even when those whose windows have grown stand still, and all others do."""
+    taking = Taking()
+    connection = CONNECTION_WINDOW
+    windows = dict.fromkeys(range(1, 2 * STREAMS, 2), STREAM_WINDOW)
+    taking.feed(*[taking.head(number) for number in windows])
+
+    def sends(number: int) -> int:
+        """Send as much as the windows let, then take new ones; return how much that was."""
+        nonlocal connection
+        reader(taking.taken[number // 2]).came = b""
+        size = min(windows[number], connection)
+        pieces = [frame(wire.DATA, 0, number, bytes(min(size - at, 16384))) for at in range(0, size, 16384)]
+        windows[number] -= size
+        connection -= size
+        for each in taking.feed(*pieces):
+            if each.kind == wire.WINDOW_UPDATE and each.number:
+                windows[each.number] += int.from_bytes(each.payload, "big")
+            elif each.kind == wire.WINDOW_UPDATE:
+                connection += int.from_bytes(each.payload, "big")
+        return size
+
+    bursts = [sends(1) for _ in range(12)]
+    assert bursts[0] == STREAM_WINDOW
+    assert 8 * STREAM_WINDOW < bursts[-1] <= STREAM_WINDOW + WIDENED
+    for stream in taking.taken[:-1]:
+        stream.pause_reading()
+    assert [sends(number) for number in list(windows)[1:-1]] == [STREAM_WINDOW] * (STREAMS - 2)
+    sends(1)
+    assert [sends(list(windows)[-1]) for _ in range(50)] == [STREAM_WINDOW] * 50
+    assert not taking.pipe.closed
 
 
 @pytest.mark.parametrize(
