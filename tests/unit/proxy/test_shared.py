@@ -15,7 +15,6 @@ import pytest
 from nodeagent.errors import CERTIFICATE_ENDED, CONNECT_FAILED, HTTP2_BROKEN, NO_CERTIFICATE
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
-from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError, Dialled, Inside
@@ -346,6 +345,8 @@ def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Cont
 async def says(streams: Streams, word: bytes) -> bool:
     """Say whether an application that echoes answers *word*."""
     reader, writer = streams
+    if writer.is_closing():
+        return False
     writer.write(word)
     try:
         return await reader.readexactly(len(word)) == word
@@ -1095,7 +1096,7 @@ class Switching(Stages):
     """Stages whose exchange becomes a relay."""
 
     def tunnel(self, exchange: Exchange, client: Transport, endpoint: Transport, early: bytes, rest: bytes) -> None:
-        Relay(client, endpoint, lambda *counts: None, BusyPoll(None, 0)).start(early, rest)  # type: ignore[arg-type]
+        Relay(client, endpoint, lambda *counts: None, context(Turns(), {}).busy_poll).start(early, rest)
 
 
 def test_who_leaves_http_for_an_endpoint_that_takes_nothing_waits() -> None:
