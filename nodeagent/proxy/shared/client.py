@@ -22,7 +22,7 @@ from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.shared.heads import Carried, connect_block, is_taken
 from nodeagent.proxy.shared.lease import Lease
-from nodeagent.proxy.shared.link import STREAMS, Link
+from nodeagent.proxy.shared.link import STREAMS, UNSENT, Link
 from nodeagent.proxy.shared.own import OwnConnection
 from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.proxy.transport import Transport
@@ -54,7 +54,8 @@ class SharedUpstream(Link):
 
     def free(self) -> bool:
         """Say whether one more stream may be opened."""
-        return not self.lease.retired and not self.lost and self.session.can_open(STREAMS)
+        takes = self.session.unsent_frames <= UNSENT
+        return takes and not self.lease.retired and not self.lost and self.session.can_open(STREAMS)
 
     def open(self, carried: Carried) -> Dialled:
         """Return a connection to the endpoint that is a new stream."""

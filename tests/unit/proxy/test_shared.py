@@ -34,7 +34,7 @@ from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
 from nodeagent.proxy.shared.lease import Lease
-from nodeagent.proxy.shared.link import LEAST_TAKEN, LOST_SECONDS, PING_SECONDS, STREAM_WINDOW, STREAMS
+from nodeagent.proxy.shared.link import LEAST_TAKEN, LOST_SECONDS, PING_SECONDS, STREAM_WINDOW, STREAMS, UNSENT
 from nodeagent.proxy.shared.server import REFUSALS, WARNED_SECONDS, SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import KEPT, SharedStream
 from nodeagent.proxy.tcp import Relay
@@ -1079,6 +1079,25 @@ def test_windows_without_the_stream_taken_do_not_let_its_writer_go_on(end: str) 
             assert not link.streams
         await sending.turns()
         assert (held.bytes, asked.lost) == (0, int(end != "taken"))
+
+    asyncio.run(scene())
+
+
+def test_a_peer_that_reads_nothing_is_asked_for_no_stream_after_the_other() -> None:
+    """Whoever opens and gives up, again and again, makes heads and resets that its transport keeps."""
+
+    async def scene() -> None:
+        (link,) = Sending(1).links
+        link.pause_writing()
+        count = 0
+        while link.free():
+            link.open("tcp").transport.abort()
+            link._flush()
+            count += 1
+            assert count < UNSENT
+        assert link.session.unsent_frames > UNSENT
+        link.resume_writing()
+        assert link.free()
 
     asyncio.run(scene())
 
