@@ -94,12 +94,14 @@ static inline void bypass_join(struct bpf_sock_ops *ctx) {
     joined->joined = 1;
 }
 
-/* For sockops, when a socket has closed: forget its side; returns the bytes that it sent past TCP. The sockhash drops closed sockets by itself. */
+/* For sockops, when a socket has closed: forget its side; returns the bytes that it sent past TCP. The sockhash drops closed sockets by itself.
+ * A socket that was not joined may have had the same ends. */
 static inline u64 bypass_leave(struct bpf_sock_ops *ctx) {
   struct bypass_side side = {};
+  struct bpf_sock *socket = ctx->sk;
   BYPASS_SIDE(side, ctx);
   struct bypass_stream *stream = bypass_streams.lookup(&side);
-  if (!stream)
+  if (!stream || stream->socket != (u64)socket)
     return 0;
   u64 bytes = stream->bytes;
   bypass_streams.delete(&side);

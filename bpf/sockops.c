@@ -64,20 +64,24 @@ static inline void settle(struct flow_key *key, struct kernel_flow *flow) {
   __sync_fetch_and_add(&total->sent, server->sent > client->received ? server->sent : client->received);
 }
 
-/* Without a record sk_lookup takes the connection for a stranger's. */
+/* Without a record sk_lookup takes the connection for a stranger's. None is made under an address that is not the pod's: anybody may
+ * bind one (IPV6_FREEBIND). Nor over one of the pod's own that lives: sockets that are bound to different devices may have the same ends,
+ * and what has no record no policy closes. Another pod's is left from when the address was that one's. */
 static inline void begin(struct bpf_sock_ops *ctx, u64 cookie, const struct original *to) {
   struct flow_key key = flow_of(ctx, true);
   struct endpoint there = {.address = key.destination, .port = key.destination_port};
   u64 netns = bpf_get_netns_cookie(ctx);
   struct pod *pod = pods.lookup(&netns);
   struct destination *destination = destinations.lookup(&there);
-  if (!pod || !destination)
+  if (!pod || !destination || !is_own(netns, &key.source))
     return;
   u32 flags = pod->bypass ? destination->flags : destination->flags & ~FLOW_BYPASS;
   struct kernel_flow flow = {.client = cookie, .source = pod->id, .destination = destination->pod, .service = to->service, .flags = flags};
   struct kernel_flow *before = kernel_flows.lookup(&key);
   if (before && before->client == cookie)
     return; /* by this program at another cgroup: see to_listener() */
+  if (before && !before->client_closed && before->source == pod->id)
+    return;
   if (before) /* the port is used again, and the server's end is still open */
     settle(&key, before);
   if (kernel_flows.update(&key, &flow))
@@ -122,16 +126,20 @@ static inline void leg(struct bpf_sock_ops *ctx, const struct flow_key *ends) {
   bypass_join(ctx);
 }
 
+/* What bears a foreign address is neither end: a pod may give itself anybody's, and accept under it. Of two sockets of the client's pod
+ * with the same ends, the one that is answered is the client. */
 static inline void established(struct bpf_sock_ops *ctx, u64 cookie, bool client) {
   struct flow_key key = flow_of(ctx, client);
-  struct kernel_flow *flow = kernel_flows.lookup(&key);
-  if (!flow && !client)
+  bool own = is_own(bpf_get_netns_cookie(ctx), client ? &key.source : &key.destination);
+  struct kernel_flow *flow = own ? kernel_flows.lookup(&key) : NULL;
+  if (!flow && !client && own)
     delivered(ctx, &key, cookie);
   if (!flow)
     leg(ctx, &key);
-  if (!flow || (client ? flow->client != cookie || flow->opened : flow->server || flow->client_closed))
+  if (!flow || flow->client_closed || (client ? flow->opened : flow->server))
     return;
   if (client) {
+    flow->client = cookie;
     flow->opened = bpf_ktime_get_ns();
     struct flow_total *total = total_of(flow->source, flow->destination, key.destination_port, flow->service);
     if (total)

@@ -332,15 +332,19 @@ class DataPlane:
         return bypass.streams(self._maps)
 
     def close_flow(self, flow: RecordedFlow) -> bool:
-        """Close a connection on the kernel path by whichever end is in an enrolled pod; return
-        whether it was there. Raises OSError.
+        """Close a connection on the kernel path by both ends, as far as they are in enrolled pods;
+        return whether one was there. Raises OSError.
+
+        The client's alone would not do: it may be a socket that is bound to a device, which
+        SOCK_DESTROY does not find by its ends, or another that has the same ones.
         """
         client = self._numbered(flow.source)
         server = self._numbered(flow.destination)
-        if client is not None and sock_diag.destroy(client.pod.netns.fd, flow.id, flow.client):
-            return True
+        closed = client is not None and sock_diag.destroy(client.pod.netns.fd, flow.id, flow.client)
+        if server is None or not flow.server:
+            return closed
         ends = flow.id.destination, flow.id.source
-        return server is not None and bool(flow.server) and sock_diag.destroy(server.pod.netns.fd, ends, flow.server)
+        return sock_diag.destroy(server.pod.netns.fd, ends, flow.server) or closed
 
     def _numbered(self, number: int) -> CapturedPod | None:
         return next(
