@@ -45,8 +45,6 @@ _OPERATION: Final = _columns(hosts="hosts", ports="destination.port", methods="m
 """Fields of the model; where ``when`` knows the same thing, its name for it is the key."""
 _HEADER: Final = re.compile(r"request\.headers\[([^\[\]]+)\]")
 _CLAIMS: Final = re.compile(r"request\.auth\.claims((?:\[[^\[\]]+\])+)")
-_SPACE_DELIMITED: Final = frozenset(("scope", "permission"))
-"""Claims that hold a list in one text (RFC 8693, section 4.2); Istio splits these."""
 _IN_LINE: Final = frozenset(
     ("methods", "paths", "hosts", *(f"request.headers[{name}]" for name in (":authority", "host", ":method", ":path")))
 )
@@ -355,14 +353,14 @@ def _exactly(expected: str) -> matchers.Text:
 
 def _claim(names: tuple[str, ...], value: matchers.Text) -> ClaimsTest:
     """Match the claim at *names*: a text, or a list of which one text matches; nothing else, as in Istio."""
-    split = len(names) == 1 and names[0] in _SPACE_DELIMITED
+    top_level = names[0] if len(names) == 1 else ""
 
     def matches(claims: Claims) -> bool:
         found: object = claims.values
         for name in names:
             found = found.get(name) if isinstance(found, dict) else None
         if isinstance(found, str):
-            return any(map(value, found.split(" "))) if split else value(found)
+            return any(map(value, found.split(" "))) if top_level in claims.space_delimited else value(found)
         return isinstance(found, list | tuple) and any(isinstance(item, str) and value(item) for item in found)
 
     return matches

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+SPACE_DELIMITED: Final = frozenset(("scope", "permission"))
+"""Claims that hold a list in one text (RFC 8693, section 4.2); Istio always splits these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,8 @@ class Claims:
     """``azp``, empty when the token has none."""
     values: Mapping[str, object]
     """Every claim, as in the token."""
+    space_delimited: frozenset[str] = SPACE_DELIMITED
+    """Names of claims of which each word, not the text as a whole, is compared."""
 
     @property
     def principal(self) -> str:

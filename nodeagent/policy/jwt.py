@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from nodeagent.policy.claims import Claims
+from nodeagent.policy.claims import SPACE_DELIMITED, Claims
 from nodeagent.policy.jwt_keys import KeySet, key_set
 from nodeagent.policy.jwt_places import (
     MAX_TOKENS,
@@ -81,12 +81,24 @@ class Rejected:
 class _Rule:
     """A :class:`JwtRule`, compiled."""
 
-    __slots__ = ("_fetched", "_keys", "_keys_of", "audiences", "forward", "issuer", "outputs", "payload_header", "uri")
+    __slots__ = (
+        "_fetched",
+        "_keys",
+        "_keys_of",
+        "audiences",
+        "forward",
+        "issuer",
+        "outputs",
+        "payload_header",
+        "space_delimited",
+        "uri",
+    )
 
     def __init__(self, rule: JwtRule, keys_of: Callable[[str], Jwks | None]) -> None:
         self.issuer = rule.issuer
         self.audiences = frozenset(map(_plain_audience, rule.audiences))
         self.forward = rule.forward_original_token
+        self.space_delimited = SPACE_DELIMITED.union(rule.space_delimited_claims)
         self.payload_header = rule.output_payload_to_header.lower()
         self.outputs = tuple(
             (header.lower(), tuple(claim.split("."))) for header, claim in rule.output_claim_to_headers
@@ -173,6 +185,7 @@ class _PlaceReader:
                 token.audiences,
                 presenter if isinstance(presenter, str) else "",
                 token.claims,
+                rule.space_delimited,
             )
             remove = spoken_for if rule.forward else spoken_for + self.removed
             result = Authenticated(claims, remove, rule.headers(token))

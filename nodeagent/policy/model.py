@@ -132,6 +132,7 @@ class JwtRule:
     """Header and claim (``a.b`` for a nested one)."""
     forward_original_token: bool = False
     timeout_seconds: float = 5.0
+    space_delimited_claims: tuple[str, ...] = ()
 
     @property
     def keys_uri(self) -> str:

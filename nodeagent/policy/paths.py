@@ -28,6 +28,9 @@ _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
 """What precedes the path in an absolute target (RFC 9112, section 3.2.2)."""
 _NESTED: Final = re.compile(f"{_STRAY}(?=[0-9A-Fa-f]{{2}})")
 
+_OPERATORS: Final = {"{*}": "[^/]+", "{**}": ".*"}
+"""A path template's, each a segment of its own, and the expressions that they stand for."""
+
 
 def normalise_path(target: str) -> str:
     """Return the path of the request target *target* as policies compare it: normalised, without
@@ -109,6 +112,20 @@ def is_template(pattern: str) -> bool:
     return "{*}" in pattern or "{**}" in pattern
 
 
+def template_problem(pattern: str) -> str:
+    """Return what keeps *pattern* from being a path template as Istio allows it, empty: nothing."""
+    segments = pattern.strip("/").split("/")
+    operators = [segment for segment in segments if segment in _OPERATORS]
+    literals = "/".join(segment for segment in segments if segment not in _OPERATORS)
+    if not pattern.startswith("/"):
+        return "a path template begins with '/'"
+    if "{**}" in operators[:-1]:
+        return "no {*} or {**} may follow {**} in a path template"
+    if any(sign in literals for sign in "{}*"):
+        return "in a path template, a segment is {*}, {**} or text without '{', '}' and '*'"
+    return ""
+
+
 def compile_template(pattern: str) -> re.Pattern[str]:
     """Return what matches the paths of the template *pattern*: ``{*}`` is one segment that is not
     empty, ``{**}`` any number of them.
@@ -118,26 +135,8 @@ def compile_template(pattern: str) -> re.Pattern[str]:
 
     Raises ResourceError when it is none as Istio allows it.
     """
-    if not pattern.startswith("/"):
-        raise _bad_template(pattern)
-    segments = pattern[1:].split("/")
-    parts: list[str] = []
-    open_ended = False
-    for position, segment in enumerate(segments, start=1):
-        operator = next((sign for sign in ("{**}", "{*}") if segment.startswith(sign)), "")
-        literal = segment[len(operator) :]
-        if any(sign in literal for sign in "{}*") or (
-            operator and (open_ended or (literal and position < len(segments)))
-        ):
-            raise _bad_template(pattern)
-        open_ended = open_ended or operator == "{**}"
-        parts.append({"": "", "{*}": "[^/]+", "{**}": ".*"}[operator] + re.escape(literal))
-    return re.compile("/" + "/".join(parts), re.DOTALL)
-
-
-def _bad_template(pattern: str) -> ResourceError:
-    return ResourceError(
-        f"paths: {pattern!r} is not a path template: it begins with a slash, {{*}} and {{**}} stand for whole "
-        f"segments, no operator follows {{**}}, and no"
-        " other '*', '{' or '}' is allowed"
+    if problem := template_problem(pattern):
+        raise ResourceError(f"paths: {pattern!r}: {problem}")
+    return re.compile(
+        "/".join(_OPERATORS.get(segment) or re.escape(segment) for segment in pattern.split("/")), re.DOTALL
     )

@@ -12,10 +12,14 @@ from typing import Final, cast, get_args
 
 from nodeagent.errors import ResourceError, shown
 from nodeagent.policy.model import Action, AuthorizationPolicy, Condition, Operation, Rule, RuleSource
-from nodeagent.resources.part import Part, port_problem
+from nodeagent.policy.paths import template_problem
+from nodeagent.resources.part import MAX_VALUES, Part, port_problem
 
 DRY_RUN: Final = "istio.io/dry-run"
 """The annotation of a policy that is evaluated and never enforced."""
+_BOOLEANS: Final = dict.fromkeys(("1", "t", "T", "true", "True", "TRUE"), True) | dict.fromkeys(
+    ("0", "f", "F", "false", "False", "FALSE"), False
+)
 _SERVICE_ACCOUNT: Final = re.compile(r"([a-z0-9][-a-z0-9]{0,62}/)?[a-z0-9][-a-z0-9.]{0,252}")
 _KEYED: Final = re.compile(r"(request\.headers|request\.auth\.claims)((\[[^\[\]]+\])+)")
 _PLAIN_KEYS: Final = frozenset(
@@ -48,13 +52,21 @@ def read(spec: Part, namespace: str, name: str, annotations: Mapping[str, str]) 
             "rules",
             f"a {action} policy without rules never does anything; an empty rule, [{{}}], matches every request",
         )
-    dry_run = annotations.get(DRY_RUN, "false")
-    if dry_run not in ("true", "false"):
-        raise ResourceError(f"metadata.annotations[{DRY_RUN}]: {shown(dry_run)}: allowed: true, false")
-    if dry_run == "true" and action == "CUSTOM":
+    dry_run = is_dry_run(annotations)
+    if dry_run is None:
+        raise ResourceError(f"metadata.annotations[{DRY_RUN}]: {shown(annotations[DRY_RUN])}: allowed: true, false")
+    if dry_run and action == "CUSTOM":
         raise ResourceError(f"metadata.annotations[{DRY_RUN}]: 'true': not allowed with action CUSTOM")
     rules = tuple(_rule(part, action) for part in spec.items("rules"))
-    return AuthorizationPolicy(namespace, name, action, rules, dry_run == "true", provider.text("name", ""))
+    return AuthorizationPolicy(namespace, name, action, rules, dry_run, provider.text("name", ""))
+
+
+def is_dry_run(annotations: Mapping[str, object]) -> bool | None:
+    """Say whether *annotations* make a policy one that is never enforced, in the words of Go's
+    strconv.ParseBool, as Istio; None where they say neither.
+    """
+    word = annotations.get(DRY_RUN, "false")
+    return _BOOLEANS.get(word) if isinstance(word, str) else None
 
 
 def _rule(rule: Part, action: Action) -> Rule:
@@ -107,7 +119,7 @@ def _source(item: Part, action: Action) -> RuleSource:
 
 def _operation(item: Part) -> Operation:
     operation = _inner(item, "operation", _OPERATIONS)
-    found = _lists(operation, _OPERATIONS, Operation, {"ports": port_problem, "paths": _path})
+    found = _lists(operation, _OPERATIONS, Operation, {"ports": _port, "paths": _path})
     ports = tuple(int(text) for text in found.pop("ports"))
     not_ports = tuple(int(text) for text in found.pop("not_ports"))
     return Operation(**found, ports=ports, not_ports=not_ports)
@@ -120,7 +132,7 @@ def _inner(item: Part, name: str, known: tuple[str, ...]) -> Part:
     item.only(name)
     inner = item.sub(name)
     inner.only(*_each_both(known))
-    if not any(inner.bounded(key) for key in inner.keys):
+    if not any(inner.bounded(key, MAX_VALUES) for key in inner.keys):
         raise item.wrong(name, f"at least one field is expected: {', '.join(known)}, or one with 'not'")
     return inner
 
@@ -149,7 +161,7 @@ def _condition(part: Part, action: Action) -> Condition:
     if key in _ADDRESS_KEYS:
         check = _block
     elif key == "destination.port":
-        check = port_problem
+        check = _port
     elif key == "source.serviceAccount":
         check = _service_account
     elif key not in _PLAIN_KEYS and not _is_keyed(key):
@@ -176,6 +188,11 @@ def _is_keyed(key: str) -> bool:
     return keyed is not None and (keyed[1] != "request.headers" or keyed[2].count("[") == 1)
 
 
+def _port(text: str) -> str:
+    """Return what is wrong with *text* as a port. Istio takes 0, which is nobody's."""
+    return "" if text == "0" else port_problem(text)
+
+
 def _block(text: str) -> str:
     try:
         ip_network(text, strict=False)
@@ -189,17 +206,5 @@ def _service_account(text: str) -> str:
 
 
 def _path(text: str) -> str:
-    """Return what is wrong with the path template *text*: braces stand only in ``{*}`` and
-    ``{**}``, each a segment of its own, the second last.
-    """
-    if "{" not in text and "}" not in text:
-        return ""
-    if not text.startswith("/"):
-        return "a path template begins with '/'"
-    segments = text.split("/")
-    for index, segment in enumerate(segments):
-        if segment == "{**}" and index < len(segments) - 1:
-            return "{**} stands for all that follows: it must be last"
-        if segment not in ("{*}", "{**}") and any(sign in segment for sign in "{}*"):
-            return "in a path template, a segment is {*}, {**} or text without '{', '}' and '*'"
-    return ""
+    """Return what is wrong with *text*, which is a path template where it has a brace."""
+    return template_problem(text) if "{" in text or "}" in text else ""

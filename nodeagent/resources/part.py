@@ -12,7 +12,9 @@ from nodeagent.errors import ResourceError, shown
 from nodeagent.vocabulary import Address, canonical_address
 
 MAX_ITEMS: Final = 512
-"""Rules of a policy, and items of a list in it."""
+"""Rules of a policy, and mappings in a list of it."""
+MAX_VALUES: Final = 16384
+"""Texts in a list of a policy, such as blocks of addresses."""
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,9})ms)?")
 
 
@@ -133,10 +135,10 @@ class Part(Field):
         """Return the mappings in the list *name*."""
         return [Part(f"{self.at(name)}[{index}]", value) for index, value in enumerate(self.bounded(name))]
 
-    def bounded(self, name: str) -> list[object]:
+    def bounded(self, name: str, most: int = MAX_ITEMS) -> list[object]:
         values = self._sequence(name)
-        if len(values) > MAX_ITEMS:
-            raise ResourceError(f"{self.at(name)}: {len(values)} items: at most {MAX_ITEMS} are allowed")
+        if len(values) > most:
+            raise ResourceError(f"{self.at(name)}: {len(values)} items: at most {most} are allowed")
         return values
 
     def only(self, *names: str) -> None:
@@ -160,7 +162,7 @@ class Part(Field):
     def words(self, name: str, check: Callable[[str], str] | None = None) -> tuple[str, ...]:
         """Return a list of texts that are not empty; *check* says what is wrong with one."""
         words = []
-        for index, value in enumerate(self.bounded(name)):
+        for index, value in enumerate(self.bounded(name, MAX_VALUES)):
             expected = ""
             if not isinstance(value, str) or not value:
                 expected = "a text that is not empty is expected"

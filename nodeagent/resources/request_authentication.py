@@ -37,7 +37,7 @@ _JWT_FIELDS: Final = (
     "fromCookies",
     "outputPayloadToHeader",
 )
-_MORE_JWT_FIELDS: Final = ("outputClaimToHeaders", "forwardOriginalToken", "timeout")
+_MORE_JWT_FIELDS: Final = ("outputClaimToHeaders", "forwardOriginalToken", "timeout", "spaceDelimitedClaims")
 
 
 def _jwt_rule(rule: Part) -> JwtRule:
@@ -60,6 +60,7 @@ def _jwt_rule(rule: Part) -> JwtRule:
         output_claim_to_headers=tuple(_claim_header(part) for part in rule.items("outputClaimToHeaders")),
         forward_original_token=rule.flag("forwardOriginalToken"),
         timeout_seconds=rule.duration("timeout", 5.0, shortest=0.001),
+        space_delimited_claims=rule.words("spaceDelimitedClaims"),
     )
 
 

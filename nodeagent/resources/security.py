@@ -17,7 +17,7 @@ from typing import Final, Literal, cast
 from nodeagent.errors import ResourceError
 from nodeagent.policy.model import AuthorizationPolicy, PeerAuthentication, RateLimit, RequestAuthentication, Rule
 from nodeagent.resources import authorization_policy, peer_authentication, rate_limit, request_authentication
-from nodeagent.resources.authorization_policy import DRY_RUN
+from nodeagent.resources.authorization_policy import is_dry_run
 from nodeagent.resources.objects import NAME, NAMESPACE
 from nodeagent.resources.part import Part
 from nodeagent.resources.policy_scope import SELECTING, Labels, PolicyTarget, Scope, scope, selector
@@ -125,7 +125,7 @@ def stand_in(key: ObjectKey, document: object, error: str) -> Policy | None:
     metadata = _mapping(known.get("metadata"))
     if kind not in _READERS or _is_anothers(known.get("apiVersion"), kind):
         return None
-    dry = _mapping(metadata.get("annotations")).get(DRY_RUN) == "true"
+    dry = is_dry_run(_mapping(metadata.get("annotations")))
     if kind == "AuthorizationPolicy" and (dry or spec.get("action") == "AUDIT"):
         return None
     try:

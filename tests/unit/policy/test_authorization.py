@@ -8,7 +8,7 @@ import pytest
 
 from nodeagent.errors import ResourceError
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, Note, RequestAuthorizer, RequestFacts
-from nodeagent.policy.claims import Claims
+from nodeagent.policy.claims import SPACE_DELIMITED, Claims
 from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
 
 WEB = "cluster.local/ns/default/sa/web"
@@ -89,9 +89,14 @@ def request(
 
 
 def token(
-    issuer: str = "iss", subject: str = "sub", audiences: tuple[str, ...] = (), presenter: str = "", **values: Any
+    issuer: str = "iss",
+    subject: str = "sub",
+    audiences: tuple[str, ...] = (),
+    presenter: str = "",
+    split: tuple[str, ...] = (),
+    **values: Any,
 ) -> dict[str, Claims]:
-    return {"claims": Claims(issuer, subject, audiences, presenter, values)}
+    return {"claims": Claims(issuer, subject, audiences, presenter, values, SPACE_DELIMITED.union(split))}
 
 
 # Policies, then (request line, facts, allowed). Each group is read on its own.
@@ -523,9 +528,13 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
         [allow(rule(paths=["/a/{*}/c/{**}"]))],
         [("GET /a/b/c/d/e", {}, True), ("GET /a/b/c/", {}, True), ("GET /a/b/x/c/d", {}, False)],
     ),
-    "an operator with a suffix": (
-        [allow(rule(paths=["/{*}.txt"]))],
-        [("GET /a.txt", {}, True), ("GET /atxt", {}, False), ("GET /.txt", {}, False), ("GET /a/b.txt", {}, False)],
+    "segments behind any segments": (
+        [allow(rule(paths=["/store/{**}/cart"]))],
+        [("GET /store/a/b/cart", {}, True), ("GET /store//cart", {}, True), ("GET /store/cart", {}, False)],
+    ),
+    "a slash behind any segments": (
+        [allow(rule(paths=["/foo/{**}/"]))],
+        [("GET /foo/a/", {}, True), ("GET /foo/a/b/", {}, True), ("GET /foo/a", {}, False)],
     ),
     "templates beside texts": (
         [allow(rule(paths=["/x", "/{*}/y"]))],
@@ -700,6 +709,15 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
             ("GET /", token(scope="read write"), True),
             ("GET /", token(scope="rewrite"), False),
             ("GET /", token(scope=["write"]), True),
+        ],
+    ),
+    "a claim that its rule says is a list in one text": (
+        [allow(rule(when={"request.auth.claims[roles]": ["write"]}))],
+        [
+            ("GET /", token(roles="read write"), False),
+            ("GET /", token(split=("roles",), roles="read write"), True),
+            ("GET /", token(split=("roles",), roles="rewrite"), False),
+            ("GET /", token(split=("roles",), roles={"roles": "read write"}), False),
         ],
     ),
     "a nested scope is one text": (
@@ -940,6 +958,7 @@ def test_a_trace_says_what_does_not_match() -> None:
         (rule(paths=["/a{*}"]), "'/a{*}'"),
         (rule(paths=["a/{*}"]), "'a/{*}'"),
         (rule(paths=["/{*}b/c"]), "'/{*}b/c'"),
+        (rule(paths=["/{*}.txt"]), "'/{*}.txt'"),
         (rule(paths=["/{name}/{*}"]), "'/{name}/{*}'"),
         (rule(paths=["/*/{*}"]), "'/*/{*}'"),
     ],

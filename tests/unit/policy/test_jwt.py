@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodeagent.policy.claims import SPACE_DELIMITED
 from nodeagent.policy.jwt import Authenticated
 from nodeagent.policy.jwt_places import MAX_TOKENS
 from nodeagent.policy.model import Jwks, JwtRule, RequestAuthentication, TokenHeader
@@ -54,6 +56,13 @@ def test_claims() -> None:
     assert claims is not None
     assert (claims.issuer, claims.subject, claims.audiences, claims.presenter) == (ISSUER, "alice", ("a", "b"), "app")
     assert claims.values["scope"] == "read write" and claims.values["realm"] == {"roles": ["x"]}
+
+
+def test_claims_that_a_rule_says_are_lists_in_one_text() -> None:
+    for rules, expected in (((), SPACE_DELIMITED), (("roles",), SPACE_DELIMITED | {"roles"})):
+        it = authenticator(replace(rule(), space_delimited_claims=rules))
+        claims = accepted(it.authenticate(bearer(token({"roles": "read write"})))).claims
+        assert claims is not None and claims.space_delimited == expected
 
 
 def test_no_token_passes_without_claims() -> None:

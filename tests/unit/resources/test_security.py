@@ -22,7 +22,7 @@ from nodeagent.policy.model import (
 )
 from nodeagent.resources import yaml_text
 from nodeagent.resources.policy_scope import PolicyTarget
-from nodeagent.resources.security import parse
+from nodeagent.resources.security import parse, stand_in
 
 
 def document(kind: str, spec: Any, version: str = "security.istio.io/v1", **metadata: Any) -> dict[str, Any]:
@@ -145,6 +145,31 @@ def test_absent_and_empty_rules() -> None:
     assert custom.provider == "opa"
 
 
+@pytest.mark.parametrize(
+    "right",
+    [
+        operation(paths=["/foo/{**}/", "/store/{**}/cart", "/{*}/{**}"]),
+        operation(ports=["0"]),
+        when("destination.port", "0"),
+        source(ipBlocks=[f"10.0.{number >> 8}.{number & 255}" for number in range(16384)]),
+        source(principals=["a"] * 600),
+    ],
+    ids=["templates", "port 0", "condition on port 0", "very many blocks", "many principals"],
+)
+def test_what_istio_takes(right: Any) -> None:
+    assert parse(right).spec.rules  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("word", ["1", "t", "T", "true", "True", "TRUE", "0", "f", "F", "false", "False", "FALSE"])
+def test_dry_run_in_the_words_of_go(word: str) -> None:
+    annotations = {"istio.io/dry-run": word}
+    spec = parse(authorization({}, annotations=annotations)).spec
+    wanted = word[0] in "1tT"
+    assert isinstance(spec, AuthorizationPolicy) and spec.dry_run == wanted
+    wrong = authorization({"action": "DNEY"}, annotations=annotations)
+    assert (stand_in(("AuthorizationPolicy", "shop", "p"), wrong, "why") is None) == wanted
+
+
 def test_targets() -> None:
     refs = [{"kind": "Service", "name": "web"}, {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}]
     assert parse(authorization({"targetRefs": refs})).targets == (
@@ -183,6 +208,7 @@ def test_request_authentication() -> None:
             outputClaimToHeaders=[{"header": "x-sub", "claim": "a.b"}],
             forwardOriginalToken=True,
             timeout="1m500ms",
+            spaceDelimitedClaims=["roles"],
         )
     )
     assert found.spec == RequestAuthentication(
@@ -201,6 +227,7 @@ def test_request_authentication() -> None:
                 (("x-sub", "a.b"),),
                 True,
                 60.5,
+                ("roles",),
             ),
         ),
     )
@@ -280,6 +307,7 @@ WRONG: list[tuple[Any, str]] = [
     (rule(to=[]), "spec.rules[0].to: []: at least one item"),
     (rule(form=[]), "spec.rules[0].form: unknown field: allowed: from, to, when"),
     (source(), "spec.rules[0].from[0].source: {}: at least one field"),
+    (source(ipBlocks=["10.0.0.1"] * 16385), "spec.rules[0].from[0].source.ipBlocks: 16385 items: at most 16384"),
     (source(principals=[]), "spec.rules[0].from[0].source: {'principals': []}: at least one field"),
     (
         source(principal=["a"]),
@@ -299,13 +327,15 @@ WRONG: list[tuple[Any, str]] = [
         "spec.rules[0].from[0].source.serviceAccounts: ['a']: not allowed together with namespaces",
     ),
     (operation(), "spec.rules[0].to[0].operation: {}: at least one field"),
-    (operation(ports=["0"]), "spec.rules[0].to[0].operation.ports[0]: '0': a port from 1 to 65535"),
+    (operation(ports=["65536"]), "spec.rules[0].to[0].operation.ports[0]: '65536': a port from 1 to 65535"),
     (operation(ports=[80]), "spec.rules[0].to[0].operation.ports[0]: 80"),
     (operation(notPorts=["http"]), "spec.rules[0].to[0].operation.notPorts[0]: 'http'"),
     (
-        operation(paths=["/{**}/x"]),
-        "spec.rules[0].to[0].operation.paths[0]: '/{**}/x': {**} stands for all that follows",
+        operation(paths=["/{**}/x/{*}"]),
+        "spec.rules[0].to[0].operation.paths[0]: '/{**}/x/{*}': no {*} or {**} may follow {**}",
     ),
+    (operation(paths=["/{**}/{**}"]), "spec.rules[0].to[0].operation.paths[0]: '/{**}/{**}'"),
+    (operation(paths=["{*}"]), "spec.rules[0].to[0].operation.paths[0]: '{*}': a path template begins"),
     (operation(paths=["/{*}x"]), "spec.rules[0].to[0].operation.paths[0]: '/{*}x'"),
     (operation(notPaths=["/{name}"]), "spec.rules[0].to[0].operation.notPaths[0]: '/{name}'"),
     (operation(paths=["/{*}/*"]), "spec.rules[0].to[0].operation.paths[0]: '/{*}/*'"),
