@@ -52,8 +52,6 @@ _ZERO: Final = bytes(4)
 _CLOSED: Final = (
     "are refused until they are enrolled again: what protects them was written by a version that this one cannot read"
 )
-_BEHIND: Final = 10
-"""How much nicer the loader is when pods can be captured (nice(2))."""
 _OWN: Final = "sockops-own"
 """The link by which sockops runs for the daemon's own cgroup, where that is not below the captured one."""
 
@@ -260,7 +258,6 @@ def run(request: LoadRequest, go: Callable[[], None] = lambda: None) -> None:
         for name, wanted in ((_OWN, beside is not None), (hooks.SETSOCKOPT.name, not request.joining.refusal)):
             if not wanted:
                 hooks.remove(pinned.links / name)
-        os.nice(_BEHIND)  # the verifier takes seconds for what is left, while new workers have their first connections
         sys.stdout.buffer.write(ATTACHED)
         sys.stdout.flush()
         http_metrics.install(succession.maps, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links, cgroup)

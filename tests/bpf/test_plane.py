@@ -331,20 +331,6 @@ def test_programs_are_replaced_while_traffic_flows(make_node: Callable[..., Node
         os.close(outside.fd)
 
 
-def test_what_takes_long_is_loaded_behind_what_new_workers_do(make_node: Callable[..., Node]) -> None:
-    node = make_node()
-
-    async def niceness() -> int:
-        plane = await DataPlane.load(node.redirect(), agent_cgroup=node.stage.cgroup / "agent", wait=False)
-        assert plane._loader is not None
-        found = os.getpriority(os.PRIO_PROCESS, plane._loader.pid)
-        await plane.loaded()
-        plane.close()
-        return found
-
-    assert asyncio.run(niceness()) > os.getpriority(os.PRIO_PROCESS, 0)
-
-
 def test_another_map_size_keeps_live_connections(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
     """Input: redirect.maps.connections is raised while a captured connection lives. Verdict: it
     still looks like what it was.
