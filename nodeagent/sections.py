@@ -50,6 +50,8 @@ _EXPECTED: Final = {
     "less_than_equal": "{le} or less is expected",
 }
 """What is allowed, by pydantic's types of errors (https://docs.pydantic.dev/latest/errors/validation_errors/)."""
+_OF_SEVERAL: Final = frozenset({"model_type", "dict_type", "tuple_type"})
+"""Errors of what stands where a section or list is expected, such as one address."""
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
@@ -76,6 +78,25 @@ class ConfigSection(BaseModel):
         return value
 
 
+def may_hold_secret(address: str) -> bool:
+    """Say whether *address*, which may be written wrongly, may hold a password or token: then it is not shown."""
+    return "@" in address or "?" in address
+
+
+class SecretSection(ConfigSection):
+    """One that names files with secrets: people write the secret itself in its place, which is in no message."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret(cls, value: object) -> object:
+        if isinstance(value, dict) and all(str(each).isalpha() for each in value):
+            return value
+        if isinstance(value, cls):
+            return value
+        known = ", ".join(each.alias or name for name, each in cls.model_fields.items())
+        raise UnshownError(f"a mapping is expected, with keys of {known}; a secret itself stands in a file of its own")
+
+
 def _seconds(value: object) -> object:
     """Return the seconds of a duration as Istio writes it (``250ms``, ``5s``); anything else as it is."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", value) if isinstance(value, str) else None
@@ -88,11 +109,11 @@ def _bytes(value: object) -> object:
     return int(match[1]) * _UNITS[match[2] or ""] if match else value
 
 
-def _secret_path(path: Path) -> Path:
-    """Return *path* if it can be one. Raises UnshownError: people write the secret itself there."""
-    if not path.is_absolute():
+def _secret_path(value: object) -> object:
+    """Return *value* if it can be a path. Raises UnshownError: people write the secret itself there."""
+    if not isinstance(value, str | Path) or not Path(value).is_absolute():
         raise UnshownError("the absolute path of a file that holds the secret is expected, not the secret itself")
-    return path
+    return value
 
 
 def _absolute(path: Path) -> Path:
@@ -103,7 +124,7 @@ def _absolute(path: Path) -> Path:
 
 def told(error: ValidationError) -> str:
     """Return in one line what is wrong first: its field, what is allowed, and the value, unless it may hold a secret:
-    that of a key that is not known, or of a whole section, does.
+    that of a key that is not known, or of a whole section, does, and so does an address with a user or a query.
     """
     found = error.errors(include_url=False)
     first = next((each for each in found if each["type"] == _UNKNOWN), found[0])
@@ -127,6 +148,7 @@ def _follows(error: ErrorDetails, found: list[ErrorDetails]) -> bool:
 def _given(error: ErrorDetails) -> str:
     value = error["input"]
     unshown = isinstance(error.get("ctx", {}).get("error"), UnshownError) or isinstance(value, dict | list)
+    unshown = unshown or (error["type"] in _OF_SEVERAL and isinstance(value, str) and may_hold_secret(value))
     said = isinstance(value, str) and f"{value!r:.80}" in error["msg"]
     return "" if unshown or said else f", not {value!r:.80}"
 
@@ -135,6 +157,6 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 """Seconds, or a text such as ``250ms``."""
 Size = Annotated[int, BeforeValidator(_bytes)]
 """Bytes, or a text such as ``64Mi``."""
-SecretFile = Annotated[Path, AfterValidator(_secret_path)]
+SecretFile = Annotated[Path, BeforeValidator(_secret_path)]
 """A file that holds a secret."""
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]

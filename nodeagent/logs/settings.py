@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from nodeagent.errors import ConfigError
 from nodeagent.logs.patterns import path_pattern
+from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.process.times import time_form
 from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
@@ -24,12 +25,21 @@ RUNTIME_PARSERS: Final = ("cri", "docker")
 BUILT_IN_PARSERS: Final = ("auto", "json", "logfmt", "none", *RUNTIME_PARSERS)
 """Parsers that need no entry in ``logs.parsers``; ``auto``: what is a JSON object is one, all else is text."""
 MULTILINE_PRESETS: Final = ("java", "python", "go", "ruby", "dotnet", "indented")
-MEMBER: Final = r"^([^.]+(\.[^.]+){0,7})?$"
-"""A member's path: up to eight names with dots between them; or nothing."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z]([-._a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$")]
 """Of a parser, a sink, a file: what others refer to it by."""
 Expression = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 """A regular expression as RE2 has it: linear time, no back-references."""
+
+
+def _member(value: str) -> str:
+    """Return *value* if it is a member's path, or empty. Raises ValueError."""
+    if value:
+        RecordMember(value)
+    return value
+
+
+Member = Annotated[str, AfterValidator(_member)]
+"""A member's path: up to eight names with dots between them; or nothing."""
 
 
 class PodSelection(ConfigSection):
@@ -85,7 +95,7 @@ class ParserSettings(ConfigSection):
     type: Literal["json", "logfmt", "regex", "none"]
     pattern: Expression | None = None
     """Of a regex: its named groups become members."""
-    time_key: str = Field("", pattern=MEMBER)
+    time_key: Member = ""
     """The member that says when; empty: the runtime's time, or when the line was read."""
     time_format: str = ""
     """As strptime(3) has it, with ``%L`` for fractions of a second; empty: RFC 3339, or seconds since 1970."""
@@ -123,7 +133,7 @@ class Match(ConfigSection):
     """What of a record: its text, or a member of it."""
 
     matches: Expression
-    field: str = Field("", pattern=MEMBER)
+    field: Member = ""
     """The name of a member, with dots for one within another; empty: the whole text."""
 
     @field_validator("matches")

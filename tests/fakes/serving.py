@@ -17,12 +17,17 @@ class Method(NamedTuple):
 
 
 def serve(
-    method: Method, answer: Callable[[Any, grpc.ServicerContext], Any], address: str = "127.0.0.1:0"
+    method: Method,
+    answer: Callable[[Any, grpc.ServicerContext], Any],
+    address: str = "127.0.0.1:0",
+    credentials: grpc.ServerCredentials | None = None,
 ) -> tuple[grpc.Server, int]:
-    """Start a server at *address* that answers every call with *answer*; return it and its port."""
+    """Start a server at *address* that answers every call with *answer*, by TLS where it has *credentials*; return it
+    and its port.
+    """
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     handler = grpc.unary_unary_rpc_method_handler(answer, method.request.FromString, method.response.SerializeToString)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(method.service, {method.name: handler}),))
-    port = server.add_insecure_port(address)
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     return server, port

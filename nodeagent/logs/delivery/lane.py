@@ -86,8 +86,9 @@ class Lane:
         self._clock = clock
         self._pace = SinkPace(sink.name, clock, uniform)
         self._answers = Answers(
-            sink, self.counts, letters, self._pace, self.settle, min(bounds.request, bounds.window // 4)
-        )
+            sink, self.counts, letters, self._pace, self.settle, self._full,
+            min(bounds.request, bounds.window // 4), bounds.window,
+        )  # fmt: skip
         self._slots = 1 if sink.ordered else bounds.in_flight
         self._waiting = Waiting()
         self._flying: set[asyncio.Task[None]] = set()
@@ -99,7 +100,7 @@ class Lane:
         """Whether more may be offered."""
         if self.spill and self.spill.active:
             return self.spill.room()
-        return self.held < self._bounds.window
+        return self._admits()
 
     def offer(self, records: LogRecords, receipt: Receipt) -> None:
         """Have *records* delivered; *receipt* is settled once when all of them are."""
@@ -127,6 +128,8 @@ class Lane:
     def troubles(self) -> list[str]:
         """Return, in words, what keeps records from the sink, or from the disk."""
         found = [self.trouble, self._letters.trouble]
+        if not self.trouble and self._full() and self._answers.held() >= self._bounds.window:
+            found.append("records that it asks for again fill the memory, and others wait for them")
         if self.spill:
             found.append(self.spill.trouble and f"its buffer takes no more: {self.spill.trouble}")
             found += [each and f"its buffer: {each}" for each in (self.spill.left, self.spill.unread)]
@@ -180,8 +183,8 @@ class Lane:
         self._wake.set()
 
     def hungry(self) -> bool:
-        """Whether less than a request waits."""
-        return self._waiting.cost < self._answers.request
+        """Whether less than a request waits, and memory has room for more."""
+        return self._waiting.cost < self._answers.request and self._admits()
 
     def settle(self, entry: Entry, records: int) -> None:
         """So many *records* of *entry* are settled."""
@@ -194,6 +197,26 @@ class Lane:
             self.spill.look()
         if not room and self.room():
             self.on_room()
+
+    def _full(self) -> bool:
+        """Whether what is to be sent, or sent again, fills the memory."""
+        return self.held - self._to_be_written() >= self._bounds.window
+
+    def _admits(self) -> bool:
+        """Whether more may come into memory: while nothing but what the sink asks for again fills it, one piece
+        more, up to as much again, by which it is seen whether the sink takes others.
+        """
+        if not self._full():
+            return True
+        if self._waiting or self._flying:
+            return False
+        if not self._answers.again:
+            return True
+        probing = self._answers.selective and not self.sink.ordered
+        return probing and self.held - self._to_be_written() < 2 * self._bounds.window
+
+    def _to_be_written(self) -> int:
+        return self.spill.held if self.spill else 0
 
     # -- what is sent when --
 
@@ -210,7 +233,7 @@ class Lane:
         """Return the seconds until what waits is put on disk; None: nothing is to be."""
         if self._spilling or self.spill is None or not self.spill.may_begin(now):
             return None
-        times = [each.since for each in self._answers.again] if self.trouble else []
+        times = [each.since for each in self._answers.again if not self._stays(each)] if self.trouble else []
         if (since := self._waiting.since) is not None:
             times.append(since)
         return max(0.0, min(times) + SPILL_SECONDS - now) if times else None
@@ -222,13 +245,17 @@ class Lane:
             return
         waiting: list[Rest] = []
         for batch in self._answers.again:
-            waiting += rests(batch)
+            waiting += [] if self._stays(batch) else rests(batch)
         waiting += [Rest(each, each.records) for each in self._waiting.take_all()]
-        self._answers.again.clear()
+        self._answers.again[:] = filter(self._stays, self._answers.again)
         assert self.spill
         self.spill.put(waiting)
         if not self.spill.trouble:
             log.info("sink %s does not keep pace: records go to the buffer on disk first", self.sink.name)
+
+    def _stays(self, batch: Batch) -> bool:
+        """Whether *batch* never goes to disk: that the sink takes others is known of it, and would be forgotten."""
+        return batch.beside > 0 and not self.sink.ordered
 
     def _launch(self, now: float) -> float | None:
         """Start all requests that may be started; return the seconds until another one may be, None: not
@@ -240,6 +267,8 @@ class Lane:
             batch = self._next(now)
             if batch is None:
                 return self._soonest(now)
+            if self.spill:
+                self.spill.look()
             task = asyncio.create_task(self._deliver(batch))
             self._flying.add(task)
             task.add_done_callback(self._landed)
@@ -248,6 +277,10 @@ class Lane:
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
         self._wake.set()
+        if self.spill:
+            self.spill.look()
+        if self._full() and self.room():
+            self.on_room()
         if not task.cancelled() and (error := task.exception()):
             log.error(
                 "sink %s: a bug: what a request held is read again at the next start", self.sink.name, exc_info=error

@@ -96,6 +96,11 @@ class Spill:
         """Records that wait in memory to be written."""
         return sum(len(each.records) for each in self._parts)
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory of what waits to be written."""
+        return self._bytes
+
     def may_begin(self, now: float) -> bool:
         """Whether it is worth a try."""
         return not self.active and now >= self._again_at

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, compress
+from operator import not_
 
 from nodeagent.logs.delivery.counts import PodName
 from nodeagent.logs.records import LogRecords
@@ -34,6 +35,11 @@ class Entry:
     """How many of them are not settled yet."""
 
 
+def pod_of(entry: Entry) -> PodName:
+    """Return whose *entry* is."""
+    return (entry.records.origin.namespace, entry.records.origin.pod)
+
+
 @dataclass(slots=True)
 class Batch:
     """Entries that go into one request."""
@@ -44,9 +50,13 @@ class Batch:
     failures: int = 0
     """How often in a row some of it was asked for again."""
     beside: int = 0
-    """How often it was answered while the sink took other records."""
+    """How often it was answered by a sink that takes others."""
+    asked: int = 0
+    """How often the sink had been asked for what is new when it answered this last."""
     seen: int = 0
     """How many records the sink had taken when it answered last."""
+    doubted: int | None = None
+    """How many it had taken when it first refused this, or what this is a part of, as a whole; None: it did not."""
     due: float = 0.0
     """When it is to be sent again."""
     starts: list[int] = field(init=False)
@@ -67,14 +77,32 @@ class Batch:
 
     def place(self, number: int) -> tuple[Entry, int]:
         """Return the entry of the record of that *number*, and its row there."""
-        at = bisect_right(self.starts, number) - 1
+        at = self._at(number)
         return self.entries[at], number - self.starts[at]
 
+    @property
+    def cost(self) -> int:
+        """Bytes in memory of the entries that it holds."""
+        return sum(each.cost for each in self.entries)
+
     def halves(self) -> tuple[Batch, Batch]:
-        """Return two that have half of the records each."""
+        """Return two that have half of the pods each, or half of the records of the only one: a pod whose records
+        are refused is soon alone.
+        """
+        pods = [pod_of(entry) for entry in self.entries]
         numbers = self.numbers
-        middle = len(numbers) // 2
-        return Batch(self.entries, numbers[:middle]), Batch(self.entries, numbers[middle:])
+        held = list(dict.fromkeys(pods[self._at(number)] for number in numbers))
+        if len(held) == 1:
+            middle = len(numbers) // 2
+            parts = (numbers[:middle], numbers[middle:])
+        else:
+            first = set(held[: len(held) // 2])
+            of_first = [pods[self._at(number)] in first for number in numbers]
+            parts = (list(compress(numbers, of_first)), list(compress(numbers, map(not_, of_first))))
+        return Batch(self.entries, parts[0], doubted=self.doubted), Batch(self.entries, parts[1], doubted=self.doubted)
+
+    def _at(self, number: int) -> int:
+        return bisect_right(self.starts, number) - 1
 
 
 class Waiting:
@@ -94,8 +122,7 @@ class Waiting:
 
     def add(self, entry: Entry) -> None:
         """Have *entry* wait behind its pod's others."""
-        origin = entry.records.origin
-        self._pods.setdefault((origin.namespace, origin.pod), deque()).append(entry)
+        self._pods.setdefault(pod_of(entry), deque()).append(entry)
         self.cost += entry.cost
 
     def take(self, most: int) -> Batch:

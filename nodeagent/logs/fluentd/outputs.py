@@ -125,11 +125,12 @@ def _urls(reader: SectionReader) -> list[str]:
         if not host:
             reader.note("host: is not known: put the server into urls")
             host = "elasticsearch.invalid"
+        if "@" in host:
+            reader.note("hosts: a user and password in a URL are not taken: name a file under auth.basic")
+            before, _, host = host.rpartition("@")
+            host = f"{before.partition('://')[0]}://{host}" if "://" in before else host
         if "://" in host:
-            secret = re.match(r"(https?)://[^/@]*@(.*)", host)
-            if secret:
-                reader.note("hosts: a user and password in a URL are not taken: name a file under auth.basic")
-            urls.append(f"{secret[1]}://{secret[2]}" if secret else host)
+            urls.append(host)
         else:
             authority = host if ":" in host else f"{host}:{port}"
             urls.append(f"{scheme}://{authority}" + (f"/{path}" if path else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, cast
 
@@ -9,6 +10,7 @@ import msgspec
 
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER: Final = msgspec.json.Encoder()
+_ESCAPED: Final = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')
 MAX_DEPTH: Final = 8
 """Parts of a member's path."""
 
@@ -17,11 +19,15 @@ class RecordMember:
     """A member by its path, with dots for one within another; a name that has the dots itself goes first."""
 
     def __init__(self, path: str) -> None:
-        """Raises ValueError for an empty path, and for more than :data:`MAX_DEPTH` parts."""
+        """Raises ValueError for an empty part, for more than :data:`MAX_DEPTH` of them, and for what stands escaped in
+        JSON, where it is not looked for.
+        """
         self.path = path
         self._parts = path.split(".")
-        if not path or len(self._parts) > MAX_DEPTH:
+        if not all(self._parts) or len(self._parts) > MAX_DEPTH:
             raise ValueError(f"a member's path of 1 to {MAX_DEPTH} parts is expected, not {path!r:.80}")
+        if _ESCAPED.search(path):
+            raise ValueError(f"a member's path without quotes, \\ and control characters is expected, not {path!r:.80}")
         names = dict.fromkeys((path, self._parts[0]))
         fields = [
             (f"field{at}", msgspec.Raw | msgspec.UnsetType, msgspec.field(name=name, default=msgspec.UNSET))

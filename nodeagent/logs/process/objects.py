@@ -13,6 +13,10 @@ object for what they hold:
   struct whose fields of those names take no value that there is;
 - strings that are skipped are not checked for UTF-8 by it: texts are valid before they come here.
 
+An index engine takes a dot in a name for one object within another: ``kubernetes.pod_name`` would stand beside
+what is spliced in. Names are not looked at, so a chunk that has such text anywhere, or an escape that may hide
+it, is taken for unproven.
+
 Where the proof fails, lines are looked at one by one: an object stays, one with a reserved name has it
 renamed, and all else is text within an object of its own. NaN, duplicates of an application's own,
 lone surrogates and nesting beyond Python's depth are therefore text, or for the sink to refuse.
@@ -20,6 +24,7 @@ lone surrogates and nesting beyond Python's depth are therefore text, or for the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final, Literal
@@ -32,6 +37,8 @@ OWN_MEMBERS: Final = ("@timestamp", "stream")
 """Names that sinks splice in beside those of the origin."""
 _ENCODER: Final = msgspec.json.Encoder()
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ESCAPED: Final = re.compile(rb"\\u00(?:2[eE]|40|5[fF]|[67])")
+"""A dot, @, _ or small letter: what reserved names are made of; none of those that encoders escape by themselves."""
 _SHORTEST: Final = len(b'{"":0}')
 
 
@@ -45,6 +52,7 @@ class LogObjects:
         self._several_lines = several_lines
         self.reserved = tuple(dict.fromkeys((*OWN_MEMBERS, *reserved)))
         self._whole = _without(self.reserved)
+        self._dotted = [f'"{name}.'.encode() for name in self.reserved]
 
     def of_json(self, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
         """Return *texts*, valid UTF-8 each, as objects, and the indices of those that are none themselves:
@@ -73,6 +81,8 @@ class LogObjects:
         bounds = joined.startswith(b'{"') and joined.endswith(b"}") and joined.count(b'}\n{"') == count - 1
         if not bounds or (self._several_lines and joined.count(b"\n") != count - 1):
             return False
+        if self._may_be_dotted(joined):
+            return False
         try:
             return len(self._whole.decode_lines(joined)) == count
         except (msgspec.DecodeError, RecursionError):
@@ -93,6 +103,8 @@ class LogObjects:
             return b""
         if text[1] == 125:
             return b""
+        if self._may_be_dotted(text):
+            return self._without_reserved(text)
         # An end of line is only ever between tokens here.
         return text.replace(b"\n", b" ") if b"\n" in text else text
 
@@ -101,13 +113,23 @@ class LogObjects:
             members = _MEMBERS.decode(text)
         except (msgspec.DecodeError, RecursionError):
             return b""
+        if not any(map(self._is_reserved, members)):
+            return text.replace(b"\n", b" ")
         return _ENCODER.encode(self._renamed(members)).replace(b"\n", b" ")
 
     def _renamed(self, members: dict[str, object] | dict[str, str] | dict[str, msgspec.Raw]) -> dict[str, object]:
         made: dict[str, object] = {}
         for name, value in members.items():
-            made[_other_name(name, members) if name in self.reserved else name] = value
+            made[_other_name(name, members) if self._is_reserved(name) else name] = value
         return made
+
+    def _may_be_dotted(self, text: bytes) -> bool:
+        if b"\\u00" in text and _ESCAPED.search(text):
+            return True
+        return any(each in text for each in self._dotted)
+
+    def _is_reserved(self, name: str) -> bool:
+        return name.partition(".")[0] in self.reserved
 
 
 @lru_cache(64)

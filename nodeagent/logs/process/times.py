@@ -104,9 +104,13 @@ class TimeKey:
 _FRACTION: Final = re.compile(r"%[LN]|%\dN")
 
 
+_HAS_YEAR: Final = re.compile(r"%[YysGcx]")
+_DIRECTIVE: Final = re.compile(r"%(.)")
+
+
 def _by_form(value: str, form: str, year: int) -> bytes:
     form = _FRACTION.sub("%f", form)
-    if "%Y" not in form and "%y" not in form and "%s" not in form:
+    if not _HAS_YEAR.search(form):
         # 29 February is read in a year that has it.
         value = f"{year} {value}"
         form = f"%Y {form}"
@@ -118,12 +122,19 @@ def _by_form(value: str, form: str, year: int) -> bytes:
 
 
 def time_form(form: str) -> str:
-    """Return *form* if each of its directives is one of strptime(3). Raises ConfigError."""
+    """Return *form* if each of its directives is one of strptime(3), and there once. Raises ConfigError."""
+    found = [each for each in _DIRECTIVE.findall(_FRACTION.sub("%f", form)) if each != "%"]
+    for each in found:
+        if found.count(each) > 1:
+            raise ConfigError(f"{form!r:.80}: %{each} is there twice; once is expected")
     try:
         _by_form("", form, 2000)
     except ValueError as error:  # no time is read from nothing; a directive that is none is told before that
         if "bad directive" in str(error) or "stray" in str(error):
             raise ConfigError(f"{error}; %L stands for fractions of a second, %s for seconds since 1970") from None
+    except re.error as error:
+        # Two that say the same: %c and %H, %T and %M.
+        raise ConfigError(f"{form!r:.80}: what one directive says another says too: {error}") from None
     return form
 
 

@@ -19,7 +19,7 @@ from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.documents import after_time, bodies
 from nodeagent.logs.sinks.http_client import AnswerTooLong, HttpAnswer, HttpClient
 from nodeagent.logs.sinks.index_template import TemplateUpkeep
-from nodeagent.logs.sinks.refusals import MAX_REASON, MAX_REFUSAL, reason_of
+from nodeagent.logs.sinks.refusals import MAX_REASON, MAX_REFUSAL, is_its_own, reason_of
 from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
 from nodeagent.logs.sinks.settings import ElasticsearchSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
@@ -135,8 +135,10 @@ def outcome(answer: HttpAnswer, records: int) -> Outcome:
             return _items(answer.body, records)
         case 413:
             return Indivisible("413: the request is larger than the server takes", too_large=True)
-        case 400:
+        case 400 if is_its_own(answer.body):
             return Indivisible(f"400: {reason_of(answer.body)}")
+        case 400:
+            return Untaken(f"400, and not in Elasticsearch's words; what is in between? {reason_of(answer.body)}")
         case 401 | 403:
             return Untaken(
                 f"{answer.status}: it does not let the agent in; see the sink's auth: {reason_of(answer.body)}"

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 from google.protobuf.message import DecodeError, Message
 from grpclib.client import Channel, Stream, UnaryUnaryMethod
+from grpclib.config import Configuration
 from grpclib.const import Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from nodeagent.grpc_answers import AnswerError, next_answer
 from nodeagent.logs.records import LogOrigin, LogRecords
-from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, readable, secret
+from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, header_secret, readable
 from nodeagent.logs.sinks.settings import OtlpSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
 from nodeagent.logs.sinks.times import nanoseconds
@@ -58,7 +59,9 @@ class OtlpSink:
         self._timeout = timeout
         self._tls = None if settings.plaintext else ClientTls(settings.tls, alpn="h2")
         paths = list(settings.headers.values())
-        self._metadata = MadeOfFiles(paths, lambda: [(key, secret(path)) for key, path in settings.headers.items()])
+        self._metadata = MadeOfFiles(
+            paths, lambda: [(key, header_secret(path)) for key, path in settings.headers.items()]
+        )
         self._channel: tuple[ssl.SSLContext | None, Channel] | None = None
 
     def encode(self, batch: Sequence[LogRecords]) -> Payload:
@@ -116,7 +119,10 @@ class OtlpSink:
             self._channel = None
         if self._channel is None:
             parts = urlsplit(f"//{self._settings.address}")
-            self._channel = (context, Channel(parts.hostname, parts.port, ssl=context, codec=_Encoded()))
+            # The name is what the certificate must say; without one it is the host.
+            config = Configuration(ssl_target_name_override=self._tls.server_name or None) if self._tls else None
+            channel = Channel(parts.hostname, parts.port, ssl=context, codec=_Encoded(), config=config)
+            self._channel = (context, channel)
         return self._channel[1]
 
 

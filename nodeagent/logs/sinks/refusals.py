@@ -13,6 +13,17 @@ MAX_REFUSAL: Final = 256 << 10
 """Bytes of a refusal of a whole request that are looked into."""
 
 
+def is_its_own(body: bytes) -> bool:
+    """Say whether a refusal is the server's own, not that of a proxy before it: it is JSON with an ``error``."""
+    if len(body) > MAX_REFUSAL:
+        return False
+    try:
+        found: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(found, Mapping) and "error" in found
+
+
 def reason_of(body: bytes) -> str:
     """Return what a refusal says, whatever it is written in."""
     try:

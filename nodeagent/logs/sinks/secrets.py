@@ -55,6 +55,14 @@ def secret(path: Path) -> str:
     return text
 
 
+def header_secret(path: Path) -> str:
+    """Return what *path* holds, as a header may have it. Raises SinkError and OSError."""
+    value = secret(path)
+    if not value.isascii():
+        raise SinkError(f"{path}: a character that no header may have; ASCII is expected")
+    return value
+
+
 class Authorization:
     """The value of the header of that name."""
 
@@ -75,9 +83,7 @@ class Authorization:
             return f"Basic {base64.b64encode(pair.encode()).decode()}"
         path = auth.api_key_file or auth.bearer_file
         assert path
-        value = secret(path)
-        if not value.isascii():
-            raise SinkError(f"{path}: a character that no header may have; ASCII is expected")
+        value = header_secret(path)
         return f"{'ApiKey' if auth.api_key_file else 'Bearer'} {value}"
 
 

@@ -5,33 +5,45 @@ never in it, but in a file that it names, which is read again whenever it change
 from __future__ import annotations
 
 import re
-import string
-from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nodeagent.sections import AbsolutePath, ConfigSection, SecretFile, Size, UnshownError
+from nodeagent.sections import (
+    AbsolutePath,
+    ConfigSection,
+    SecretFile,
+    SecretSection,
+    Size,
+    UnshownError,
+    may_hold_secret,
+)
 
 MAX_URLS: Final = 16
-PLACES: Final = frozenset({"namespace", "pod", "container", "node", "tag", "date", "year", "month", "day"})
+PLACES: Final = frozenset({"namespace", "pod", "container", "node", "tag"})
 """What a template may name, besides ``label:KEY``."""
+DATES: Final = frozenset({"date", "year", "month", "day"})
+"""What that of an index may name besides."""
+_OF_GRPC: Final = frozenset({"te", "content-type", "user-agent"})
+"""Headers that are not for applications (gRPC over HTTP/2, "Custom-Metadata"; grpclib says its own)."""
 LOKI_PUSH: Final = "/loki/api/v1/push"
+PLACE: Final = re.compile(r"\{([^{}]*)\}")
+"""In a template."""
 _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 def http_url(value: str) -> str:
     """Return *value* if it is a URL of a server over HTTP without user, query and fragment. Raises ValueError."""
+    unshown = UnshownError("a URL may hold no user or password, and no ?: name a file under auth")
     try:
         url = urlsplit(value)
         port = url.port
     except ValueError as error:
-        raise ValueError(f"{value!r:.80}: {error}") from None
-    if url.username is not None or url.password is not None:
-        # The value is not shown: it holds a secret.
-        raise UnshownError("a URL may hold no user or password: name a file under auth.basic")
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or port == 0:
+        raise unshown if may_hold_secret(value) else ValueError(f"{value!r:.80}: {error}") from None
+    if may_hold_secret(value):
+        raise unshown
+    if url.scheme not in ("http", "https") or not url.hostname or url.fragment or port == 0:
         raise ValueError(f"{value!r:.80}: http://HOST[:PORT][/PATH] or https://… is expected, without ? and #")
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError(f"{value!r:.80}: a URL has printable ASCII only; other characters are percent-encoded")
@@ -40,6 +52,8 @@ def http_url(value: str) -> str:
 
 def host_and_port(value: str) -> str:
     """Return *value* if it is ``HOST:PORT``. Raises ValueError."""
+    if may_hold_secret(value):
+        raise UnshownError("HOST:PORT is expected, without a user, password or query: name a file for each secret")
     try:
         url = urlsplit(f"//{value}")
         wrong = not url.hostname or not url.port or url.netloc != value or url.username is not None
@@ -52,13 +66,20 @@ def host_and_port(value: str) -> str:
 
 def template(value: str) -> str:
     """Return *value* if every ``{…}`` in it is one of PLACES or ``label:KEY``. Raises ValueError."""
-    try:
-        fields = [each for _, each, _, _ in string.Formatter().parse(value.replace("{label:", "{label_"))]
-    except ValueError as error:
-        raise ValueError(f"{value!r:.80}: {error}; a place is written {{namespace}}") from None
-    for each in fields:
-        if each is not None and each not in PLACES and not re.fullmatch(r"label_[\w./-]+", each):
-            known = ", ".join(sorted(PLACES))
+    return _template(value, PLACES)
+
+
+def dated_template(value: str) -> str:
+    """Return *value* if every ``{…}`` in it is one of PLACES, DATES or ``label:KEY``. Raises ValueError."""
+    return _template(value, PLACES | DATES)
+
+
+def _template(value: str, places: frozenset[str]) -> str:
+    if set("{}") & set(PLACE.sub("", value)):
+        raise ValueError(f"{value!r:.80}: a place is written {{namespace}}, and no other brace is allowed")
+    for each in PLACE.findall(value):
+        if each not in places and not re.fullmatch(r"label:[\w./-]+", each):
+            known = ", ".join(sorted(places))
             raise ValueError(f"{value!r:.80}: {{{each}}} is not known; there are {known} and label:KEY")
     return value
 
@@ -66,16 +87,24 @@ def template(value: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 Authority = Annotated[str, AfterValidator(host_and_port)]
 Template = Annotated[str, AfterValidator(template)]
+DatedTemplate = Annotated[str, AfterValidator(dated_template)]
 
 
-class BasicAuth(ConfigSection):
+def _user(value: str) -> str:
+    """Return *value* if it can be a user. Raises UnshownError: people write the password behind it."""
+    if not re.fullmatch(r"[^:\x00-\x1f]+", value):
+        raise UnshownError("a user without : is expected; the password is in passwordFile")
+    return value
+
+
+class BasicAuth(SecretSection):
     """A user, and the file with the password."""
 
-    user: str = Field(min_length=1, pattern="^[^:\x00-\x1f]+$")
+    user: Annotated[str, AfterValidator(_user)]
     password_file: SecretFile
 
 
-class SinkAuth(ConfigSection):
+class SinkAuth(SecretSection):
     """How the agent says who it is, at most one way; the collector's user must be able to read the files."""
 
     basic: BasicAuth | None = None
@@ -91,7 +120,7 @@ class SinkAuth(ConfigSection):
         return self
 
 
-class SinkTls(ConfigSection):
+class SinkTls(SecretSection):
     """For https and TLS; the server's name is always checked."""
 
     ca_file: AbsolutePath | None = None
@@ -121,7 +150,7 @@ class ElasticsearchSettings(ConfigSection):
 
     urls: tuple[HttpUrl, ...] = Field(min_length=1, max_length=MAX_URLS)
     """Of one cluster's nodes; the next one is taken where one does not answer."""
-    index: Template = "logs-{namespace}-{date}"
+    index: DatedTemplate = "logs-{namespace}-{date}"
     """Of an index, or a data stream's name; lower-cased, and what no index name may have becomes ``-``."""
     template: IndexTemplate | None = None
     auth: SinkAuth = SinkAuth()
@@ -190,12 +219,19 @@ class OtlpSettings(ConfigSection):
     """Metadata of each call: a name, and the file that holds its value."""
     tls: SinkTls = SinkTls()
 
-    @field_validator("headers")
+    @field_validator("headers", mode="before")
     @classmethod
-    def _lower(cls, value: dict[str, Path]) -> dict[str, Path]:
-        for each in value:
-            if not re.fullmatch(r"[a-z0-9_.-]+", each) or each.endswith("-bin") or each.startswith(("grpc-", "te")):
-                raise ValueError(f"{each!r:.80}: lower-case letters, digits and - _ . are allowed, not grpc-… or …-bin")
+    def _lower(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise UnshownError("a mapping of headers' names to files is expected")
+        for each in map(str, value):
+            if not re.fullmatch(r"[a-z0-9_.-]+", each) or each.endswith("-bin") or each.startswith("grpc-"):
+                # Not shown: people write the whole header there.
+                raise UnshownError(
+                    "a header's name has lower-case letters, digits and - _ . only, and is not grpc-… or …-bin"
+                )
+            if each in _OF_GRPC:
+                raise ValueError(f"{each!r:.80}: says gRPC itself")
         return value
 
 

@@ -6,8 +6,8 @@ import re
 from typing import Final
 
 from nodeagent.logs.records import LogOrigin, LogRecords
+from nodeagent.logs.sinks.settings import PLACE
 
-_PLACE: Final = re.compile(r"\{([^}]*)\}")
 _OF_DATE: Final = {"date": slice(0, 10), "year": slice(0, 4), "month": slice(5, 7), "day": slice(8, 10)}
 _NOT_IN_INDEX: Final = re.compile(r'[\\/*?"<>|\s,#:\x00-\x1f]')
 MAX_INDEX: Final = 255
@@ -18,7 +18,7 @@ def filled(template: str, origin: LogOrigin, date: str = "") -> str:
     """Return *template* with what *origin* has at its places, and *date* (``2026-11-29``) where it wants
     that; what there is not is empty.
     """
-    return _PLACE.sub(lambda place: _value(place[1], origin, date), template)
+    return PLACE.sub(lambda place: _value(place[1], origin, date), template)
 
 
 def _value(place: str, origin: LogOrigin, date: str) -> str:
@@ -34,7 +34,7 @@ class IndexName:
 
     def __init__(self, template: str) -> None:
         self._template = template
-        self._dated = any(place in _OF_DATE for place in _PLACE.findall(template))
+        self._dated = any(place in _OF_DATE for place in PLACE.findall(template))
 
     def of(self, records: LogRecords) -> dict[bytes, str]:
         """Return the names for *records*, by the first ten characters of a record's time."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nodeagent import config
 from nodeagent.errors import ConfigError
+from nodeagent.logs.process.members import RecordMember
+from nodeagent.logs.process.times import TimeKey
+from nodeagent.logs.recipes import Recipes
+from nodeagent.logs.settings import LogSettings
 
 SINK = {"name": "all", "stdout": {}}
 
@@ -51,7 +59,13 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"multiline": [{"name": "m", "start": "(?<=a)b"}]}, "logs.multiline.0.start", "no look-around"),
         ({"rules": [{}]}, "logs.rules.0", "exactly one of drop and redact"),
         ({"rules": [{"drop": {"matches": "["}}]}, "logs.rules.0.drop.matches", "RE2"),
-        ({"rules": [{"drop": {"matches": "x", "field": "a..b"}}]}, "logs.rules.0.drop.field", "pattern"),
+        ({"rules": [{"drop": {"matches": "x", "field": "a..b"}}]}, "logs.rules.0.drop.field", "1 to 8 parts"),
+        ({"rules": [{"drop": {"matches": "x", "field": 'a"b'}}]}, "logs.rules.0.drop.field", "without quotes"),
+        ({"rules": [{"redact": {"matches": "x", "field": "a.b\\c"}}]}, "logs.rules.0.redact.field", "without quotes"),
+        ({"parsers": [{"name": "p", "type": "json", "timeKey": "a\tb"}]}, "logs.parsers.0.timeKey", "without quotes"),
+        ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%Y %Y"}]}, "logs.parsers.0.timeFormat", "twice"),
+        ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%L%f"}]}, "logs.parsers.0.timeFormat", "twice"),
+        ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%c %H"}]}, "logs.parsers.0.timeFormat", "another"),
         ({"limits": {"lineBytes": "1Ki", "files": 0}}, "logs.limits.files", "1 or more is expected"),
         ({"containers": "some"}, "logs.containers", "'none', 'labelled' or 'all'"),
     ],
@@ -62,6 +76,21 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], field: s
     assert f"agent.yaml: {field}: " in str(caught.value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@given(field=st.text(max_size=12), form=st.text("%YmdHcxXyLNfsTj: -", max_size=8))
+def test_what_is_accepted_is_what_the_collector_can_compile(field: str, form: str) -> None:
+    """It would end at each start otherwise, and nothing of the node would be read."""
+    parser = {"name": "p", "type": "json", "timeKey": field, "timeFormat": form}
+    rule = {"drop": {"matches": "x", "field": field}}
+    try:
+        settings = LogSettings.model_validate({"sinks": [SINK], "parsers": [parser], "rules": [rule]})
+    except ValidationError:
+        return
+    Recipes(settings)
+    if field:
+        objects = [json.dumps({field: value}, ensure_ascii=False).encode() for value in ("x", "2026-11-29 10")]
+        TimeKey(RecordMember(field), form).times(objects, 2026)
 
 
 def test_sizes_may_be_texts(tmp_path: Path) -> None:

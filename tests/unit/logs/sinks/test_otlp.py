@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpclib.const import Status
 
+from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.logs.sinks.otlp import OtlpSink, refusal
 from nodeagent.logs.sinks.settings import OtlpSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
@@ -86,6 +87,29 @@ def test_records_have_resource_time_text_and_trace(collector: tuple[Collector, i
     }
     assert (second.trace_id.hex(), second.span_id.hex()) == (trace, "b7ad6b7169203331")
     assert found.metadata["x-api-key"] == "hunter2"
+
+
+def test_a_token_that_no_header_may_have_is_named_and_not_shown(
+    collector: tuple[Collector, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, port = collector
+    (tmp_path / "key").write_text("s3crét-TOKEN")
+    [outcome] = sent(port, [records(["a"])], headers={"authorization": str(tmp_path / "key")})
+    assert isinstance(outcome, Untaken) and "ASCII is expected" in outcome.why
+    assert "TOKEN" not in outcome.why and "TOKEN" not in caplog.text
+
+
+def test_the_name_that_a_certificate_must_have_may_be_another(tmp_path: Path) -> None:
+    authority = CertificateAuthority.open_or_create(tmp_path / "ca", "cluster.local")
+    certificate = authority.issue_server(("collector.test",), 3600)
+    (tmp_path / "roots").write_bytes(authority.roots_pem)
+    credentials = grpc.ssl_server_credentials([(certificate.key_pem, certificate.chain_pem)])
+    server, port = serve(EXPORT, Collector().export, credentials=credentials)
+    tls = {"caFile": str(tmp_path / "roots")}
+    [wrong] = sent(port, [records(["a"])], plaintext=False, tls=tls)
+    assert isinstance(wrong, Untaken) and "certificate is not trusted" in wrong.why
+    assert sent(port, [records(["a"])], plaintext=False, tls={**tls, "serverName": "collector.test"}) == [Taken()]
+    server.stop(0).wait()
 
 
 def test_what_a_collector_refuses_without_naming_it_is_counted(collector: tuple[Collector, int]) -> None:

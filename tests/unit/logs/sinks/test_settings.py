@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
+from nodeagent.logs.sinks.templates import IndexName
+from tests.unit.logs.made_records import records
 
 
 def elasticsearch(**more: Any) -> dict[str, Any]:
@@ -15,7 +19,7 @@ def elasticsearch(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "right",
     [
         elasticsearch(),
         elasticsearch(urls=["http://[::1]:9200/prefix/"]),
@@ -24,14 +28,15 @@ def elasticsearch(**more: Any) -> dict[str, Any]:
         {"name": "s", "otlp": {"address": "[::1]:4317"}},
         {"name": "s", "forward": {"addresses": ["fluentd:24224"]}},
         {"name": "s", "stdout": {}, "inFlight": 1},
+        {"name": "s", "otlp": {"address": "c:1", "headers": {"tenant": "/x", "team-id": "/x"}}},
     ],
 )
-def test_right_ones(given: dict[str, Any]) -> None:
-    SinkSettings.model_validate(given)
+def test_right_ones(right: dict[str, Any]) -> None:
+    SinkSettings.model_validate(right)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("wrong", "said"),
     [
         ({"name": "s"}, "one of elasticsearch, loki"),
         ({"name": "s", "stdout": {}, "file": {"path": "/x"}}, "file and stdout is given"),
@@ -41,13 +46,21 @@ def test_right_ones(given: dict[str, Any]) -> None:
         (elasticsearch(urls=["search:9200"]), "http://HOST"),
         (elasticsearch(urls=["ftp://search"]), "http://HOST"),
         (elasticsearch(urls=["http://search:99999"]), "Port out of range"),
-        (elasticsearch(urls=["http://search/?a=b"]), "without \\? and #"),
+        (elasticsearch(urls=["http://search/?a=b"]), "no \\?"),
         (elasticsearch(urls=["http://sea rch"]), "printable ASCII"),
         (elasticsearch(urls=["http://a\r\nb"]), "http://HOST|printable"),
         (elasticsearch(index="Logs"), "lower-case"),
         (elasticsearch(index="logs/{date}"), "lower-case"),
         (elasticsearch(index="{pid}"), "is not known"),
         (elasticsearch(index="{namespace"), "a place is written"),
+        (elasticsearch(index="logs-{date:%Y.%m}"), "is not known"),
+        (elasticsearch(index="logs-{date!r}"), "is not known"),
+        (elasticsearch(index="logs-{namespace:>10}"), "is not known"),
+        (elasticsearch(index="logs-{{date}}"), "a place is written"),
+        (elasticsearch(index="logs-}"), "a place is written"),
+        ({"name": "s", "loki": {"urls": ["http://l"], "labels": {"day": "{date}"}}}, "is not known"),
+        ({"name": "s", "otlp": {"address": "c:1", "headers": {"te": "/x"}}}, "says gRPC itself"),
+        ({"name": "s", "otlp": {"address": "c:1", "headers": {"content-type": "/x"}}}, "says gRPC itself"),
         (elasticsearch(auth={"apiKeyFile": "/a", "bearerFile": "/b"}), "one of basic"),
         (elasticsearch(tls={"keyFile": "/a"}), "belong together"),
         ({"name": "s", "loki": {"urls": ["http://l"], "labels": {}}}, "without a label"),
@@ -59,9 +72,19 @@ def test_right_ones(given: dict[str, Any]) -> None:
         ({"name": "s", "forward": {"addresses": ["x:0"]}}, "HOST:PORT"),
     ],
 )
-def test_wrong_ones(given: dict[str, Any], said: str) -> None:
+def test_wrong_ones(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        SinkSettings.model_validate(given)
+        SinkSettings.model_validate(wrong)
+
+
+@given(st.text("{}:!daten%Y.", max_size=12))
+def test_every_template_that_is_accepted_is_filled(template: str) -> None:
+    """A record that no encoder takes is a dead letter: all would be."""
+    try:
+        SinkSettings.model_validate(elasticsearch(index="{namespace}" + template))
+    except ValidationError:
+        return
+    assert IndexName("{namespace}" + template).of(records(["a"]))
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
