@@ -53,7 +53,7 @@ from nodeagent.proxy.http2.exchange import Http2Exchange
 from nodeagent.proxy.http2.heads import Malformed, RequestHead, answer_block, read_request, read_trailers, trailer_block
 from nodeagent.proxy.http2.sender import ANSWER_WORTH
 from nodeagent.proxy.http2.session import Session
-from nodeagent.proxy.http2.stream import CAUSES, Http2Stream
+from nodeagent.proxy.http2.stream import BODY, CAUSES, WANTED, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 from nodeagent.proxy.permit import Permit
 from nodeagent.proxy.transport import Transport, reset
@@ -86,7 +86,6 @@ class Http2Downstream(Downstream, SessionUser):
         self._heads: dict[int, RequestHead] = {}
         self.touched = context.now
         self.head_since = context.now
-        self._buffer_limit = limits.buffer_bytes
         self._swept_at = context.now
         self._scheduled = False
         self._reading = True
@@ -268,8 +267,8 @@ class Http2Downstream(Downstream, SessionUser):
         assert isinstance(exchange, Http2Exchange)
         exchange.moved_at = self.context.now
         exchange.data(piece)
-        if exchange.pending_bytes > self._buffer_limit and exchange.arrived is None:
-            self.session.hold(stream, CAUSES["body"])
+        if exchange.pending_bytes:
+            self.session.hold(stream, BODY if exchange.arrived is None else WANTED)
 
     def on_end(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
@@ -310,7 +309,11 @@ class Http2Downstream(Downstream, SessionUser):
 
     def resume(self, exchange: Exchange, why: str) -> None:
         assert isinstance(exchange, Http2Exchange)
-        self.session.release(exchange.stream, CAUSES[why])
+        cause = CAUSES[why]
+        if cause & WANTED and exchange.pending_bytes:
+            self.session.hold(exchange.stream, WANTED)
+            cause = BODY
+        self.session.release(exchange.stream, cause)
         if self.session.waiting():
             self._soon()
 
@@ -402,7 +405,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def held_back(self, exchange: Exchange) -> bool:
         assert isinstance(exchange, Http2Exchange)
-        return exchange.stream.held != 0
+        return exchange.stream.held & ~WANTED != 0
 
     def moved(self, exchange: Exchange) -> float:
         assert isinstance(exchange, Http2Exchange)

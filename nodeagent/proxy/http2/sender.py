@@ -12,7 +12,7 @@ from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
 from nodeagent.proxy.http2.held import STANDS_SECONDS, Backlog, HeldBytes, Holder
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.http2.stream import WANTED, Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
 from nodeagent.proxy.pieces import add
 
@@ -158,8 +158,9 @@ class FrameSender(Holder):
             size = stream.owed
             if self.blocked or min(stream.window, self._window) <= 0:
                 size += stream.queued
-            if size:
-                found.append(Backlog(self, stream.number, size, stands=stream.moved <= since))
+            if size or stream.head_bytes:
+                stands = size > 0 and stream.moved <= since  # who waits for an answer does not
+                found.append(Backlog(self, stream.number, size + stream.head_bytes, stands=stands))
         if self.unsent:
             found.append(Backlog(self, 0, self.unsent, stands=self._kept_since <= since))
         return found
@@ -203,11 +204,12 @@ class FrameSender(Holder):
         if not stream.held & cause:
             return
         stream.held &= ~cause
-        if stream.held or self._is_gone(stream):
+        if stream.held & ~WANTED or self._is_gone(stream):
             return
-        self._held.bytes -= stream.owed
-        self.owed -= stream.owed
-        stream.owed = 0
+        if not stream.held:
+            self._held.bytes -= stream.owed
+            self.owed -= stream.owed
+            stream.owed = 0
         stream.moved = self._clock
         if stream.taken and not stream.remote_ended:
             self._out.append(wire.window_update(stream.number, stream.taken))
@@ -389,7 +391,7 @@ class FrameSender(Holder):
         """Nothing of *stream* is sent or read any more."""
         if self.streams.pop(stream.number, None) is None:
             return
-        self._held.bytes -= stream.owed + stream.queued
+        self._held.bytes -= stream.owed + stream.queued + stream.head_bytes
         self.owed -= stream.owed
         stream.owed = 0
         self._widened -= stream.widened

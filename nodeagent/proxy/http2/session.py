@@ -52,7 +52,7 @@ from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
 from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, SHARES, STALLED
-from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.http2.stream import WANTED, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 
 STREAM_WINDOW: Final = 1 << 18
@@ -202,10 +202,12 @@ class Session(Control):
             self._ended(stream)
 
     def _account(self, stream: Http2Stream, count: int, *, ended: bool) -> None:
-        """*count* bytes came: the peer gets the stream's window back where nobody holds it."""
+        """*count* bytes came: the peer gets the stream's window back where nobody holds it, or wants more."""
         if stream.held:
             self._owe(stream, count)
-        elif stream.taken >= (self._own_window + stream.widened) // 2 and not ended:
+            if stream.held != WANTED or self._is_gone(stream):
+                return
+        if stream.taken >= (self._own_window + stream.widened) // 2 and not ended:
             self._renew(stream)
 
     def _owe(self, stream: Http2Stream, count: int) -> None:
@@ -290,8 +292,10 @@ class Session(Control):
             stream = self._opened(number)
             if stream is None:
                 return
-            stream.head_bytes = len(block)
-            self.head_bytes += len(block)
+            if not self._tunnels:  # of theirs nothing is kept
+                stream.head_bytes = len(block)
+                self.head_bytes += len(block)
+                self._held.bytes += len(block)
         elif stream.remote_ended:
             self._fault(stream, wire.STREAM_CLOSED)
             return
@@ -348,7 +352,7 @@ class Session(Control):
             return True
         most = self._most_held
         held = self._held.bytes
-        own = self.queued + self.unsent + self.owed
+        own = self.queued + self.unsent + self.owed + self.head_bytes
         return held > most // 2 and (held > most or own > most // SHARES)
 
     # -- a client's streams --

@@ -12,8 +12,10 @@ from nodeagent.proxy.pieces import add
 BODY: Final = 1
 UPSTREAM: Final = 2
 DOWNSTREAM: Final = 4
-CAUSES: Final = {"body": BODY, "upstream": UPSTREAM}
-"""Why no more of a body is taken from the peer, as bits."""
+WANTED: Final = 8
+"""Who keeps what came wants more of it: the peer gets new windows, and what came counts as held."""
+CAUSES: Final = {"body": BODY | WANTED, "upstream": UPSTREAM}
+"""Why what comes of a body is not taken, as bits."""
 
 
 class Http2Stream:
@@ -30,7 +32,7 @@ class Http2Stream:
     trailers: list[Field] | None = None
     """What follows what waits, where it is no END_STREAM alone."""
     held = 0
-    """Causes for which the peer gets no new window."""
+    """Causes for which the peer gets no new window, WANTED apart."""
     taken = 0
     """Bytes that came, and for which the peer has got no new window of the stream."""
     owed = 0

@@ -4,6 +4,7 @@ can make the proxy hold.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_upd
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
-from nodeagent.proxy.http2.session import FRAMES_A_TURN, HEADS_A_TURN
+from nodeagent.proxy.http2.session import FRAMES_A_TURN, HEADS_A_TURN, STREAM_WINDOW
 from nodeagent.proxy.http2.user import SessionError
 from nodeagent.proxy.permit import OPEN
 from tests.unit.proxy.http2_wire import (
@@ -666,7 +667,8 @@ def test_what_nobody_takes_is_bounded_for_a_connection() -> None:
     server = Server()
     codes = [goaway(asked_much(server, number, 4 << 20)) for number in (1, 3, 5, 7, 9)]
     assert set(codes) == {None}
-    assert server.pod.held.bytes == server.codec.session.queued <= 2 * STALLED
+    session = server.codec.session
+    assert server.pod.held.bytes - session.head_bytes == session.queued <= 2 * STALLED
     assert goaway(give(server, server.stages.exchanges[0], 4 * STALLED)) == wire.ENHANCE_YOUR_CALM
     assert server.pod.held.bytes == 0
 
@@ -712,6 +714,60 @@ def test_bodies_that_no_endpoint_takes_are_bounded_for_a_pod() -> None:
     assert HELD // 2 < most <= HELD
 
 
+@pytest.mark.parametrize("seen", ["by nobody", "by an authorizer", "by an authorizer that had enough"])
+def test_all_of_a_body_that_waits_is_counted_from_its_first_byte(seen: str) -> None:
+    """Whether it waits for its endpoint, or for who decides by it and wants more or not."""
+    server = Server()
+    server.feed(server.head(1, POST, end=False))
+    (exchange,) = server.stages.exchanges
+    session = server.codec.session
+    server.feed(frame(wire.DATA, 0, 1, b"x" * 1000))
+
+    async def wait() -> None:
+        if seen != "by nobody":
+            exchange.hold(1 << 20)
+        server.feed(*[frame(wire.DATA, 0, 1, bytes(16384)) for _ in range(3)])
+        if seen.endswith("enough"):
+            exchange.let_go()
+        server.feed(*[frame(wire.DATA, 0, 1, bytes(16384)) for _ in range(7)])
+
+    asyncio.run(wait())
+    assert session.owed == exchange.pending_bytes == 1000 + 10 * 16384
+    assert server.pod.held.bytes == session.owed + session.head_bytes
+    renewed = session.streams[1].taken < STREAM_WINDOW // 2
+    assert renewed == (seen == "by an authorizer"), "only he gets more"
+    assert server.codec.held_back(exchange) == (seen != "by an authorizer"), "else its client is waited for"
+    exchange.pending = None
+    exchange.pending_bytes = 0
+    exchange.downstream.resume(exchange, "body")
+    assert server.pod.held.bytes == session.head_bytes
+    assert session.streams[1].taken == 0
+    server.lose()
+    assert server.pod.held.bytes == 0
+
+
+def test_heads_of_open_streams_are_bounded_for_a_pod() -> None:
+    """A pod's clients open no more streams; those with few are spared the longest."""
+    pod = enrolled()
+    servers = [Server(pod, heldBytesPerPod=HELD) for _ in range(20)]
+    large = (b"x", "\u20ac".encode() * 16_000)
+    for number in itertools.islice(odd(), 60):
+        for server in servers:
+            block = server.encoder.encode((*GET, large))
+            pieces = [block[at : at + 16384] for at in range(0, len(block), 16384)]
+            frames = [
+                frame(wire.HEADERS, wire.END_STREAM, number, pieces[0]),
+                *[frame(wire.CONTINUATION, 0, number, piece) for piece in pieces[1:-1]],
+                frame(wire.CONTINUATION, wire.END_HEADERS, number, pieces[-1]),
+            ]
+            assert goaway(server.feed(*frames)) is None
+    assert HELD // 2 < pod.held.bytes == sum(server.codec.session.head_bytes for server in servers) <= HELD
+    assert {bool(server.codec.session.streams) for server in servers} == {True}
+    for server in servers:
+        server.lose()
+    assert pod.held.bytes == 0
+
+
 def test_a_client_whose_transport_keeps_too_much_is_cut() -> None:
     pod = enrolled()
     servers = [Server(pod, heldBytesPerPod=HELD) for _ in range(80)]
@@ -754,10 +810,16 @@ def test_what_has_been_taken_is_not_held() -> None:
     exchange = server.stages.exchanges[1]
     exchange.downstream.pause(exchange, "upstream")
     server.feed(frame(wire.DATA, 0, 3, bytes(10_000)))
-    assert server.pod.held.bytes == (1 << 20) + 10_000
+    heads = server.codec.session.head_bytes
+    assert server.pod.held.bytes == heads + (1 << 20) + 10_000
+    exchange.pending = None
+    exchange.pending_bytes = 0
+    exchange.downstream.resume(exchange, "body")
     exchange.downstream.resume(exchange, "upstream")
-    assert server.pod.held.bytes == 1 << 20
+    assert server.pod.held.bytes == heads + (1 << 20)
     server.feed(settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),)), window_update(0, 1 << 20))
+    assert server.pod.held.bytes == heads
+    server.lose()
     assert server.pod.held.bytes == 0
 
 
