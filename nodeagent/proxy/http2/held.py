@@ -68,6 +68,8 @@ class HeldBytes:
         self.bytes = 0
         self.widened = 0
         """Bytes that peers may send of streams beyond their first windows."""
+        self.kept = 0
+        """Bytes of requests that were sent, and are kept since they may have to be sent once more."""
         self.alarm = 0
         """Beyond so many bytes somebody gives way."""
         self._holders: dict[Holder, None] = {}

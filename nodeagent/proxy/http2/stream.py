@@ -7,7 +7,6 @@ from typing import Final
 
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
 from nodeagent.proxy.http.fields import Field
-from nodeagent.proxy.pieces import add
 
 BODY: Final = 1
 UPSTREAM: Final = 2
@@ -66,13 +65,3 @@ class Http2Stream:
         """*window*: bytes that the peer takes (its SETTINGS_INITIAL_WINDOW_SIZE)."""
         self.number = number
         self.window = window
-
-    def keeps(self, piece: bytes, most: int) -> None:
-        """Keep *piece* of what was sent as long as that is not more than *most* bytes."""
-        kept = self.kept
-        if kept is not None:
-            self.kept_bytes += len(piece)
-            if self.kept_bytes > most:
-                self.kept = None
-            else:
-                add(kept, piece)

@@ -8,7 +8,8 @@ Who keeps the connection (``streams.py``) asks :meth:`Http2Upstream.free` before
 exchange to it, and hears of every stream that ends. An endpoint may leave a stream before it looked
 at it, by REFUSED_STREAM or a GOAWAY that names a lower one: such an exchange is sent once more on
 another connection, whatever its method (RFC 9113 section 8.7), as long as what was sent of its body
-is kept: KEPT bytes at most, until the answer begins.
+is kept: KEPT bytes at most, until the answer begins, and of all requests of a pod no more than a
+part of what it may hold.
 
 While the endpoint's transport takes no more, bodies wait in their streams; heads and control frames
 gather here, and beyond UNSENT bytes of them the endpoint is asked for nothing more and not read.
@@ -35,9 +36,12 @@ from nodeagent.proxy.http2.heads import AnswerHead, Malformed, read_answer, read
 from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionUser
+from nodeagent.proxy.pieces import add
 from nodeagent.proxy.transport import Transport, watch
 
 KEPT: Final = 1 << 16
+KEPT_PART: Final = 8
+"""On all connections of a pod: this part of what may be held for it. Beyond that requests are sent once."""
 TRIES: Final = 4
 """How often an exchange that no endpoint looked at is sent."""
 REFUSED_SECONDS: Final = 1.0
@@ -87,7 +91,9 @@ class Http2Upstream(Upstream, SessionUser):
         self._context = context
         self.owner = owner
         self.transport = transport
-        self.session = Session(self, owner.pod.held, context.limits, client=True)
+        self._held = owner.pod.held
+        self._most_kept = context.limits.held_bytes_per_pod // KEPT_PART
+        self.session = Session(self, self._held, context.limits, client=True)
         self.streams: dict[Exchange, Http2Stream] = {}
         self.lost = False
         self.used = False
@@ -160,8 +166,23 @@ class Http2Upstream(Upstream, SessionUser):
             self._soon()
 
     def _give(self, stream: Http2Stream, piece: bytes) -> None:
-        stream.keeps(piece, KEPT)
+        kept = stream.kept
+        if kept is not None:
+            size = len(piece)
+            if stream.kept_bytes + size > KEPT or self._held.kept + size > self._most_kept:
+                self._unkeep(stream)
+            else:
+                add(kept, piece)
+                stream.kept_bytes += size
+                self._held.kept += size
         self.session.give(stream, piece)
+
+    def _unkeep(self, stream: Http2Stream) -> None:
+        """*stream* is sent once, or another one is in its place."""
+        if stream.kept is not None:
+            self._held.kept -= stream.kept_bytes
+            stream.kept = None
+            stream.kept_bytes = 0
 
     def end(self, exchange: Exchange) -> None:
         stream = self.streams.get(exchange)
@@ -173,6 +194,7 @@ class Http2Upstream(Upstream, SessionUser):
     def abandon(self, exchange: Exchange) -> None:
         stream = self.streams.pop(exchange, None)
         if stream is not None:
+            self._unkeep(stream)
             self.session.reset(stream, wire.CANCEL)
             self._soon()
             self._free_again()
@@ -308,6 +330,7 @@ class Http2Upstream(Upstream, SessionUser):
             exchange = stream.exchange
             assert exchange is not None, "a stream is opened for an exchange"
             if not exchange.replayable() or not self._again(exchange, stream):
+                self._unkeep(stream)
                 exchange.refuse(reason)
 
     def pause_writing(self) -> None:
@@ -344,7 +367,7 @@ class Http2Upstream(Upstream, SessionUser):
             return
         self.session.earn(INTERIM_COST * INTERIM_FREE)
         stream.head_read = True
-        stream.kept = None
+        self._unkeep(stream)
         stream.expected = head.length
         answer = head.fields
         if head.unsaid and exchange.protocol != "HTTP/2":
@@ -401,6 +424,7 @@ class Http2Upstream(Upstream, SessionUser):
         if refused and self._again(exchange, stream):
             self._free_again()
             return
+        self._unkeep(stream)
         if ours or code == wire.PROTOCOL_ERROR:
             exchange.refuse(UPSTREAM_PROTOCOL)
         else:
@@ -454,6 +478,7 @@ class Http2Upstream(Upstream, SessionUser):
                 return False
             exchange.pending = stream.kept
             exchange.pending_bytes = stream.kept_bytes
+            self._unkeep(stream)
         exchange.upstream = None
         if exchange.tries < 2 or not exchange.downstream.elsewhere(exchange):
             self._keeper.retry(exchange)

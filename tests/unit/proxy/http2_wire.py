@@ -318,10 +318,13 @@ class Asking(_Codec):
         self.codec.begin()
         self.hello = self.feed(SETTLED)
 
-    def ask(self, method: bytes = b"GET", *more: Field) -> Exchange:
-        """Open a stream for a request without a body, with *more* fields."""
+    def ask(self, method: bytes = b"GET", *more: Field, body: bytes = b"") -> Exchange:
+        """Open a stream for a request with *more* fields and *body*, all of it there."""
         exchange = Exchange(self.client, method, b"/", b"web", [(b"host", b"web"), *more], 0.0)
         exchange.route = Hop([], False)
         exchange.request_complete = True
+        if body:
+            exchange.length = len(body)
+            exchange.pending = [body]
         self.codec.ask(exchange)
         return exchange

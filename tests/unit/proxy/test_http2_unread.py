@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
+from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
-from nodeagent.proxy.http2.upstream import HEADS_A_TURN, UNSENT, Http2Upstream
+from nodeagent.proxy.http2.upstream import HEADS_A_TURN, KEPT, KEPT_PART, UNSENT, Http2Upstream
 from tests.unit.proxy.http2_wire import OK, Asking, enrolled
 
 LARGE = (b"x-large", b"#" * 50_000)
@@ -106,3 +108,46 @@ def test_what_waits_for_an_endpoint_that_breaks_a_rule_is_nobodys(deaf: bool) ->
     asking.settle()
     asking.feed(frame(wire.PING, 0, 1, bytes(8)))
     assert ended == ["abort" if deaf else "close"]
+
+
+BODY = bytes(KEPT)
+
+
+def test_what_is_kept_to_be_sent_once_more_is_bounded_for_a_pod() -> None:
+    """Input: an endpoint that takes all and answers nothing. Verdict: what is not kept is sent once."""
+    pod = enrolled()
+    askings = [Asking(pod, heldBytesPerPod=HELD) for _ in range(2)]
+    for asking in askings:
+        asking.feed(wire.settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),)), wire.window_update(0, 1 << 30))
+        for _ in range(30):
+            asking.ask(b"POST", body=BODY)
+            asking.settle()
+        assert asking.codec.session.queued == 0
+    assert pod.held.kept == HELD // KEPT_PART == 32 * KEPT
+    for asking in askings:
+        asking.feed(wire.goaway(0, 0, b""))
+    assert [len(asking.keeper.retried) for asking in askings] == [30, 2]
+    assert [asking.client.told.count("answer 503") for asking in askings] == [0, 28]
+    assert pod.held.kept == 0
+
+
+ENDS: dict[str, Callable[[Asking, Exchange], object]] = {
+    "an answer": lambda asking, exchange: asking.feed(asking.head(1, OK, end=False)),
+    "an answer that is none": lambda asking, exchange: asking.feed(asking.head(1, ())),
+    "a reset": lambda asking, exchange: asking.feed(wire.rst_stream(1, wire.CANCEL)),
+    "a refusal": lambda asking, exchange: asking.feed(wire.rst_stream(1, wire.REFUSED_STREAM)),
+    "its client's end": lambda asking, exchange: exchange.gone(),
+    "the connection's end": lambda asking, exchange: asking.lose(),
+    "another one's fault": lambda asking, exchange: asking.feed(frame(wire.PING, 0, 1, bytes(8))),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_kept_is_let_go(end: str) -> None:
+    asking = Asking()
+    exchange = asking.ask(b"POST", body=BODY)
+    asking.settle()
+    assert asking.pod.held.kept == KEPT
+    ENDS[end](asking, exchange)
+    asking.settle()
+    assert asking.pod.held.kept == 0
