@@ -48,10 +48,14 @@ class HboneDownstream(SharedDownstream):
             self._refuse(stream, HBONE_MALFORMED)
         elif not self._is_here(asked):
             self._refuse(stream, HBONE_ELSEWHERE)
+        elif self._refuses():
+            self.session.refuse(stream)
         else:
             carried = HboneStream(self, stream)
             self.streams[stream.number] = carried
             self._lead(carried, asked.port)
+            if stream.number not in self.streams:
+                self._refused += 1
 
     def _is_here(self, asked: Asked) -> bool:
         """Say whether *asked* is of the pod that the connection came to."""

@@ -18,6 +18,7 @@ from nodeagent.istio import TUNNEL_PORT
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, RuleSource
 from nodeagent.proxy.hbone.heads import LONGEST, Asked, read_connect
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.shared.server import REFUSALS
 from nodeagent.proxy.transport import Transport
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Direction
@@ -381,6 +382,22 @@ def test_streams_are_bounded_by_connection_and_by_pod(tls: dict[str, Contexts]) 
         await gone(nodes, client)
 
     run(echo, scene, tls, protocol="tcp", limits={"connectionsPerPod": 8})
+
+
+def test_streams_that_their_pods_limit_refuses_are_soon_not_looked_at(tls: dict[str, Contexts]) -> None:
+    """Each makes a record, which is counted and logged."""
+
+    async def scene(nodes: Nodes, ztunnel: Ztunnel) -> None:
+        client = await ztunnel.client()
+        assert (await ztunnel.ask(client)).status == 200
+        asked = await asyncio.gather(*[ztunnel.ask(client) for _ in range(100)])
+        told = [each for each in asked if each.status == 503]
+        assert REFUSALS <= len(told) < len(asked)
+        assert {each.reset for each in asked if each not in told} == {7}, "REFUSED_STREAM"
+        assert client.goaways == []
+        await gone(nodes, client)
+
+    run(echo, scene, tls, protocol="tcp", limits={"connectionsPerPod": 2})
 
 
 def test_who_asks_for_what_is_none_without_end_floods(tls: dict[str, Contexts]) -> None:
