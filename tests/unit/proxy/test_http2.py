@@ -15,7 +15,7 @@ from nodeagent.proxy.dial import Dial, Dialled
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.streams import MOST_CONNECTIONS, MOST_STREAMS
+from nodeagent.proxy.http2.streams import MOST_CONNECTIONS, MOST_LEAVING, MOST_STREAMS
 from nodeagent.proxy.http2.upstream import TRIES
 from nodeagent.telemetry.metrics import REFUSED
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
@@ -577,14 +577,13 @@ def test_connections_that_leave_are_no_reason_to_wait() -> None:
     play(app, scene, protocol="http2")
 
 
-def test_an_endpoint_that_leaves_too_many_connections_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nodeagent.proxy.http2.streams.MOST_LEAVING", 5)
+def test_an_endpoint_that_leaves_too_many_connections_is_asked_no_more() -> None:
     app = Leaver()
 
     async def scene(stage: Stage) -> None:
         client = await connected(stage)
-        asked = await ask_in_turn(client, app, 8)
-        assert [each.status for each in asked] == [0] * 5 + [503] * 3
+        asked = await ask_in_turn(client, app, MOST_LEAVING + 3)
+        assert [each.status for each in asked] == [0] * MOST_LEAVING + [503] * 3
         assert b"streams_exhausted" in asked[-1].body
         app.answer()
         await until(lambda: all(each.ended.is_set() for each in asked))
