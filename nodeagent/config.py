@@ -155,9 +155,9 @@ class ProxySettings(ConfigSection):
     the kernel path unless ``nodeagent.io/path`` asks for it: there nobody makes the header, nor
     removes one that a client made up.
     """
-    shared_connections: bool = False
+    shared_connections: bool = True
     """Whether connections to another node's agent, which is set so too, are carried over few of mTLS, as
-    soon as there are several at once.
+    soon as there are several at once. A sidecar has none.
     """
     hbone: bool = False
     """Whether this mesh and Istio's ambient one are one, by the same roots: pods take HBONE at port 15008,

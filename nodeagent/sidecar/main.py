@@ -109,7 +109,7 @@ class Sidecar:
         self._inbound = pod_state(pod.uid, istio.OWN_SOURCE)
         context = Context(
             loop=self.loop,
-            settings=config.proxy,
+            settings=config.proxy.model_copy(update={"shared_connections": False}),  # agents have them
             trust_domain=settings.trust_domain,
             cluster_id=config.cluster,
             metrics=self.metrics,

@@ -54,9 +54,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     folder = tmp_path_factory.mktemp("policies")
     logs = tmp_path_factory.mktemp("envoy")
     with (
-        cluster(
-            "t-shared", TEXT, agent=merge(QUICK, {"resources": [str(folder)], "proxy": {"sharedConnections": True}})
-        ) as lab,
+        cluster("t-shared", TEXT, agent=merge(QUICK, {"resources": [str(folder)]})) as lab,
         ExitStack() as stack,
     ):
         envoy = sidecar.start(lab, "envoy", Path(logs) / "envoy.log", admits=["one"])
