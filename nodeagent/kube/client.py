@@ -21,6 +21,7 @@ import httptools
 import orjson
 
 from nodeagent import __version__
+from nodeagent.kube import shallow
 from nodeagent.kube.access import Access, ApiError, KubeObject
 from nodeagent.vocabulary import host_port
 
@@ -32,8 +33,10 @@ APPLY: Final = "application/apply-patch+yaml"
 PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
 """Of Kubernetes' own kinds; who serves others answers in JSON."""
 MAX_ANSWER: Final = 32 << 20
-MAX_LINE: Final = 4 << 20
-"""Of one event of a watch: etcd takes no object above 1.5 MiB."""
+MAX_LINE: Final = 16 << 20
+"""Of one event of a watch: etcd takes no object above 1.5 MiB, and Go writes ``<``, ``>`` and ``&`` as six
+bytes each.
+"""
 REQUEST_SECONDS: Final = 30.0
 BEGIN_SECONDS: Final = 10.0
 """For a connection, and for the head of an answer that then takes as long as it likes."""
@@ -43,6 +46,10 @@ _QUIET_SECONDS: Final = 15
 _PROBES: Final = 3
 _LOST_MILLISECONDS: Final = 30_000
 """For which what was sent may stay unacknowledged."""
+
+
+class AnswerTooLargeError(ApiError):
+    """An answer has more than MAX_ANSWER bytes."""
 
 
 class KubeClient:
@@ -104,14 +111,16 @@ class KubeClient:
                 async for piece in answer.pieces():
                     content += piece
                     if len(content) > MAX_ANSWER:
-                        raise ApiError(f"{method} {self._url(path)}: the answer has more than {MAX_ANSWER} bytes")
+                        whose = f"{method} {self._url(path)}"
+                        raise AnswerTooLargeError(f"{whose}: the answer has more than {MAX_ANSWER} bytes")
         except TimeoutError:
             raise ApiError(f"{method} {self._url(path)}: no whole answer within {self._seconds:g} s") from None
         return answer.status, bytes(content)
 
     async def lines(self, path: str, granted: Callable[[], None] | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield the lines of the answer to GET *path*, as they come, until it ends: a watch. Close
-        the iterator (``contextlib.aclosing``) to leave it early. *granted* is called when the server
+        """Yield the lines of the answer to GET *path*, as they come, until it ends: a watch. An empty
+        line stands for one of more than MAX_LINE bytes; others that are empty are left out. Close the
+        iterator (``contextlib.aclosing``) to leave it early. *granted* is called when the server
         has agreed, which may be long before it has anything to say. Raises ApiError.
         """
         async with self._answer("GET", path, b"", JSON) as answer:
@@ -120,16 +129,19 @@ class KubeClient:
             if granted is not None:
                 granted()
             rest = bytearray()
+            is_too_long = False
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
                     first, *others = piece.split(b"\n")
                     rest += first
-                    if len(rest) > MAX_LINE:
-                        raise ApiError(f"GET {self._url(path)}: a line has more than {MAX_LINE} bytes")
                     for begun in others:
-                        if rest:
-                            yield bytes(rest)
+                        if is_too_long or rest:
+                            yield b"" if is_too_long else bytes(rest)
+                        is_too_long = False
                         rest = bytearray(begun)
+                    if len(rest) > MAX_LINE:
+                        is_too_long = True
+                        rest.clear()
 
     def _url(self, path: str) -> str:
         return self._access.server + path
@@ -264,7 +276,7 @@ def _watch_over(connection: socket.socket) -> None:
 def as_document(whose: str, content: bytes, status: int = 200) -> KubeObject:
     """Return the object that *content* is, the answer with *status* to *whose* request. Raises ApiError."""
     try:
-        document = orjson.loads(content)
+        document = shallow.loads(content)
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):

@@ -7,13 +7,13 @@ A wrong object keeps what was good of it; where nothing was, what closes what it
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-import orjson
-
 from nodeagent.errors import ResourceError, shown, translated
+from nodeagent.kube import shallow
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.events import Trouble
 from nodeagent.kube.kinds import NODE_STATUSES, NODES, PODS, WatchedKind
@@ -104,7 +104,8 @@ class KindObjects:
         name, version = _identity(document)
         held = self._to_read(name, version)
         if held is not None:
-            self._read(name, held, document)
+            with self._alone(name, held):
+                self._read(name, held, document)
             self._source.wake()
 
     def put_pod(self, pod: Pod) -> None:
@@ -118,8 +119,20 @@ class KindObjects:
         name = (found.namespace, found.name)
         held = self._to_read(name, pod.metadata.resourceVersion)
         if held is not None:
-            self._good(name, held, None if finished(found) else found)
+            with self._alone(name, held):
+                self._good(name, held, None if finished(found) else found)
             self._source.wake()
+
+    @contextmanager
+    def _alone(self, name: Name, held: HeldObject) -> Iterator[None]:
+        """An object that nobody foresaw ends no watch: it is wrong, as one of which nothing can be seen."""
+        try:
+            yield
+        except Exception as error:
+            words = f"the object cannot be taken in: {type(error).__name__}: {shown(str(error))}"
+            log.debug("%s %s: %s", self.kind.kind, "/".join(name), words, exc_info=error)
+            seen = {"kind": self.kind.kind, "metadata": {"namespace": name[0], "name": name[1]}}
+            self._complain(name, held, seen, words)
 
     def _to_read(self, name: Name, version: str) -> HeldObject | None:
         """Return what is to hold the object *name* as it is at *version*, None where something later
@@ -308,4 +321,4 @@ def _without_server_fields(document: KubeObject) -> KubeObject:
 def _policy_document(document: KubeObject) -> bytes:
     """Return what is kept of a policy's *document*."""
     metadata = {name: value for name, value in document["metadata"].items() if name != "managedFields"}
-    return orjson.dumps({**_without_server_fields(document), "metadata": metadata})
+    return shallow.dumps({**_without_server_fields(document), "metadata": metadata})

@@ -18,6 +18,14 @@ no progress) is asked for pages.
       ▲         │ error, or a stream that said nothing: a pause that grows, with jitter
       └─────────┴─ 404: the kind is gone, if discovery says so too; it is looked for again
 
+A stream that says nothing for three minutes, no bookmark either, is none any more, and everything is
+listed anew: the server is stuck, or behind the version that was asked for, as after its etcd was
+restored. The kernel notices neither, as somebody still acknowledges.
+
+An event that cannot be read, as it is too long, is passed over, lest it end every watch that comes to
+it. What it said is in the next listing: at once, then once a minute at most, and by pages, in which a
+pod is smaller.
+
 What comes is handed to a :class:`Sink` at once. Between ``begin`` and ``listed`` the sink learns what
 there is: what it does not hear of is gone. It is told of each failure once, in words.
 """
@@ -27,6 +35,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -35,8 +44,9 @@ from urllib.parse import urlencode
 
 import orjson
 
+from nodeagent.kube import shallow
 from nodeagent.kube.access import ApiError, KubeObject
-from nodeagent.kube.client import JSON, PROTOBUF, KubeClient, as_document
+from nodeagent.kube.client import JSON, MAX_LINE, PROTOBUF, AnswerTooLargeError, KubeClient, as_document
 from nodeagent.kube.kinds import WatchedKind
 from nodeagent.memory import uncollected
 
@@ -49,8 +59,14 @@ LOOK_SECONDS: Final = 30.0
 """How often a kind is looked for that the cluster does not have."""
 WATCH_SECONDS: Final = (300.0, 600.0)
 """How long one stream is asked for: not all end at once."""
+SILENT_SECONDS: Final = 180.0
+"""After which a stream is none any more: the server sends a bookmark about every minute."""
+LISTING_SECONDS: Final = 60.0
+"""The same while it lists."""
+RELIST_SECONDS: Final = 60.0
+"""Between two listings for events that could not be read."""
 PAGE: Final = 250
-"""Objects of a listing in pages."""
+"""Objects of a listing in pages, where they are not too large together."""
 TURN: Final = 32
 """Objects that are read before others have a turn."""
 INITIAL_END: Final = "k8s.io/initial-events-end"
@@ -65,7 +81,11 @@ log = logging.getLogger("nodeagent.kube")
 
 
 class _NoStreamsError(ApiError):
-    """The server cannot list by a stream."""
+    """Everything is to be listed by pages: the server cannot list by a stream."""
+
+
+class _UnreadableError(ApiError):
+    """Everything is to be listed by pages: the stream has something that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +126,7 @@ class Sink(Protocol):
 
 
 class Watch:
-    """Follows *kind* for *sink*. *sleep* and *uniform* are injected for tests."""
+    """Follows *kind* for *sink*. *sleep*, *uniform* and *now*, a steady clock in seconds, are injected for tests."""
 
     def __init__(
         self,
@@ -116,17 +136,24 @@ class Watch:
         *,
         sleep: Sleep = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._kind = kind
         self._sink = sink
         self._sleep = sleep
         self._uniform = uniform
+        self._now = now
         self._path = ""
         self._version = ""
         """Up to which everything is known; empty: nothing is."""
+        self._page_size = PAGE
         self._streamed = True
         """The last listing was asked for by a stream."""
+        self._missed = False
+        """An event could not be read since the last listing."""
+        self._relist_at = float("-inf")
+        """When there may be a listing for that, by the clock."""
         self._pause = FIRST_PAUSE
         self._wrong = ""
         self._status = 0
@@ -179,18 +206,47 @@ class Watch:
 
     async def _follow(self) -> bool:
         """Follow one stream to its end; say whether it said anything. Raises ApiError."""
-        self._streamed = self._client.streams
+        self._streamed = self._client.streams and not self._missed
         if not self._version and not self._streamed:
             with uncollected():  # a page is hundreds of objects that stay for as long as it is read
                 await self._list_pages()
+        try:
+            return await self._stream()
+        except TimeoutError:
+            return self._silent()
+
+    async def _stream(self) -> bool:
+        """Follow one stream to its end; say whether it said anything. Raises ApiError; TimeoutError when it
+        has said nothing for too long.
+        """
         heard = False
-        async with aclosing(self._client.lines(f"{self._path}?{self._query()}", self._granted)) as lines:
+        lines = self._client.lines(f"{self._path}?{self._query()}", self._granted)
+        async with asyncio.timeout(None) as limit, aclosing(lines):
             if not self._version:
                 self._sink.begin()
+            self._wait(limit)
             async for line in lines:
                 self._take(line)
                 heard = True
+                if self._missed and self._now() >= self._relist_at:
+                    self._relist_at = self._now() + RELIST_SECONDS
+                    self._version = ""
+                    break
+                self._wait(limit)
         return heard
+
+    def _wait(self, limit: asyncio.Timeout) -> None:
+        """Have *limit* end when nothing comes for too long."""
+        seconds = SILENT_SECONDS if self._version else LISTING_SECONDS
+        limit.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    def _silent(self) -> bool:
+        """The stream has said nothing for too long. Raises ApiError while it lists."""
+        if not self._version:
+            raise ApiError(f"watch {self._path}: the listing stopped: nothing came for {LISTING_SECONDS:g} s")
+        log.info("%s: nothing came for %g s: all are listed anew", self._path, SILENT_SECONDS)
+        self._version = ""
+        return False
 
     def _granted(self) -> None:
         """The server lets the agent watch: what it goes on from is known, and it may be a minute until
@@ -217,6 +273,7 @@ class Watch:
         Raises ApiError.
         """
         self._sink.begin()
+        self._page_size = PAGE
         page = await self._page("")
         while page.more:
             following = asyncio.ensure_future(self._page(page.more))
@@ -229,10 +286,21 @@ class Watch:
         self._version = page.version
         if not self._version:
             raise ApiError(f"GET {self._path}: the list says no metadata.resourceVersion")
+        self._missed = False
         self._listed()
 
     async def _page(self, more: str) -> _Page:
-        wanted = {"limit": str(PAGE), **({"continue": more} if more else {}), **self._selected()}
+        """Return the page at *more*, with so many objects as are not too large together. Raises ApiError."""
+        while True:
+            try:
+                return await self._asked(more)
+            except AnswerTooLargeError:
+                if self._page_size == 1:
+                    raise
+                self._page_size //= 2
+
+    async def _asked(self, more: str) -> _Page:
+        wanted = {"limit": str(self._page_size), **({"continue": more} if more else {}), **self._selected()}
         path = f"{self._path}?{urlencode(wanted)}"
         if self._kind.many:
             return await _pods(self._client, path)
@@ -255,9 +323,10 @@ class Watch:
     def _take(self, line: bytes) -> None:
         """Take one event. Raises ApiError."""
         try:
-            event = _mapping(orjson.loads(line))
+            event = _mapping(shallow.loads(line))
         except orjson.JSONDecodeError as error:
-            raise ApiError(f"watch {self._path}: an event is not JSON: {error}") from None
+            self._miss(f"an event is not JSON: {error}" if line else f"an event has more than {MAX_LINE} bytes")
+            return
         document = _mapping(event.get("object"))
         what = event.get("type")
         if what == "ERROR":
@@ -267,6 +336,14 @@ class Watch:
         elif what == "DELETED":
             self._sink.gone(document)
         self._advance(_mapping(document.get("metadata")))
+
+    def _miss(self, why: str) -> None:
+        """An event cannot be read. Raises ApiError while the stream lists: without it that is not everything."""
+        if not self._missed:
+            log.warning("watch %s: %s; all are listed anew", self._path, why)
+        self._missed = True
+        if not self._version:
+            raise _UnreadableError(f"watch {self._path}: {why}")
 
     def _error(self, document: KubeObject) -> ApiError:
         """Return the error that the server put into the stream."""
@@ -295,6 +372,8 @@ class Watch:
         if error.status == GONE:
             self._version = ""
             log.info("%s: what changed meanwhile is not known any more: all are listed anew", self._path)
+            return
+        if isinstance(error, _UnreadableError):
             return
         if not self._version and self._streamed and (isinstance(error, _NoStreamsError) or error.status in (400, 422)):
             self._list_by_pages(error)

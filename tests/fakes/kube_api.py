@@ -28,6 +28,9 @@ from tests.fakes.kube_protobuf import encoded
 Document = dict[str, Any]
 Key = tuple[str, str, str]
 """Plural, namespace and name."""
+DEEP = "something deep"
+"""A text in a document for which it says lists in lists, deeper than most can read."""
+_DEEP = b"[" * 2000 + b"]" * 2000
 EVENTS = WatchedKind("Event", "events.k8s.io", ("v1",), "events")
 
 
@@ -57,6 +60,8 @@ class FakeKubeApi:
         """Plurals of kinds that it has and does not find, as behind a load balancer that is wrong."""
         self.streams = True
         """It can list by a stream."""
+        self.stuck = False
+        """It agrees to every watch, and says nothing."""
         self.protobuf = True
         """It answers in protobuf who asks for it."""
         self.objects: dict[Key, Document] = {}
@@ -66,6 +71,7 @@ class FakeKubeApi:
         self._history: list[tuple[int, str, str, Document]] = []
         self._changed = asyncio.Condition()
         self._watches: set[asyncio.Task[Any]] = set()
+        self._stuck: set[asyncio.Task[Any]] = set()
         self._port = 0
         self._runner: web.AppRunner | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,6 +98,16 @@ class FakeKubeApi:
         """Break every watch off."""
         for task in list(self._watches):
             task.cancel()
+
+    def stick(self) -> None:
+        """Say nothing any more in the watches that there are."""
+        self._stuck |= self._watches
+
+    def restore(self) -> None:
+        """Begin again with an early version, as with an etcd that was restored; every watch breaks off."""
+        self._version = 10
+        self._history.clear()
+        self.tear()
 
     def forget(self) -> None:
         """Forget what changed until now: who watches from an earlier version gets 410."""
@@ -194,7 +210,7 @@ class FakeKubeApi:
         if self._in_protobuf(request, kind):
             return web.Response(body=encoded(items[begin:end], metadata), content_type=PROTOBUF)
         bare = [{name: value for name, value in item.items() if name != "kind"} for item in items[begin:end]]
-        return web.json_response({"kind": f"{kind.kind}List", "metadata": metadata, "items": bare})
+        return web.Response(body=_line({"kind": f"{kind.kind}List", "metadata": metadata, "items": bare}))
 
     async def _watch(self, request: web.Request, kind: WatchedKind) -> web.StreamResponse:
         initial = "sendInitialEvents" in request.query
@@ -210,10 +226,12 @@ class FakeKubeApi:
         self._watches.add(task)
         try:
             chosen = request.query.get("labelSelector", "")
-            if initial:
+            if self.stuck:
+                self._stuck.add(task)
+            elif initial:
                 await response.write(b"".join(self._initial(kind, since, chosen)))
             while True:
-                for version, what, plural, document in list(self._history):
+                for version, what, plural, document in [] if task in self._stuck else list(self._history):
                     if version > since and plural == kind.plural and _selected(document, chosen):
                         await response.write(_line({"type": what, "object": document}))
                 since = max([since, *(version for version, *_ in self._history)])
@@ -222,6 +240,7 @@ class FakeKubeApi:
                         await self._changed.wait()
         finally:
             self._watches.discard(task)
+            self._stuck.discard(task)
 
     def _initial(self, kind: WatchedKind, version: int, chosen: str) -> Iterator[bytes]:
         for document in self._items(kind, chosen):
@@ -268,7 +287,7 @@ def _merged(document: Document, patch: Document) -> Document:
 
 
 def _line(event: Document) -> bytes:
-    return json.dumps(event).encode() + b"\n"
+    return json.dumps(event).encode().replace(b'"%b"' % DEEP.encode(), _DEEP) + b"\n"
 
 
 def _status(code: int, message: str) -> web.Response:

@@ -12,13 +12,14 @@ import pytest
 
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.foreign import SOON_SECONDS
+from nodeagent.kube.kind_objects import KindObjects
 from nodeagent.kube.snapshot import SnapshotFile
 from nodeagent.kube.source import KubernetesSource
 from nodeagent.kube.watch import LOOK_SECONDS
 from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import PodObject
-from tests.fakes.kube_api import FakeKubeApi
+from tests.fakes.kube_api import DEEP, FakeKubeApi
 from tests.unit.kube.api_scene import Runtime, following, peer_authentication, play, pod, soon
 from tests.waiting import DEADLINE, quiet, until
 
@@ -88,6 +89,205 @@ def test_a_server_that_lists_by_pages_only_is_read_too(
         assert gc.isenabled(), "the collector rests while pages are read, and no longer"
         api.put(pod("f"))
         assert await following(source) == ["+Pod/f"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def annotated(name: str, value: str) -> dict[str, Any]:
+    """Return a pod with *value* in an annotation that nobody reads."""
+    document = pod(name, node="node2")
+    document["metadata"]["annotations"] = {"example.org/a": value}
+    return document
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_pod_that_is_too_large_keeps_no_other_from_being_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, listed: bool
+) -> None:
+    """Input: a pod of which an event has more bytes than a line may have, before the listing or after it. Verdict:
+    it is known, as are those behind it; there is one more listing for it, however often it changes.
+    """
+    monkeypatch.setattr("nodeagent.kube.client.MAX_LINE", 1 << 16)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        large = annotated("large", "x" * (1 << 18))
+        if not listed:
+            assert await following(source) == []
+        api.put(large)
+        api.put(pod("behind"))
+        heard = await following(source)
+        while len(heard) < 2:
+            heard += await following(source)
+        assert sorted(heard) == ["+Pod/behind", "+Pod/large"]
+        before = listings(api, "pods")
+        for name in "abc":
+            api.put(large)
+            api.put(pod(name))
+            heard = []
+            while f"+Pod/{name}" not in heard:
+                heard += await following(source)
+        assert listings(api, "pods") <= before + 1
+        source.close()
+
+    play(tmp_path, scene)
+    assert "an event has more than" in caplog.text
+
+
+def test_six_bytes_for_one_are_no_event_that_is_too_long(tmp_path: Path) -> None:
+    """Go writes ``<`` so: an object of etcd's 1.5 MiB is six times as long in a watch."""
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == []
+        api.put(annotated("large", "x" * (6 * 1536 << 10)))
+        assert await following(source) == ["+Pod/large"]
+        assert listings(api, "pods") == 1
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("protobuf", [True, False])
+def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protobuf: bool
+) -> None:
+    monkeypatch.setattr("nodeagent.kube.client.MAX_ANSWER", 1 << 16)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = False
+        api.protobuf = protobuf
+        names = [f"p{number:02}" for number in range(20)]
+        for name in names:
+            api.put(annotated(name, "x" * 20_000))
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == [f"+Pod/{name}" for name in names]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_policy_that_is_too_deep_keeps_no_other_from_being_known(tmp_path: Path, streams: bool, listed: bool) -> None:
+    """Input: lists in lists, deeper than JSON is read, in a policy's field that nobody knows. Verdict: what stands in
+    for it is told and kept on disk, and the policy behind it is told.
+    """
+    deep = peer_authentication("STRICT", "deep")
+    deep["spec"]["unknown"] = DEEP
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = streams
+        kept = SnapshotFile(tmp_path / "kept", "node1")
+        source = KubernetesSource(client, "node1", kept=kept, sleep=soon)
+        if not listed:
+            assert await following(source) == []
+        api.put(deep)
+        api.put(peer_authentication("STRICT", "behind"))
+        heard = await following(source)
+        while len(heard) < 2:
+            heard += await following(source)
+        assert sorted(heard) == ["+PeerAuthentication/behind", "+PeerAuthentication/deep"]
+        (refused,) = source.refused()
+        assert refused.name == "deep" and not refused.stays
+        await kept.write()
+        assert len(kept.restore()) == 2
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("depth", [250, 300, 900])
+def test_a_wrong_policy_that_is_too_deep_to_be_written_is_kept_without_its_depth(tmp_path: Path, depth: int) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == []
+        deep = peer_authentication("STRICT", "deep")
+        inner: list[Any] = []
+        for _ in range(depth):
+            inner = [inner]
+        deep["spec"]["unknown"] = inner
+        api.put(deep)
+        api.put(peer_authentication("STRICT", "behind"))
+        heard = await following(source)
+        while len(heard) < 2:
+            heard += await following(source)
+        assert sorted(heard) == ["+PeerAuthentication/behind", "+PeerAuthentication/deep"]
+        assert listings(api, "peerauthentications") == 1, "the watch went on"
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_an_object_that_nobody_foresaw_ends_no_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdict: it is wrong, what stands in for it is told, and what comes after it."""
+    good = KindObjects._good
+
+    def surprised(self: KindObjects, name: tuple[str, str], held: Any, found: Any) -> None:
+        if name[1] == "strange":
+            raise ZeroDivisionError("never seen before")
+        good(self, name, held, found)
+
+    monkeypatch.setattr(KindObjects, "_good", surprised)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        for name in ("strange", "next"):
+            api.put(peer_authentication("STRICT", name))
+            api.put(pod(name))
+        assert await following(source) == ["+PeerAuthentication/next", "+PeerAuthentication/strange", "+Pod/next"]
+        (refused,) = source.refused()
+        assert "ZeroDivisionError: 'never seen before'" in refused.error
+        assert source.unread_pods() == ["Pod default/strange"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_watch_that_says_nothing_is_followed_by_a_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bool
+) -> None:
+    """Input: a server that says nothing more though the connection is good: it is stuck, or knows only versions before
+    the one that is watched from, as after its etcd was restored. Verdict: what changed is known.
+    """
+    monkeypatch.setattr("nodeagent.kube.watch.SILENT_SECONDS", 0.2)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(pod("stays"))
+        api.put(pod("goes"))
+        assert await following(source) == ["+Pod/goes", "+Pod/stays"]
+        if restored:
+            api.restore()
+        else:
+            api.stick()
+        api.put(pod("comes"))
+        api.remove("Pod", "default", "goes")
+        heard: list[str] = []
+        while len(heard) < 2:
+            heard += await following(source)
+        assert sorted(heard) == ["+Pod/comes", "-Pod/goes"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_listing_that_says_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nodeagent.kube.watch.LISTING_SECONDS", 0.05)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.stuck = True
+        api.put(pod("web"))
+        source = KubernetesSource(client, "node1", sleep=soon)
+        waiting = asyncio.ensure_future(following(source))
+        await until(lambda: "the listing stopped: nothing came for 0.05 s" in caplog.text)
+        assert not waiting.done()
+        api.stuck = False
+        assert await waiting == ["+Pod/web"]
         source.close()
 
     play(tmp_path, scene)
