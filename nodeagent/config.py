@@ -43,7 +43,8 @@ class MapSizes(ConfigSection):
 
     pods: int = Field(1024, ge=1, le=65536)
     connections: int = Field(65536, ge=1, le=4194304)
-    exclusions: int = Field(4096, ge=1, le=1048576)
+    exclusions: int = Field(16384, ge=1, le=1048576)
+    """Ports that are not captured, or not protected as their pod is: a pod has 128 at most (``MAX_EXCLUDED``)."""
     endpoints: int = Field(16384, ge=1, le=1048576)
     """Of Services whose ClusterIPs are balanced in the kernel."""
     verdicts: int = Field(65536, ge=1, le=4194304)

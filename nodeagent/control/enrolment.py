@@ -27,7 +27,7 @@ from nodeagent.errors import AwaitedError, IdentityError, KernelError, PodDoingE
 from nodeagent.identity.certificate import Certificate
 from nodeagent.mesh.entries import Workload, policies_of
 from nodeagent.mesh.local import BYPASS, LocalPod
-from nodeagent.mesh.protection import CLOSED, Protection, protection
+from nodeagent.mesh.protection import CLOSED, MAX_PORTS, Protection, protection
 from nodeagent.messages import PodCaptured
 from nodeagent.parts import Parts
 from nodeagent.policy.model import MtlsMode
@@ -179,6 +179,7 @@ class Enrolment:
             return Member(pod)
         protected = protection(workload, policies_of(workload, snapshot.entries.get), self._when_dead)
         probed = frozenset(probe.port for probe in workload.probes if probe.kind == "tcp") - pod.exclude_inbound
+        probed = frozenset(sorted(probed)[:MAX_PORTS])
         return Member(
             pod,
             mtls=workload.mtls,

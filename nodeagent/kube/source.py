@@ -304,9 +304,11 @@ class KubernetesSource:
     def moved(self, pod: PodObject | None, before: PodObject | None) -> None:
         """*pod* of this node came, or *before* went."""
         if before is not None and before.node == self.node:
-            self._forget(runtime_uid(before), (before.namespace, before.name))
+            for uid in runtime_uids(before):
+                self._forget(uid, (before.namespace, before.name))
         if pod is not None and pod.node == self.node:
-            self._here.setdefault(runtime_uid(pod), set()).add((pod.namespace, pod.name))
+            for uid in runtime_uids(pod):
+                self._here.setdefault(uid, set()).add((pod.namespace, pod.name))
         self._expect()
 
     def _forget(self, uid: PodUid, name: Name) -> None:
@@ -316,7 +318,7 @@ class KubernetesSource:
             self._here.pop(uid, None)
 
     def _held_here(self) -> Iterator[tuple[PodUid, HeldObject]]:
-        """Yield this node's pods with the uid that the runtime knows each by."""
+        """Yield this node's pods with the uids by which the runtime may know each."""
         pods = self._kinds[PODS.kind].objects
         for uid, names in self._here.items():
             held = (pods.get(name) for name in names)
@@ -329,9 +331,17 @@ class KubernetesSource:
         for uid, held in self._held_here():
             pod = pod_of(held.change)
             coming = pod is not None and pod.phase == "Pending" and not pod.terminating
-            if coming and self.sandboxes.sandbox(uid) is None:
+            if coming and self._sandbox(pod) is None:
                 waiting.append(uid)
         self.sandboxes.expect(frozenset(waiting))
+
+    def _sandbox(self, pod: PodObject | None) -> Sandboxed | None:
+        """Return the sandbox of *pod*, which has its name: the annotation of mirrors can name any."""
+        if pod is None or self.sandboxes is None:
+            return None
+        found = map(self.sandboxes.sandbox, runtime_uids(pod))
+        name = (pod.namespace, pod.name)
+        return next((each for each in found if each is not None and (each.namespace, each.name) == name), None)
 
     def _placed(self, pod: PodObject) -> PodObject:
         """Return *pod* of this node with the addresses that its sandbox has: the API knows them later, and
@@ -339,14 +349,17 @@ class KubernetesSource:
         """
         if self.sandboxes is None or pod.node != self.node or pod.host_network:
             return pod
-        sandbox = self.sandboxes.sandbox(runtime_uid(pod))
-        if sandbox is None or (sandbox.namespace, sandbox.name) != (pod.namespace, pod.name):
+        sandbox = self._sandbox(pod)
+        if sandbox is None:
             return pod
         both = tuple(address for address in pod.addresses if address in sandbox.addresses)
         addresses = both or sandbox.addresses or pod.addresses
         return pod if addresses == pod.addresses else replace(pod, addresses=addresses)
 
 
-def runtime_uid(pod: PodObject) -> PodUid:
-    """Return the uid by which the container runtime knows *pod*."""
-    return PodUid(pod.annotations.get(MIRROR, pod.uid))
+def runtime_uids(pod: PodObject) -> tuple[PodUid, ...]:
+    """Return the uids by which the container runtime may know *pod*: its own, and for a mirror that of its
+    static pod. Whoever makes pods can make one look like a mirror, so it stands under both.
+    """
+    mirrored = pod.annotations.get(MIRROR)
+    return (pod.uid,) if mirrored is None else (pod.uid, PodUid(mirrored))

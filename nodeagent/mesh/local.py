@@ -25,6 +25,8 @@ SOCKETS: Final = "/run/nodeagent"
 """Where ``nodeagent.io/workload-api: enabled`` puts them."""
 EXCLUDE_INBOUND: Final = "traffic.sidecar.istio.io/excludeInboundPorts"
 EXCLUDE_OUTBOUND: Final = "traffic.sidecar.istio.io/excludeOutboundPorts"
+MAX_EXCLUDED: Final = 64
+"""Ports of each of these: the node's pods share a map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,14 @@ def excluded_ports(pod: PodObject, annotation: str, faults: list[str]) -> frozen
             "allowed; it has no effect"
         )
         return frozenset()
-    return frozenset(int(part) for part in parts)
+    ports = frozenset(int(part) for part in parts)
+    if len(ports) > MAX_EXCLUDED:
+        faults.append(
+            f"metadata.annotations[{annotation}]: {len(ports)} ports: {MAX_EXCLUDED} are allowed at most; it has no "
+            "effect"
+        )
+        return frozenset()
+    return ports
 
 
 def path_setting(annotations: Mapping[str, str], whose: str, faults: list[str]) -> PathSetting | None:

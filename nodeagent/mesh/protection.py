@@ -35,6 +35,8 @@ class Protection:
     """
 
 
+MAX_PORTS: Final = 64
+"""Of a pod that are told apart: the node's pods share the kernel's map of them."""
 OPEN: Final = Protection()
 CLOSED: Final = Protection(dead=True, unredirected=True)
 
@@ -44,7 +46,8 @@ def protection(workload: Workload, policies: Iterable[Entry], setting: WhenDead)
 
     What the node may probe, it may probe while no daemon looks, at any path of that port; not under
     ``refuse``. ``pass`` and ``refuse`` decide about a dead daemon alone: what gets around a living
-    one is refused where a policy protects the pod.
+    one is refused where a policy protects the pod. A pod that would have more than MAX_PORTS ports
+    told apart is refused as a whole, as if all of it were protected.
     """
     strict = workload.mtls == "STRICT"
     governed = any(map(protects, policies))
@@ -57,6 +60,8 @@ def protection(workload: Workload, policies: Iterable[Entry], setting: WhenDead)
         else tuple((port, mode == "STRICT") for port, mode in workload.port_mtls if (mode == "STRICT") != strict)
     )
     probed = sorted({probe.port for probe in workload.probes if dict(ports).get(probe.port, closed)})
+    if len({*dict(ports), *probed}) > MAX_PORTS:
+        return CLOSED
     return Protection(closed, closed, ports, tuple(probed))
 
 

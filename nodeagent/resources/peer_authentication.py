@@ -17,7 +17,7 @@ def read(spec: Part, namespace: str, name: str, annotations: Mapping[str, str]) 
     """
     spec.only("selector", "mtls", "portLevelMtls")
     mode = _mode(spec, "mtls")
-    ports = []
+    modes: dict[int, MtlsMode | None] = {}
     if spec.given("portLevelMtls"):
         by_port = spec.sub("portLevelMtls")
         if not by_port.keys:
@@ -27,8 +27,10 @@ def read(spec: Part, namespace: str, name: str, annotations: Mapping[str, str]) 
         for key in by_port.keys:
             if problem := port_problem(key):
                 raise ResourceError(f"{by_port.at(key):.120}: {problem}")
-            ports.append((int(key), _mode(by_port, key)))
-    return PeerAuthentication(namespace, name, mode, tuple(sorted(ports, key=lambda port: port[0])))
+            if int(key) in modes:
+                raise ResourceError(f"{by_port.at(key):.120}: port {int(key)} is there twice")
+            modes[int(key)] = _mode(by_port, key)
+    return PeerAuthentication(namespace, name, mode, tuple((port, modes[port]) for port in sorted(modes)))
 
 
 def _mode(spec: Part, name: str) -> MtlsMode | None:

@@ -643,6 +643,29 @@ def test_a_pod_that_calls_itself_anothers_mirror_takes_nothing_from_it(tmp_path:
     play(tmp_path, scene)
 
 
+def test_a_pod_that_calls_itself_the_mirror_of_nothing_is_known_where_it_runs(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        strange = pod("strange")
+        strange["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "anything"}
+        api.put(strange)
+        await following(source)
+        assert runtime.expected == {"uid-strange", "anything"}
+        runtime.put("strange", "10.0.0.1")
+        (change,) = await source.changes()
+        assert isinstance(change, Change)
+        assert isinstance(change.object, PodObject)
+        assert change.object.addresses == ("10.0.0.1",)
+        assert (source.unread_pods(), runtime.expected) == ([], frozenset())
+        api.remove("Pod", "default", "strange")
+        assert await following(source) == ["-Pod/strange"]
+        assert source.here() == frozenset()
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_of_pods_on_other_nodes_little_is_kept(tmp_path: Path) -> None:
     document = pod("far", "node2")
     document["metadata"]["annotations"] = {"nodeagent.io/path": "proxy", "example.org/long": "x" * 1000}

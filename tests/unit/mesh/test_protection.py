@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.mesh.entries import DeclaredProbe, Entry, Workload
-from nodeagent.mesh.protection import CLOSED, OPEN, Protection, protection
+from nodeagent.mesh.protection import CLOSED, MAX_PORTS, OPEN, Protection, protection
 from nodeagent.policy.model import Action, AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.vocabulary import PodUid, SpiffeId, WhenDead
 
@@ -92,6 +92,22 @@ def test_the_setting_is_about_a_dead_daemon_alone(workload: Workload, applied: l
     assert found.unredirected == protection(workload, applied, "policy").unredirected
     if setting != "policy":
         assert (found.dead, found.ports, found.probed) == (setting == "refuse", (), ())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_pod_with_more_ports_than_may_be_told_apart_is_refused_as_a_whole(strict: bool) -> None:
+    """Input: ports that PeerAuthentications set apart from their pod, and ports that the kubelet probes, as many as may
+    be, and one more. Verdict: as much as one pod may have of the node's map; what is more opens nothing.
+    """
+    mode: MtlsMode = "STRICT" if strict else "PERMISSIVE"
+    other: MtlsMode = "PERMISSIVE" if strict else "STRICT"
+    for count, expected in ((MAX_PORTS, MAX_PORTS), (MAX_PORTS + 1, 0)):
+        ports = tuple((port, other) for port in range(1, count + 1))
+        found = protection(replace(WORKLOAD, mtls=mode, port_mtls=ports), [], "policy")
+        assert len(found.ports) == expected
+        assert expected or found == CLOSED
+    probes = tuple(DeclaredProbe("tcp", port) for port in range(1, MAX_PORTS + 2))
+    assert protection(replace(WORKLOAD, mtls="STRICT", probes=probes), [], "policy") == CLOSED
 
 
 @given(workloads, policies, policies)

@@ -6,7 +6,7 @@ import pytest
 
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import DeclaredProbe
-from nodeagent.mesh.local import EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, local_pod
+from nodeagent.mesh.local import EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, MAX_EXCLUDED, local_pod
 from nodeagent.places.place import Place
 from nodeagent.resources.objects import PodObject, ServiceObjectPort, parse
 from nodeagent.vocabulary import Address, SpiffeId
@@ -227,6 +227,16 @@ def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
     assert len(local.faults) == 1
     assert EXCLUDE_INBOUND in local.faults[0]
     assert len(local.faults[0]) < 300
+
+
+def test_more_exclusions_than_a_pod_may_have_open_nothing() -> None:
+    most = ",".join(map(str, range(1, MAX_EXCLUDED + 1)))
+    wished = {EXCLUDE_INBOUND: f"{most},{MAX_EXCLUDED + 1}", EXCLUDE_OUTBOUND: f"{most},1"}
+    local = local_pod(pod(annotations=wished), PLACE, ADDRESSES, IDENTITY, [])
+    assert local is not None
+    assert (len(local.exclude_inbound), len(local.exclude_outbound)) == (0, MAX_EXCLUDED)
+    (fault,) = local.faults
+    assert f"[{EXCLUDE_INBOUND}]: {MAX_EXCLUDED + 1} ports: {MAX_EXCLUDED} are allowed at most" in fault
 
 
 def test_a_pod_without_an_address_or_a_place_waits() -> None:

@@ -283,6 +283,10 @@ WRONG: list[tuple[Any, str]] = [
         peer({"portLevelMtls": {"80": {"mode": "STRICT"}}}),
         "spec.portLevelMtls: {'80': {'mode': 'STRICT'}}: a selector with matchLabels is needed",
     ),
+    (
+        peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"80": {}, "080": {"mode": "DISABLE"}}}),
+        "spec.portLevelMtls.080: port 80 is there twice",
+    ),
     (peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {}}), "spec.portLevelMtls: {}: at least one port"),
     (
         peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"http": {}}}),
