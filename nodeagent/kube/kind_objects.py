@@ -120,7 +120,7 @@ class KindObjects:
         held = self._to_read(name, pod.metadata.resourceVersion)
         if held is not None:
             with self._alone(name, held):
-                self._good(name, held, None if finished(found) else found)
+                self._good(name, held, None if _is_nowhere(found) else found)
             self._source.wake()
 
     @contextmanager
@@ -242,7 +242,7 @@ class KindObjects:
             if UNWRITTEN in document:
                 found = rewritten(found, document[UNWRITTEN])
             here = found.node == self._source.node
-            return None if finished(found) and not here else self._source.lean.pod(found, full=here)
+            return None if _is_nowhere(found) and not here else self._source.lean.pod(found, full=here)
         if isinstance(found, ServiceObject):
             return self._source.lean.annotated(found)
         return self._source.lean.annotated(found) if isinstance(found, NamespaceObject) else found
@@ -305,6 +305,11 @@ def _identity(document: KubeObject) -> tuple[Name, str]:
 
 def pod_of(change: Change | None) -> PodObject | None:
     return change.object if change is not None and isinstance(change.object, PodObject) else None
+
+
+def _is_nowhere(pod: PodObject) -> bool:
+    """Say whether *pod* runs nowhere, any more or yet: nobody reaches it."""
+    return finished(pod) or not pod.node
 
 
 def _stands_in(change: Change | None) -> bool:

@@ -6,26 +6,35 @@ of one ReplicaSet have their labels, annotations and ports in common.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from bisect import bisect_left
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from sys import intern
 from typing import Final, TypeVar, cast, get_args
 
+from nodeagent.istio import AMBIENT_REDIRECTION, INJECT, STATUS
 from nodeagent.kube.access import KubeObject
+from nodeagent.mesh.local import BYPASS, EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, PATH, WORKLOAD_API
+from nodeagent.mesh.membership import DATAPLANE, ENROLL
+from nodeagent.mesh.rules import SCRAPE, SCRAPE_PATH, SCRAPE_PORT, SCRAPE_SCHEME
 from nodeagent.resources.objects import ContainerObject, NamedPort, NamespaceObject, Owner, PodObject, ServiceObject
 from nodeagent.resources.part import Field
 from nodeagent.resources.proxies import IstioPart, OwnProxy
 
-_KEPT: Final = (
-    "nodeagent.io/",
-    "sidecar.istio.io/",
-    "traffic.sidecar.istio.io/",
-    "istio.io/",
-    "ambient.istio.io/",
-    "prometheus.io/",
-    "kubernetes.io/config.",
+MIRROR: Final = "kubernetes.io/config.mirror"
+"""Annotation of a static pod's mirror: the uid by which the kubelet and the runtime know the pod."""
+_KEPT: Final = frozenset(
+    (
+        *(PATH, BYPASS, WORKLOAD_API, EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, DATAPLANE, ENROLL),
+        *(STATUS, INJECT, AMBIENT_REDIRECTION, MIRROR),
+        *(SCRAPE, SCRAPE_PORT, SCRAPE_PATH, SCRAPE_SCHEME),
+    )
 )
-"""How annotations begin that somebody reads."""
+"""Annotations that somebody reads, of a pod of another node, a Service or a Namespace."""
+MAX_VALUE: Final = 4096
+"""Characters of one that are kept: nothing that long is right, but that it is there may matter."""
+MAX_TEXTS: Final = 64
+"""Of an object's labels that are kept as a dict, which takes many times as much as they have bytes."""
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 """The whole object once more, as text."""
 _PROBES: Final = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle")
@@ -34,6 +43,30 @@ UNWRITTEN: Final = "unwritten"
 """Field of a kept document, which no object of the API has."""
 _Shared = TypeVar("_Shared", bound=Hashable)
 _Annotated = TypeVar("_Annotated", ServiceObject, NamespaceObject)
+
+
+class PackedTexts(Mapping[str, str]):
+    """Very many texts by name, in twice as much memory as they have bytes. No name has a NUL: Kubernetes
+    checks labels' names.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._lines = tuple(sorted(f"{name}\0{value}" for name, value in texts.items()))
+
+    def __getitem__(self, name: str) -> str:
+        begin = f"{name}\0"
+        at = bisect_left(self._lines, begin)
+        if at == len(self._lines) or not self._lines[at].startswith(begin):
+            raise KeyError(name)
+        return self._lines[at].removeprefix(begin)
+
+    def __iter__(self) -> Iterator[str]:
+        return (line.partition("\0")[0] for line in self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
 
 class Lean:
@@ -81,6 +114,8 @@ class Lean:
 
     def texts(self, texts: Mapping[str, str]) -> Mapping[str, str]:
         """Return the mapping that is equal to *texts*, the same for all."""
+        if len(texts) > MAX_TEXTS:
+            return PackedTexts(texts)
         key = tuple(sorted(texts.items()))
         found = self._texts.get(key)
         if found is None:
@@ -133,7 +168,7 @@ def trim(document: KubeObject) -> None:
 
 def useful(annotations: Mapping[str, str]) -> dict[str, str]:
     """Return those of *annotations* that somebody reads."""
-    return {name: value for name, value in annotations.items() if name.startswith(_KEPT)}
+    return {name: annotations[name][:MAX_VALUE] for name in annotations.keys() & _KEPT}
 
 
 def unwritten(pod: PodObject) -> KubeObject:

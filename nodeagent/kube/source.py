@@ -38,7 +38,7 @@ from nodeagent.kube.events import Trouble
 from nodeagent.kube.foreign import FOREIGN, ForeignPolicies
 from nodeagent.kube.kind_objects import HeldObject, KindObjects, Name, pod_of
 from nodeagent.kube.kinds import FOLLOWED, NODE_STATUS, PODS, WatchedKind
-from nodeagent.kube.lean import Lean
+from nodeagent.kube.lean import MIRROR, Lean
 from nodeagent.kube.node_status import NodeStatuses
 from nodeagent.kube.outages import Outages
 from nodeagent.kube.watch import DENIED, Sleep, Watch
@@ -49,8 +49,6 @@ from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refus
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import Address, ObjectKey, PodUid
 
-MIRROR: Final = "kubernetes.io/config.mirror"
-"""Annotation of a static pod's mirror: the uid by which the kubelet and the runtime know the pod."""
 FIRST_LOOK_SECONDS: Final = 1.0
 log = logging.getLogger("nodeagent.kube")
 

@@ -11,8 +11,8 @@ from ipaddress import ip_address
 from nodeagent.mesh.endpoint_slices import EndpointSlices
 from nodeagent.mesh.local import finished, path_setting
 from nodeagent.mesh.network_policies import NetworkPolicies
-from nodeagent.mesh.policies import Policies
-from nodeagent.mesh.selection import NamespacedName, Postings, Selection
+from nodeagent.mesh.policies import PEER_AUTHENTICATION, Policies
+from nodeagent.mesh.selection import NamespacedName, PodLabels, Postings, Selection
 from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import (
@@ -45,11 +45,14 @@ class Touched:
 
 
 class ClusterState:
-    """Everything that is known of the cluster; what changes is noted in ``touched``. *runs_here* says
-    whether a pod is seen to run on this node, with a network of its own.
+    """Everything that is known of the cluster, as *node* sees it; what changes is noted in ``touched``.
+    *runs_here* says whether a pod is seen to run on this node, with a network of its own.
     """
 
-    def __init__(self, default_mtls: MtlsMode, root_namespace: str, runs_here: Callable[[PodObject], bool]) -> None:
+    def __init__(
+        self, node: str, default_mtls: MtlsMode, root_namespace: str, runs_here: Callable[[PodObject], bool]
+    ) -> None:
+        self._node = node
         self._runs_here = runs_here
         self.pods: dict[NamespacedName, PodObject] = {}
         self.services: dict[NamespacedName, ServiceObject] = {}
@@ -57,9 +60,10 @@ class ClusterState:
         self.namespaces: dict[str, NamespaceObject] = {}
         self._enrolled: set[tuple[PodUid, str]] = set()
         """Whose mark is there, and by which node; empty: by any."""
-        self.selection = Selection()
+        self.labels = PodLabels()
+        self.selection = Selection(self.labels)
         self.slices = EndpointSlices()
-        self.policies = Policies(default_mtls, root_namespace)
+        self.policies = Policies(default_mtls, root_namespace, self.labels)
         self.network = NetworkPolicies()
         self.touched = Touched()
         self._claims: Postings[Address, NamespacedName] = Postings()
@@ -168,9 +172,7 @@ class ClusterState:
         elif change.kind == "Node":
             self._put_node(change.name, found if isinstance(found, NodeObject) else None)
         else:
-            policy = found if isinstance(found, NetworkPolicyObject | UnreadPolicy) else None
-            self.network.put(change.kind, *key, policy)
-            self.touched.modes |= self.policies.pods_in(change.namespace)
+            self._put_network_policy(change, found if isinstance(found, NetworkPolicyObject | UnreadPolicy) else None)
 
     def _mark(self, change: EnrolledChange) -> None:
         if change.enrolled:
@@ -183,8 +185,7 @@ class ClusterState:
         self._touch_pod(key)
         before = self.pods.pop(key, None)
         if before is not None:
-            self.selection.drop_pod(key)
-            self.policies.drop_pod(key)
+            self.labels.drop(key)
             self._by_uid.discard(before.uid, key)
             self._running_here.discard(key)
             for address in before.addresses:
@@ -193,8 +194,7 @@ class ClusterState:
                     self._contested.discard(address)
         if pod is not None:
             self.pods[key] = pod
-            self.selection.put_pod(key, pod.labels)
-            self.policies.put_pod(key, pod.labels)
+            self.labels.put(key, pod.labels)
             self._by_uid.add(pod.uid, key)
             self._claim(key, pod)
             self._touch_pod(key)
@@ -249,13 +249,28 @@ class ClusterState:
         self.namespaces.pop(name, None)
         if namespace is not None:
             self.namespaces[name] = namespace
-        self.touched.pods |= self.policies.pods_in(name)
+        self.touched.pods |= self.labels.within(name)
+
+    def _put_network_policy(self, change: Change, policy: NetworkPolicyObject | UnreadPolicy | None) -> None:
+        """Mark the pods that the policy was for and is for now; one that cannot be read is no pod's."""
+        before = self.network.selector(change.namespace, change.name)
+        self.network.put(change.kind, change.namespace, change.name, policy)
+        after = self.network.selector(change.namespace, change.name)
+        for selector in (before, after):
+            if selector is not None:
+                pods = self.labels.within(change.namespace)
+                self.touched.modes.update(key for key in pods if selector.matches(self.pods[key].labels))
 
     def _put_policy(self, key: ObjectKey, policy: Policy | None, file: str) -> None:
         """Mark the policy and the pods that it was for and is for now: their entries change by
-        their modes and policies alone.
+        their modes and policies alone, those of other nodes' pods by their modes.
         """
         self.touched.policies.add(key)
-        self.touched.modes |= self.affected(key)
+        self.touched.modes |= self._governed(key)
         self.policies.put(key, policy, file)
-        self.touched.modes |= self.affected(key)
+        self.touched.modes |= self._governed(key)
+
+    def _governed(self, key: ObjectKey) -> Set[NamespacedName]:
+        """Return the pods whose entries say something of the policy *key*."""
+        found = self.affected(key)
+        return found if key[0] == PEER_AUTHENTICATION else {pod for pod in found if self.pods[pod].node == self._node}

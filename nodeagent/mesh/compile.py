@@ -25,7 +25,8 @@ are told apart by what has to be made anew:
 
 Who touches whom: a pod its Services, the pods that claim one of its addresses, and those Services;
 a Service the pods that it selects; an EndpointSlice its Service, and a pod the Services that have
-an endpoint at its address; a policy the pods that it is for; a Namespace all its pods. It
+an endpoint at its address; a policy the pods that it is for, on other nodes only where it is a
+PeerAuthentication or a NetworkPolicy; a Namespace all its pods. It
 goes no further: no entry is made of another object's entry.
 
 Several pods may claim one address: for a while, as when a new one was given an ended one's, or because
@@ -123,7 +124,7 @@ class Mesh:
         self._trust_domain = trust_domain
         self._places = places
         self._scrapes = scrapes
-        self._state = ClusterState(default_mtls, root_namespace, self._runs_here)
+        self._state = ClusterState(node, default_mtls, root_namespace, self._runs_here)
         self.node_pods = NodePods(node, trust_domain, places, self._state, membership, root_namespace)
         """The pods of this node, as they are after the last :meth:`apply`."""
         self._users: Postings[str, NamespacedName] = Postings()
@@ -282,9 +283,10 @@ class Mesh:
         """Return what policies say of *pod*, which *services* select; Istio's themselves matter on
         its own node only.
         """
-        found = self._state.policies.of(key, services)
+        is_own = pod.node == self._node
+        found = self._state.policies.of(key, services) if is_own else self._state.policies.peers(key)
         network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
-        own = names(found) if pod.node == self._node and not pod.host_network else ()
+        own = names(found) if is_own and not pod.host_network else ()
         return _Said(self._state.policies.mtls(found), own, network)
 
     def _use(self, key: NamespacedName, workload: Workload | None) -> set[str]:

@@ -8,11 +8,11 @@ matches, not what exists.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass
 from typing import Final
 
-from nodeagent.mesh.selection import NamespacedName, Postings
+from nodeagent.mesh.selection import NamespacedName, PodLabels, Postings
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.policy_scope import PolicyTarget
@@ -22,6 +22,7 @@ from nodeagent.vocabulary import ObjectKey
 _Term = tuple[str, str, str]
 """Namespace (empty: of the whole mesh), label and value; label and value empty: everything of the namespace."""
 _EVERYTHING: Final = ("", "")
+PEER_AUTHENTICATION: Final = "PeerAuthentication"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +37,20 @@ class MtlsModes:
 
 
 class Policies:
-    """Every policy of the cluster, and the pods that it may be for."""
+    """Every policy of the cluster, and which of *pods* it may be for."""
 
-    def __init__(self, default: MtlsMode, root: str) -> None:
+    def __init__(self, default: MtlsMode, root: str, pods: PodLabels) -> None:
+        self._pods = pods
         self._default = default
         self.root = root
         self.known: dict[ObjectKey, Policy] = {}
         self.files: dict[ObjectKey, str] = {}
         self.entries: dict[str, AuthorizationPolicy | RequestAuthentication | RateLimit] = {}
         """By the entry's key; those of policies that are entries."""
-        self._labels: dict[NamespacedName, Mapping[str, str]] = {}
-        self._pods: Postings[_Term, NamespacedName] = Postings()
         self._by_term: Postings[_Term, ObjectKey] = Postings()
+        self._peers_by_term: Postings[_Term, ObjectKey] = Postings()
+        """Of PeerAuthentications alone: of a pod on another node nobody asks for more."""
         self._by_service: Postings[NamespacedName, ObjectKey] = Postings()
-
-    # -- pods --
-
-    def put_pod(self, key: NamespacedName, labels: Mapping[str, str]) -> None:
-        """Know the pod *key*, or know it anew."""
-        self.drop_pod(key)
-        self._labels[key] = labels
-        for term in _terms_of_pod(key, labels):
-            self._pods.add(term, key)
-
-    def drop_pod(self, key: NamespacedName) -> None:
-        for term in _terms_of_pod(key, self._labels.pop(key, {})):
-            self._pods.discard(term, key)
-
-    def pods_in(self, namespace: str) -> Set[NamespacedName]:
-        """Return the pods of *namespace*."""
-        return self._pods.get((namespace, *_EVERYTHING))
-
-    # -- policies --
 
     def put(self, key: ObjectKey, policy: Policy | None, file: str) -> None:
         """Know the policy *key*, know it anew, or (None) no more."""
@@ -79,7 +62,8 @@ class Policies:
             for service in _services(before):
                 self._by_service.discard(service, key)
             if not self._selects_nobody(before):
-                self._by_term.discard(self._term(before), key)
+                self._terms_of(key).discard(self._term(before), key)
+                self._pods.release(self._scope(before), dict(before.selector))
         if policy is not None:
             self.known[key] = policy
             self.files[key] = file
@@ -88,7 +72,8 @@ class Policies:
             for service in _services(policy):
                 self._by_service.add(service, key)
             if not self._selects_nobody(policy):
-                self._by_term.add(self._term(policy), key)
+                self._terms_of(key).add(self._term(policy), key)
+                self._pods.ask(self._scope(policy), dict(policy.selector))
 
     def services(self, key: ObjectKey) -> list[NamespacedName]:
         """Return the Services to whose pods the policy *key* is attached."""
@@ -102,28 +87,31 @@ class Policies:
             return frozenset()
         scope = self._scope(policy)
         if not policy.selector:
-            return self._labels.keys() if not scope else self._pods.get((scope, *_EVERYTHING))
-        wanted = dict(policy.selector).items()
-        fewest = min((self._pods.get((scope, *item)) for item in policy.selector), key=len)
-        return {pod for pod in fewest if wanted <= self._labels[pod].items()}
+            return self._pods.within(scope)
+        return set(self._pods.selected(scope, dict(policy.selector)))
 
     def of(self, pod: NamespacedName, services: Iterable[NamespacedName]) -> list[Policy]:
         """Return the policies that are for *pod*, which *services* select, oldest first."""
         if not self.known:
             return []
-        labels = self._labels.get(pod, {})
-        found: set[ObjectKey] = set()
-        for scope in (pod[0], ""):
-            found |= self._by_term.get((scope, *_EVERYTHING))
-            for item in labels.items():
-                found |= {
-                    key
-                    for key in self._by_term.get((scope, *item))
-                    if dict(self.known[key].selector).items() <= labels.items()
-                }
+        found = self._selecting(pod, self._by_term) | self._selecting(pod, self._peers_by_term)
         for service in services:
             found |= self._by_service.get(service)
         return sorted((self.known[key] for key in found), key=_age)
+
+    def peers(self, pod: NamespacedName) -> list[Policy]:
+        """Return the PeerAuthentications that are for *pod*, oldest first."""
+        return sorted((self.known[key] for key in self._selecting(pod, self._peers_by_term)), key=_age)
+
+    def _selecting(self, pod: NamespacedName, by_term: Postings[_Term, ObjectKey]) -> set[ObjectKey]:
+        """Return those of *by_term* whose namespace and selector are *pod*'s."""
+        found: set[ObjectKey] = set()
+        for term in ((pod[0], *_EVERYTHING), ("", *_EVERYTHING), *self._pods.terms(pod)):
+            found |= {key for key in by_term.get(term) if self._pods.matches(pod, dict(self.known[key].selector))}
+        return found
+
+    def _terms_of(self, key: ObjectKey) -> Postings[_Term, ObjectKey]:
+        return self._peers_by_term if key[0] == PEER_AUTHENTICATION else self._by_term
 
     def mtls(self, policies: Iterable[Policy]) -> MtlsModes:
         """Return the modes that *policies*, those of one pod and oldest first, make: port >
@@ -208,7 +196,7 @@ class Policies:
 
     def _older(self, policy: Policy) -> Policy | None:
         """Return the PeerAuthentication that takes *policy*'s place for every pod: one with the same selector."""
-        rivals = [self.known[key] for key in self._by_term.get(self._term(policy)) if key[0] == policy.kind]
+        rivals = [self.known[key] for key in self._peers_by_term.get(self._term(policy))]
         oldest = min((each for each in rivals if each.selector == policy.selector), key=_age)
         return None if oldest is policy else oldest
 
@@ -262,13 +250,6 @@ def _action(policy: Policy) -> str:
 
 def _age(policy: Policy) -> tuple[str, str, str, str]:
     return policy.created, policy.namespace, policy.name, policy.kind
-
-
-def _terms_of_pod(key: NamespacedName, labels: Mapping[str, str]) -> Iterable[_Term]:
-    yield (key[0], *_EVERYTHING)
-    for item in labels.items():
-        yield (key[0], *item)
-        yield ("", *item)
 
 
 def _is_service(target: PolicyTarget) -> bool:

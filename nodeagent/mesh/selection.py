@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Set
 from typing import Generic, TypeVar
 
 NamespacedName = tuple[str, str]
@@ -34,52 +34,112 @@ class Postings(Generic[_Name, _Item]):
         return self._sets.get(name, frozenset())
 
 
+class PodLabels:
+    """The pods by those of their labels that somebody asks for: one can have thousands that nobody does.
+
+    A scope is a namespace; empty, the whole mesh.
+    """
+
+    def __init__(self) -> None:
+        self._labels: dict[NamespacedName, Mapping[str, str]] = {}
+        self._in: Postings[str, NamespacedName] = Postings()
+        self._asked: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """By scope, how often for which names of labels."""
+        self._pods: Postings[Term, NamespacedName] = Postings()
+
+    def put(self, pod: NamespacedName, labels: Mapping[str, str]) -> None:
+        """Know *pod*, or know it anew."""
+        self.drop(pod)
+        self._labels[pod] = labels
+        self._in.add(pod[0], pod)
+        for term in self.terms(pod):
+            self._pods.add(term, pod)
+
+    def drop(self, pod: NamespacedName) -> None:
+        for term in self.terms(pod):
+            self._pods.discard(term, pod)
+        self._in.discard(pod[0], pod)
+        self._labels.pop(pod, None)
+
+    def within(self, scope: str) -> Set[NamespacedName]:
+        """Return the pods of *scope*."""
+        return self._in.get(scope) if scope else self._labels.keys()
+
+    def terms(self, pod: NamespacedName) -> list[Term]:
+        """Return the labels of *pod* that are asked for, in the scopes in which they are."""
+        labels = self._labels.get(pod, {})
+        found: list[Term] = []
+        for scope in (pod[0], ""):
+            asked: Mapping[str, int] = self._asked.get(scope, {})
+            found += [(scope, name, labels[name]) for name in asked.keys() & labels.keys()]
+        return found
+
+    def matches(self, pod: NamespacedName, selector: Mapping[str, str]) -> bool:
+        """Say whether *pod* has all labels of *selector*."""
+        labels = self._labels.get(pod, {})
+        return all(labels.get(name) == value for name, value in selector.items())
+
+    def ask(self, scope: str, names: Iterable[str]) -> None:
+        """Somebody selects pods of *scope* by labels with *names*, until :meth:`release`."""
+        asked = self._asked[scope]
+        for name in names:
+            asked[name] += 1
+            if asked[name] > 1:
+                continue
+            for pod in self.within(scope):
+                if name in self._labels[pod]:
+                    self._pods.add((scope, name, self._labels[pod][name]), pod)
+
+    def release(self, scope: str, names: Iterable[str]) -> None:
+        asked = self._asked[scope]
+        for name in names:
+            asked[name] -= 1
+            if asked[name]:
+                continue
+            del asked[name]
+            for pod in self.within(scope):
+                if name in self._labels[pod]:
+                    self._pods.discard((scope, name, self._labels[pod][name]), pod)
+
+    def selected(self, scope: str, selector: Mapping[str, str]) -> list[NamespacedName]:
+        """Return the pods of *scope* that *selector* selects, in no order; its names are asked for there."""
+        fewest = min((self._pods.get((scope, *item)) for item in selector.items()), key=len)
+        return [pod for pod in fewest if self.matches(pod, selector)]
+
+
 class Selection:
-    """Two indexes: pods by each of their labels, Services by one term of their selector.
+    """Which Services select which of *pods*, both ways.
 
     A Service without a selector selects nothing: somebody else says what its endpoints are.
     """
 
-    def __init__(self) -> None:
-        self._pods: Postings[Term, NamespacedName] = Postings()
+    def __init__(self, pods: PodLabels) -> None:
+        self._pods = pods
         self._services: Postings[Term, NamespacedName] = Postings()
-        self._labels: dict[NamespacedName, Mapping[str, str]] = {}
         self._selectors: dict[NamespacedName, Mapping[str, str]] = {}
-
-    def put_pod(self, key: NamespacedName, labels: Mapping[str, str]) -> None:
-        self.drop_pod(key)
-        self._labels[key] = labels
-        for item in labels.items():
-            self._pods.add((key[0], *item), key)
-
-    def drop_pod(self, key: NamespacedName) -> None:
-        for item in self._labels.pop(key, {}).items():
-            self._pods.discard((key[0], *item), key)
 
     def put_service(self, key: NamespacedName, selector: Mapping[str, str]) -> None:
         self.drop_service(key)
         if selector:
             self._selectors[key] = selector
+            self._pods.ask(key[0], selector)
             self._services.add((key[0], *min(selector.items())), key)
 
     def drop_service(self, key: NamespacedName) -> None:
         selector = self._selectors.pop(key, None)
         if selector:
             self._services.discard((key[0], *min(selector.items())), key)
+            self._pods.release(key[0], selector)
 
     def services_of(self, pod: NamespacedName) -> list[NamespacedName]:
         """Return the Services that select *pod*, in no order."""
-        labels = self._labels.get(pod, {})
         found: list[NamespacedName] = []
-        for item in labels.items():
-            candidates = self._services.get((pod[0], *item))
-            found += [service for service in candidates if self._selectors[service].items() <= labels.items()]
+        for term in self._pods.terms(pod):
+            candidates = self._services.get(term)
+            found += [service for service in candidates if self._pods.matches(pod, self._selectors[service])]
         return found
 
     def pods_of(self, service: NamespacedName) -> list[NamespacedName]:
         """Return the pods that *service* selects, in no order."""
         selector = self._selectors.get(service)
-        if not selector:
-            return []
-        fewest = min((self._pods.get((service[0], *item)) for item in selector.items()), key=len)
-        return [pod for pod in fewest if selector.items() <= self._labels[pod].items()]
+        return self._pods.selected(service[0], selector) if selector else []

@@ -286,6 +286,7 @@ def test_a_listing_that_says_nothing_is_told(
         waiting = asyncio.ensure_future(following(source))
         await until(lambda: "the listing stopped: nothing came for 0.05 s" in caplog.text)
         assert not waiting.done()
+        monkeypatch.undo()
         api.stuck = False
         assert await waiting == ["+Pod/web"]
         source.close()
@@ -683,6 +684,20 @@ def test_of_pods_on_other_nodes_little_is_kept(tmp_path: Path) -> None:
         assert [(each.ports[0].name, each.probes) for each in change.object.containers] == [("http", ())]
         api.put(pod("far", "node2", phase="Succeeded"))
         assert await following(source) == ["-Pod/far"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_pod_is_known_once_it_has_a_node(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(pod("waits", ""))
+        api.put(pod("far", "node2"))
+        assert await following(source) == ["+Pod/far"]
+        assert source.unread_pods() == []
+        api.put(pod("waits", "node2"))
+        assert await following(source) == ["+Pod/waits"]
         source.close()
 
     play(tmp_path, scene)

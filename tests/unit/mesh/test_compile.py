@@ -283,6 +283,35 @@ def test_a_change_recompiles_nothing_else(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(seen) == [("default", "app5"), ("default", "p5")]
 
 
+def test_a_policy_recompiles_those_whose_entries_say_something_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: pods of this node and of another, and policies for all of a namespace. Verdict: a pod of another node is
+    made anew for a PeerAuthentication, and for a NetworkPolicy that selects it, and is asked about no others.
+    """
+    made = mesh(*(pod(name, f"10.0.0.{name}", node=f"node{name}", app=f"app{name}") for name in "12"))
+    seen: list[str] = []
+    original = Mesh._governed
+
+    def spied(self: Mesh, key: tuple[str, str], workload: Workload) -> Workload:
+        seen.append(key[1])
+        return original(self, key, workload)
+
+    def asked(change: AnyChange) -> list[str]:
+        seen.clear()
+        made.apply([change])
+        return sorted(seen)
+
+    monkeypatch.setattr(Mesh, "_governed", spied)
+    assert asked(policy("AuthorizationPolicy", {"action": "DENY", "rules": [{}]})) == ["1"]
+    assert asked(policy("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, name="q")) == ["1", "2"]
+    network = {"kind": "NetworkPolicy", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "n"}}
+    for labels, expected in (({"app": "app2"}, ["2"]), ({"app": "app1"}, ["1", "2"]), ({"app": "app3"}, ["1"])):
+        spec = {"podSelector": {"matchLabels": labels}}
+        assert asked(Change("NetworkPolicy", "default", "n", parse({**network, "spec": spec}))) == expected
+    monkeypatch.setattr("nodeagent.mesh.policies.Policies.of", lambda *_: pytest.fail("it is of another node"))
+    made.apply([pod("2", "10.0.0.2", node="node2", app="app2", ready=False)])
+    assert entry(made, "workload/uid-2").mtls == "STRICT"
+
+
 def test_enrolment_marks_may_come_before_the_pod_and_stay() -> None:
     made = mesh(EnrolledChange(PodUid("uid-a"), True), pod("a"))
     assert entry(made, "workload/uid-a").enrolled
