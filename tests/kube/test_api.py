@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,34 @@ def test_what_happens_while_a_source_is_closed_is_told_after(api: Cluster) -> No
         await client.delete(f"{PODS}/comes?gracePeriodSeconds=0")
 
     follow(api, scene)
+
+
+def test_what_is_very_large_or_very_deep_keeps_nothing_behind_it_from_being_told(api: Cluster) -> None:
+    """Input: a pod of 0.7 MB that is 4.2 MB in a watch, as Go writes ``<`` as six bytes, and a policy with mappings
+    in mappings, 2000 deep. Verdict: both are told, and what comes after them; by a watch, and by a listing.
+    """
+    large = pod("large")
+    large["spec"]["containers"][0]["env"] = [{"name": "A", "value": "<" * 700_000}]
+    policy = peer_authentication("STRICT")
+    policy["spec"]["deep"] = "DEEP"
+    deep = json.dumps(policy).replace('"DEEP"', '{"a":' * 2000 + "1" + "}" * 2000)
+
+    async def scene(seen: Follower, client: KubeClient) -> None:
+        await seen.until(lambda: seen.has("Namespace", "shop"))
+        await client.post(PODS, large)
+        await client.post(PODS, pod("behind"))
+        await asyncio.to_thread(api.kubectl, "create", "--raw", POLICIES, "-f", "-", stdin=deep)
+        await seen.until(lambda: seen.has("Pod", "behind") and seen.has("PeerAuthentication", "all"))
+        assert seen.has("Pod", "large")
+
+    async def again(seen: Follower, client: KubeClient) -> None:
+        await seen.until(lambda: seen.has("Pod", "behind") and seen.has("PeerAuthentication", "all"))
+        assert seen.has("Pod", "large")
+        for path in (f"{PODS}/large?gracePeriodSeconds=0", f"{PODS}/behind?gracePeriodSeconds=0", f"{POLICIES}/all"):
+            await client.delete(path)
+
+    follow(api, scene)
+    follow(api, again)
 
 
 def test_one_node_hears_what_another_says_of_its_pods(api: Cluster) -> None:
@@ -288,6 +317,24 @@ def _refusal(cluster: Cluster, ask: Callable[[KubeClient], Awaitable[object]]) -
         return ""
 
     return asyncio.run(main())
+
+
+def test_events_are_told_in_nobody_elses_name(rights: Cluster) -> None:
+    document = {
+        "metadata": {"name": "forged", "namespace": SYSTEM},
+        "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": SYSTEM, "name": "agent"},
+        "type": "Warning",
+        "reason": "Killing",
+        "action": "Kill",
+        "note": "as a test",
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "reportingController": "kubelet",
+        "reportingInstance": "node1",
+    }
+    path = f"/apis/events.k8s.io/v1/namespaces/{SYSTEM}/events"
+    # A policy is in force some moments after it was made.
+    words = eventually(lambda: _refusal(rights, lambda client: client.post(path, document)))
+    assert "in nobody else's name" in words
 
 
 def test_without_rights_each_rule_is_named(rights: Cluster) -> None:
