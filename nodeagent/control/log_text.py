@@ -9,7 +9,6 @@ stands still for a large file.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,12 +167,11 @@ def _read(found: FoundFile, begin: int, most: int) -> bytes:
 def _unpacked(found: FoundFile, begin: int, most: int) -> bytes:
     if begin >= _UNPACKED:
         return b""
+    from nodeagent.logs.tail.compressed import CompressedError, Content  # memory: only who asks pays for it
+
     try:
-        with open(os.dup(found.opened.descriptor), "rb") as file, gzip.open(file) as packed:
-            file.seek(0)
-            packed.seek(begin)
-            return packed.read(most)
-    except (OSError, EOFError, ValueError):  # torn, or no such file
+        return Content(found.opened.descriptor).read(begin, most)
+    except (OSError, CompressedError):  # no such file, or one that is made to be read for ever
         return b""
 
 

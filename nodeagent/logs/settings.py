@@ -6,6 +6,8 @@ What pods may ask for by annotations within it: ``pods.py``; the sinks' own sect
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -59,7 +61,8 @@ class LogFiles(PodSelection):
     """The name of an emptyDir volume."""
     path: str = "*.log"
     """Below the volume: names with ``*`` and ``?``; ``**`` for any folders."""
-    parser: str = "auto"
+    parser: str = ""
+    """Empty: what the pod's annotation says, or ``auto``."""
     multiline: str = ""
     """A preset or the name of an entry of ``logs.multiline``; empty: each line is a record."""
     sinks: tuple[str, ...] = ()
@@ -241,13 +244,27 @@ class LogSettings(ConfigSection):
         users: list[tuple[str, LogFiles | NodeFile]] = [(f"files.{each.name}", each) for each in self.files]
         users += [(f"node.files {each.path}", each) for each in self.node.files]
         for where, user in users:
-            _known(f"{where}.parser", (user.parser,), self.parser_names())
+            _known(f"{where}.parser", (user.parser,) if user.parser else (), self.parser_names())
             _known(f"{where}.multiline", (user.multiline,) if user.multiline else (), self.multiline_names())
             _known(f"{where}.sinks", user.sinks, self.sink_names())
         _known("podSinks", self.pod_sinks, self.sink_names())
+        for sink in self.sinks:
+            if sink.file is not None:
+                self._apart(sink.name, sink.file.path)
         for index, route in enumerate(self.routes):
             _known(f"routes.{index}.sinks", route.sinks, self.sink_names())
         return self
+
+    def _apart(self, sink: str, path: Path) -> None:
+        """Raises ValueError for a sink's file that is read here, itself or renamed: its lines would come for ever."""
+        written = Path(os.path.normpath(path))
+        for each in self.node.files:
+            read = os.path.normpath(each.path)
+            if f"{written}.".startswith(f"{read}.") or re.fullmatch(rf"{re.escape(str(written))}\.\d+", read):
+                raise ValueError(f"sinks.{sink}: {written} is read by node.files; a sink writes where nothing is read")
+        for folder in (self.pod_logs, self.pod_volumes, self.docker_containers):
+            if written.is_relative_to(folder):
+                raise ValueError(f"sinks.{sink}: {written} is below {folder}, where pods' files are read")
 
     def parser_names(self) -> tuple[str, ...]:
         """Return what a file or annotation may name as its parser."""

@@ -76,6 +76,8 @@ class _Conversion:
         self._buffer: Entry = {}
         self._rules: dict[ConfigLine, list[Entry]] = {}
         self._parsers: dict[ConfigLine, str] = {}
+        self._filtered: dict[ConfigLine, list[TailedFiles]] = {}
+        self._read: list[TailedFiles] = []
         self._reached: set[ConfigLine] = set()
         self._pod_files: list[tuple[str, str, _Way]] = []
         self._logs: Entry = {"containers": "none"}
@@ -91,7 +93,7 @@ class _Conversion:
                 + "; ".join(map(str, self._notes[:5]))
             )
         annotations = self._of_the_pod()
-        rules = [self._selected(rule) for rule in chain.from_iterable(self._rules.values())]
+        rules = [self._selected(rule) for rule in chain.from_iterable(map(self._of_all, self._rules))]
         self._logs |= {"rules": rules} if rules else {}
         for each in tails:
             for name, entries in (("parsers", each.parsers), ("multiline", each.starts)):
@@ -138,6 +140,7 @@ class _Conversion:
         if not sinks:
             found.reader.note(f"its events (tag {tag}) come to no output that a sink is like: its files are not read")
             return
+        self._read.append(found)
         for path in found.paths:
             self._place(path, found, _Way(found.parser, found.multiline, sinks))
 
@@ -163,9 +166,21 @@ class _Conversion:
             yield from self._output(tag, section, found, depth)
             return
 
+    def _of_all(self, place: ConfigLine) -> Sequence[Entry]:
+        """Return the rules of the filter at *place* if it is one for all that is read: here they are for whole pods."""
+        rules = self._rules[place]
+        fits = self._filtered[place]
+        if rules and any(each not in fits for each in self._read):
+            self._notes.append(
+                ImportNote(place, "<filter>: is not taken: it is for some files only, and a rule is for all of a pod's")
+            )
+            return ()
+        return rules
+
     def _filter(self, section: FluentSection, found: TailedFiles) -> None:
         if section.place not in self._rules:
             self._rules[section.place], self._parsers[section.place] = filters.rules(self._reader(section))
+        self._filtered.setdefault(section.place, []).append(found)
         found.parser = self._parsers[section.place] or found.parser
 
     def _output(self, tag: str, section: FluentSection, found: TailedFiles, depth: int) -> Iterator[str]:

@@ -100,7 +100,13 @@ def _parser(found: TailedFiles, parse: SectionReader, form: str, name: str) -> N
     """Say how the lines are parsed. Raises ConfigError for what cannot be parsed here."""
     key = parse.text("time_key")
     format_of_time = parse.get("time_format", time_format)
-    parse.needless("keep_time_key", "time_type", "localtime", "utc", "timezone", "json_parser", "null_empty_string")
+    parse.needless("time_type", "utc", "json_parser", "null_empty_string")
+    if parse.text("timezone") not in (None, "", "UTC", "Z", "+00:00", "+0000"):
+        parse.differs("timezone", "is not taken: a time without a zone is UTC here: let what is written say its zone")
+    if parse.truth("localtime"):
+        parse.differs("localtime", "is not taken: a time without a zone is UTC here: let what is written say its zone")
+    if not parse.truth("keep_time_key", default=True):
+        parse.differs("keep_time_key", "is not taken: the member that says when stays in the record")
     parse.differs("types", "is not taken: members have the type that the line gives them; of an expression, text")
     parse.differs("null_value_pattern", "is not taken")
     if form in _JSON_LINES:

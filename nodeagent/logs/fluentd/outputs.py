@@ -15,6 +15,7 @@ SECRETS: Final = "/etc/nodeagent/logs"
 CLUSTER_SECRETS: Final = "/var/run/secrets/logs"
 """Where daemonset/components/logs has them, in the Secret nodeagent-logs."""
 _PLACES: Final = {"%Y": "{year}", "%m": "{month}", "%d": "{day}", "${tag}": "{tag}", "${hostname}": "{node}"}
+_UNKNOWN: Final = re.compile(r"\$\{[^}]*\}|%[A-Za-z]|(?<!\{)<<?[a-z]+>")
 _DATE: Final = "%Y.%m.%d"
 _INDEX_DATES: Final = {_DATE: "{date}"}
 _BUFFERED: Final = (
@@ -149,9 +150,9 @@ def _index(reader: SectionReader) -> str:
     for old, new in _PLACES.items():
         text = text.replace(old, new)
     text = re.sub(r"\$\{record\['?kubernetes'?\]\['?(namespace|pod|container)_name'?\]\}", r"{\1}", text)
-    if left := re.search(r"\$\{[^}]*\}|%[A-Za-z]|(?<!\{)<<?[a-z]+>", text):
-        reader.note(f"index_name: {left[0]} is not known here; there are {', '.join(_PLACES)}")
-        text = text.replace(left[0], "x")
+    for left in dict.fromkeys(_UNKNOWN.findall(text)):
+        reader.note(f"index_name: {shown(left)} is not known here; there are {', '.join(_PLACES)}")
+        text = text.replace(left, "x")
     return text.lower()
 
 
@@ -193,7 +194,9 @@ def _forward(reader: SectionReader, name: str) -> tuple[str, Entry]:
     addresses = []
     for server in reader.sections("server"):
         addresses.append(f"{server.text('host') or 'host.invalid'}:{server.text('port') or '24224'}")
-        server.needless("name", "weight", "standby", "username", "password", "shared_key")
+        server.needless("name", "weight", "standby")
+        for each in ("username", "password", "shared_key"):
+            server.differs(each, "is not taken: all servers have one user, passwordFile and sharedKeyFile here")
         server.finish()
     found: Entry = {"addresses": addresses}
     security = reader.one("security")

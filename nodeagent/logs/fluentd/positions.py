@@ -10,9 +10,11 @@ beginning: what comes twice harms less than what is missing.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +59,10 @@ def read_positions(paths: Iterable[Path]) -> dict[int, FluentdPosition]:
     found: dict[int, FluentdPosition] = {}
     for path in paths:
         try:
-            with path.open("rb") as file:
+            # A pod that shares the folder may have left a FIFO there, which nobody may ever write to.
+            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file")
                 content = file.read(MAX_BYTES)
                 written = os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:

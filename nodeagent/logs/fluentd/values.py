@@ -97,10 +97,22 @@ def expression(text: str) -> str:
     return made
 
 
+_TIMES: Final = {
+    "F": "%Y-%m-%d",
+    "T": "%H:%M:%S",
+    "R": "%H:%M",
+    "D": "%m/%d/%y",
+    "e": "%d",
+    "k": "%H",
+    "l": "%I",
+    "h": "%b",
+}
+"""What Ruby's strptime knows besides Python's."""
+
+
 def time_format(text: str) -> str:
     """Return Fluentd's *text*, Ruby's strptime, as ``logs.parsers`` has it. Raises ConfigError."""
+    from nodeagent.logs.process.times import time_form  # as in expression
+
     made = re.sub(r"%[369]?N", "%L", text)
-    for letters in re.findall(r"%([A-Za-z%])", made):
-        if letters not in "aAbBdefHIjkLlmMpsSTyYzZDFR%":
-            raise ConfigError(f"{shown(text)}: %{letters} is not known here")
-    return made
+    return time_form(re.sub(r"%([A-Za-z%])", lambda found: _TIMES.get(found[1], found[0]), made))

@@ -46,7 +46,7 @@ class LinePattern:
             raise ConfigError(f"{text!r:.80} has no named group, such as (?P<level>[A-Z]+): groups become members")
         # \A and \z mean a text's ends even there: such patterns are searched for line by line.
         anchored = "\\A" in text or "\\z" in text or "(?-m" in text
-        self._by_line = None if anchored else _compile(f"(?m:{text})")
+        self._by_line = None if anchored else _compile(f"(?m){text}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LinePattern) and other.text == self.text

@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -170,6 +171,7 @@ class _HttpConnection:
                 # A server may answer, and refuse, before it has read all: sending goes on beside.
                 data = await self._receive(read)
                 if not data:
+                    read.end_of_stream()
                     break
                 read.feed(data)
         finally:
@@ -196,6 +198,19 @@ class _HttpConnection:
         return data
 
 
+def _seconds(retry_after: bytes, date: bytes) -> float | None:
+    """Return the seconds that *retry_after* asks for; a time counts from the server's own *date*, whatever its clock
+    (RFC 9110, section 10.2.3). None: nothing is asked.
+    """
+    if retry_after.isdigit():
+        return float(retry_after[:6])
+    try:
+        until = parsedate_to_datetime(retry_after.decode("ascii"))
+        return max(0.0, (until - parsedate_to_datetime(date.decode("ascii"))).total_seconds())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
 class _Reading:
     """What httptools tells of an answer."""
 
@@ -205,7 +220,9 @@ class _Reading:
         self._bytes = 0
         self._head = 0
         self._in_body = False
-        self._retry: float | None = None
+        self._framed = False
+        self._retry_after = b""
+        self._date = b""
         self._status = 0
         self.begun = False
         self.complete = False
@@ -224,6 +241,10 @@ class _Reading:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             raise SinkError("what it answers is not HTTP/1.1; is this its port, and http or https?") from None
 
+    def end_of_stream(self) -> None:
+        """The server has closed: where nothing says how long the answer is, it is whole (RFC 9112, section 6.3)."""
+        self.complete = self._in_body and not self._framed
+
     def end(self) -> None:
         """Nothing is fed any more: the parser, which refers to this, goes at once, not when cycles are looked for."""
         del self._parser
@@ -231,15 +252,23 @@ class _Reading:
     def answer(self) -> HttpAnswer:
         if not self.complete:
             raise SinkError("it closed the connection within its answer")
-        return HttpAnswer(self._status, b"".join(self._body), self._retry)
+        return HttpAnswer(self._status, b"".join(self._body), _seconds(self._retry_after, self._date))
 
     def on_message_begin(self) -> None:
         if self.complete:
             raise SinkError("it answers more than it was asked")
+        self._framed = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"retry-after" and value.isdigit():
-            self._retry = float(value[:6])
+        match name.lower():
+            case b"content-length":
+                self._framed = True
+            case b"transfer-encoding":
+                self._framed = self._framed or b"chunked" in value.lower()
+            case b"retry-after":
+                self._retry_after = value
+            case b"date":
+                self._date = value
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()

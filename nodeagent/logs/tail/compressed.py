@@ -92,6 +92,8 @@ class Content:
                 raise CompressedError(f"cannot be decompressed near byte {self._at}: {error}") from None
             if found:
                 self._made += len(found)
+                # No credit is saved up: what is much content first may be all members of nothing afterwards.
+                self._fruitless = max(self._fruitless, self._made >> 10)
                 self._check()
                 return found
             self._fruitless += 1

@@ -21,6 +21,8 @@ from nodeagent.logs.settings import LogSettings
 
 SINK = {"name": "all", "stdout": {}}
 
+FILE = {"name": "file", "file": {"path": "/var/log/x.log"}}
+
 
 def load(folder: Path, logs: dict[str, Any]) -> config.AgentConfig:
     path = folder / "agent.yaml"
@@ -67,6 +69,10 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%L%f"}]}, "logs.parsers.0.timeFormat", "twice"),
         ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%c %H"}]}, "logs.parsers.0.timeFormat", "another"),
         ({"limits": {"lineBytes": "1Ki", "files": 0}}, "logs.limits.files", "1 or more is expected"),
+        ({"multiline": [{"name": "m", "start": "("}]}, "logs.multiline.0.start", "'('"),
+        ({"sinks": [FILE], "node": {"files": [{"path": "/var/log/x.log"}]}}, "logs", "sinks.file: /var/log/x.log"),
+        ({"sinks": [FILE], "node": {"files": [{"path": "/var/log/./x.log.1"}]}}, "logs", "where nothing is read"),
+        ({"sinks": [FILE], "podLogs": "/var/log"}, "logs", "is below /var/log"),
         ({"containers": "some"}, "logs.containers", "'none', 'labelled' or 'all'"),
     ],
 )

@@ -78,6 +78,13 @@ def test_whose_output_is_read(containers: str, annotations: dict[str, str], labe
     assert made.refusals == ()
 
 
+def test_files_of_the_configuration_without_a_parser_have_the_pod_s() -> None:
+    files = [{"name": "a", "volume": "v"}, {"name": "b", "volume": "v", "parser": "none"}]
+    assert [each.reading.parser for each in planned({}, files=files).files] == ["auto", "none"]
+    made = planned({"nodeagent.io/log-parser": "json"}, files=files)
+    assert [each.reading.parser for each in made.files] == ["json", "none"]
+
+
 def test_parsers_of_streams_and_containers_by_fluent_bits_annotations() -> None:
     made = planned(
         {

@@ -406,3 +406,55 @@ def test_nothing_that_is_left_is_an_error() -> None:
         imported(ELASTIC)
     with pytest.raises(ConfigError, match="events go in a circle"):
         imported(SOURCE + CIRCLE)
+
+
+def converted(text: str) -> tuple[Imported, str]:
+    made = imported(text)
+    return made, " ".join(map(str, made.notes))
+
+
+STDOUT = "<match **>\n@type stdout\n</match>\n"
+
+
+def test_a_filter_for_some_files_only_is_no_rule_for_the_whole_pod() -> None:
+    grep = "<filter app.{0}>\n@type grep\n<exclude>\nkey level\npattern debug\n</exclude>\n</filter>\n"
+    both = SOURCE.replace("*.log", "a.log").replace("app.logs", "app.a")
+    both += SOURCE.replace("*.log", "b.log").replace("app.logs", "app.b")
+    made, notes = converted(both + grep.format("a") + STDOUT)
+    assert "rules" not in made.logs and "it is for some files only" in notes
+    made, notes = converted(both + grep.format("*") + STDOUT)
+    assert made.logs["rules"] and "some files only" not in notes
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("timezone +09:00", "timezone: is not taken"),
+        ("keep_time_key false", "keep_time_key: is not taken"),
+        ("time_format %Q", "time_format: "),
+        ("time_format %F %F", "is there twice"),
+    ],
+)
+def test_what_changes_times_is_told(line: str, note: str) -> None:
+    _, notes = converted(SOURCE.replace("@type json", f"@type json\ntime_key at\n{line}") + STDOUT)
+    assert note in notes
+
+
+def test_ruby_s_short_forms_of_times_are_written_out() -> None:
+    made, _ = converted(SOURCE.replace("@type json", "@type json\ntime_key at\ntime_format %F %T.%L") + STDOUT)
+    assert made.logs["parsers"][0]["timeFormat"] == "%Y-%m-%d %H:%M:%S.%L"
+
+
+def test_what_an_output_has_for_each_server_is_told_without_the_secret() -> None:
+    server = "<server>\nhost h\nusername u\npassword hunter2\nshared_key hunter2\n</server>"
+    _, notes = converted(SOURCE + f"<match **>\n@type forward\n{server}\n</match>\n")
+    assert all(f"{each}: is not taken" in notes for each in ("username", "password", "shared_key"))
+    assert "hunter2" not in notes
+
+
+def test_every_unknown_place_of_an_index_is_told() -> None:
+    match = "<match **>\n@type elasticsearch\nhosts me:hunter2@search:9200\nindex_name a-${x}-${y}-%q\n</match>\n"
+    made, notes = converted(SOURCE + match)
+    assert made.logs["sinks"][0]["elasticsearch"]["index"] == "a-x-x-x"
+    assert made.logs["sinks"][0]["elasticsearch"]["urls"] == ["http://search.shop.svc:9200"]
+    assert "${x}" in notes and "${y}" in notes and "hunter2" not in notes

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,10 @@ def test_what_is_in_doubt_is_read_from_its_beginning(tmp_path: Path) -> None:
     assert start(path, 8, written=1) == 0, "it was made after Fluentd's last word: the inode was given again"
     with opened(path) as descriptor:
         assert start_of(descriptor, {}) == 0
+
+
+def test_a_fifo_that_a_pod_left_there_holds_nobody_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(tmp_path / "pos")
+    (tmp_path / "folder").mkdir()
+    assert read_positions([tmp_path / "pos", tmp_path / "folder"]) == {}
+    assert caplog.text.count("cannot be read") == 2

@@ -171,6 +171,10 @@ def test_answers_for_the_whole_request(answer: bytes, outcome: Outcome) -> None:
         (response(200, b"x" * 100)[:-50], "within its answer"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000, "head"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n", "not HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\nx: y", "within its answer"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "within its answer"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab", "within its answer"),
+        (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 14\r\n\r\nno certificate", "what is in between"),
         (b"", "without an answer"),
     ],
 )
@@ -189,6 +193,43 @@ def test_what_is_no_answer_is_tried_again(answer: bytes, why: str) -> None:
         server.close()
 
     run(test)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nconnection: close", b"HTTP/1.0 200 OK\r\nx: y"])
+def test_an_answer_may_end_with_its_connection(head: bytes) -> None:
+    """RFC 9112, section 6.3: what has neither a length nor chunks is whole when the server closes."""
+
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head + b'\r\n\r\n{"errors":false,"items":[]}')
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        sink = ElasticsearchSink("search", settings(server.sockets[0].getsockname()[1]), 5)
+        assert await sent(sink, records(["a"])) == Taken()
+        assert await sent(sink, records(["b"])) == Taken(), "over another connection"
+        await sink.close()
+        server.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        (b"retry-after: 7", 7),
+        (b"retry-after: Sun, 29 Nov 2026 10:01:00 GMT\r\ndate: Sun, 29 Nov 2026 10:00:00 GMT", 60),
+        (b"retry-after: Sun, 29 Nov 2026 09:00:00 GMT\r\ndate: Sun, 29 Nov 2026 10:00:00 GMT", 0),
+        (b"retry-after: Sun, 29 Nov 2026 10:01:00 GMT", None),
+        (b"retry-after: soon\r\ndate: Sun, 29 Nov 2026 10:00:00 GMT", None),
+        (b"retry-after: Sun, 29 Nov 99999 10:01:00 GMT\r\ndate: \xff", None),
+    ],
+)
+def test_a_server_asks_for_time_in_either_way(lines: bytes, seconds: float | None) -> None:
+    read = http_client._Reading()
+    read.feed(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n" + lines + b"\r\n\r\n")
+    assert read.answer().retry_after == seconds
 
 
 def test_an_endless_answer_makes_requests_smaller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,8 +160,13 @@ def test_the_pod_that_fills_the_disk_with_removed_files_loses_them_and_no_other(
 
 @pytest.mark.parametrize(
     "content",
-    [gzip.compress(b"") * 2000, gzip.compress(b"x") * 2000, gzip.compress(bytes(20 << 20))],
-    ids=["members of nothing", "members of a byte each", "a thousand times its size"],
+    [
+        gzip.compress(b"") * 2000,
+        gzip.compress(b"x") * 2000,
+        gzip.compress(b"\n".join(os.urandom(32).hex().encode() for _ in range(20_000))) + gzip.compress(b"") * 1000,
+        gzip.compress(bytes(20 << 20)),
+    ],
+    ids=["members of nothing", "members of a byte each", "nothing behind much", "a thousand times its size"],
 )
 def test_a_compressed_file_that_is_made_to_be_read_for_ever_fails_and_others_go_on(
     rig: Rig, content: bytes, monkeypatch: pytest.MonkeyPatch
