@@ -17,7 +17,7 @@ HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/pieces proxy/grpc/call prox
 	$(addprefix proxy/http2/,frames stream held user sender control session heads exchange downstream upstream streams) \
 	$(addprefix proxy/shared/,heads lease stream own link client server) \
 	$(addprefix proxy/hbone/,heads stream server client) \
-	proxy/http1/framing proxy/http1/wire proxy/http1/exchange proxy/http1/answers proxy/http1/requests proxy/http1/downstream proxy/http1/upstream proxy/http1/turns \
+	proxy/http1/framing proxy/http1/wire proxy/http1/exchange proxy/http1/answers proxy/http1/requests proxy/http1/downstream proxy/http1/upstream proxy/http1/turns proxy/http1/backlog \
 	proxy/tcp proxy/tls/records proxy/tls/stream proxy/accept proxy/sniff proxy/first_words proxy/carry proxy/view proxy/context proxy/permit proxy/admission proxy/carriage proxy/carried proxy/ledger proxy/guards proxy/records proxy/request_ids proxy/revocation proxy/pipeline proxy/busy_poll proxy/guard proxy/client_guard proxy/route proxy/routing proxy/connection \
 	policy/jwt policy/jwt_token vocabulary telemetry/cells telemetry/log_format))
 # Kubernetes, kubectl and CoreDNS in one binary, for tests/kube and `nodeagent lab kube`: built from Go modules once for each content of tests/kube/build.

@@ -179,6 +179,15 @@ STREAMS_PER_POD = Reason(
     "as many requests over HTTP/2 are under way at the pod as proxy.limits.streamsPerPod allows",
     denies=True,
 )
+HELD_PER_POD = Reason(
+    "held_per_pod",
+    503,
+    "UO",
+    "overflow",
+    "more of what clients sent waits at the pod than proxy.limits.heldBytesPerPod allows, most of it this client's:"
+    " are its endpoints reached?",
+    denies=True,
+)
 STREAMS_EXHAUSTED = Reason(
     "streams_exhausted",
     503,

@@ -223,6 +223,11 @@ class Exchange:
         self.arrived = None
         return b"".join(self.pending or ())
 
+    def drop(self) -> None:
+        """Forget what waits of the body: nobody wants it, or somebody has it."""
+        self.pending = None
+        self.pending_bytes = 0
+
     # -- the answer, of which the codec towards the client tells --
 
     def begins(self, status: int, fields: list[Field]) -> None:

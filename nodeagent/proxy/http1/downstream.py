@@ -43,7 +43,7 @@ from typing import Final
 
 import httptools
 
-from nodeagent.errors import DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, Reason
+from nodeagent.errors import DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, HELD_PER_POD, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http import patience
@@ -51,6 +51,7 @@ from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.answers import AnswerWriter, interim_head
+from nodeagent.proxy.http1.backlog import ClientBacklog
 from nodeagent.proxy.http1.exchange import Http1Exchange
 from nodeagent.proxy.http1.requests import RequestReader, RequestSink
 from nodeagent.proxy.http1.turns import PORTION_BYTES, Turns
@@ -80,6 +81,7 @@ class Http1Downstream(Downstream, RequestSink):
         self.reader = RequestReader(self, self, line, context)
         self.answers = AnswerWriter()
         self.turns = Turns(transport, context.loop, self.reader, self.parse)
+        self.backlog = ClientBacklog(connection, context, self._give_way)
         self.current: Http1Exchange | None = None
         self.queue: collections.deque[Http1Exchange] = collections.deque()
         self.touched = context.now
@@ -99,6 +101,9 @@ class Http1Downstream(Downstream, RequestSink):
             self.parse(data)
         else:
             turns.come(data)
+        current = self.current
+        if self.backlog.bytes or turns.late or (current is not None and current.pending_bytes):
+            self._weigh()
 
     def parse(self, data: bytes) -> None:
         """Parse the next portion of what came."""
@@ -110,6 +115,29 @@ class Http1Downstream(Downstream, RequestSink):
             wrong = reader.excess()
         if wrong is not None:
             self._protocol_error(wrong)
+        if self.backlog.bytes:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Count what waits here."""
+        waiting = len(self.turns.late)
+        if self.current is not None:
+            waiting += self.current.pending_bytes
+        for exchange in self.queue:
+            waiting += exchange.pending_bytes
+        self.backlog.count(waiting)
+
+    def _give_way(self) -> None:
+        """The pod's connections hold too much, and this one's client brought most: what waits here is dropped."""
+        current = self.current
+        if current is not None and not current.finished:
+            current.give_up(HELD_PER_POD)
+            current.drop()
+        if self.reader.closed:
+            self.turns.late = b""
+        self._weigh()
+        if self.backlog.bytes:
+            self.reset()
 
     def eof_received(self) -> bool:
         # A client may half-close after its last request and still read the answers.
@@ -126,6 +154,8 @@ class Http1Downstream(Downstream, RequestSink):
         self.reader.closed = True
         current, self.current = self.current, None
         self.queue.clear()
+        self.turns.late = b""
+        self.backlog.count(0)
         if current is not None and current.gone():
             self.line.observe(current, DOWNSTREAM_GONE.status, DOWNSTREAM_GONE)
         self.line.closed(self.connection)
@@ -186,6 +216,7 @@ class Http1Downstream(Downstream, RequestSink):
             return
         if rest:
             exchange.pending = [*(exchange.pending or ()), rest]
+            exchange.pending_bytes += len(rest)
         self.turns.pause("upgrade")
 
     def pause(self, exchange: Exchange, why: str) -> None:
@@ -193,6 +224,8 @@ class Http1Downstream(Downstream, RequestSink):
 
     def resume(self, exchange: Exchange, why: str) -> None:
         self.turns.resume(why)
+        if self.backlog.bytes:
+            self._weigh()
 
     # -- answers --
 
@@ -293,7 +326,10 @@ class Http1Downstream(Downstream, RequestSink):
         exchange.answered = True
         exchange.finished = True
         self.turns.resume("upgrade")  # before the relay, which may want to pause again
-        self.line.tunnel(exchange, self.transport, endpoint, b"".join(exchange.pending or ()), rest)
+        early = b"".join(exchange.pending or ())
+        exchange.drop()
+        self.backlog.count(0)
+        self.line.tunnel(exchange, self.transport, endpoint, early, rest)
 
     def _next(self) -> None:
         """Go on to the next request; one that is refused at once is answered in the same loop, not
@@ -324,6 +360,8 @@ class Http1Downstream(Downstream, RequestSink):
             self._take_next()
         if exchange.upgrade:
             self._declined(exchange)
+        if self.backlog.bytes:
+            self._weigh()
 
     def _take_next(self) -> None:
         following = self.current = self.queue.popleft()
@@ -336,7 +374,8 @@ class Http1Downstream(Downstream, RequestSink):
 
     def _declined(self, exchange: Exchange) -> None:
         """The server stayed with HTTP: so does what was held back."""
-        held, exchange.pending = exchange.pending, None
+        held = exchange.pending
+        exchange.drop()
         self.turns.resume("upgrade")
         if held:
             self.data_received(b"".join(held))
