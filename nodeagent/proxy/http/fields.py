@@ -9,13 +9,13 @@ Host out as it writes.
 
 What a field is to the proxy is found by one dictionary look-up: the table remembers the spellings
 that it has met, so that a usual spelling costs no lower(). Peers choose what is met: all such tables
-are kept small by :func:`remember`.
+are kept small by :func:`has_room`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 Field = tuple[bytes, bytes]
 """Name and value, without white space around either."""
@@ -65,21 +65,20 @@ KNOWN: Final = 4096
 """What one table remembers at most."""
 KNOWN_BYTES: Final = 128
 """Of what is remembered: a peer may send longer ones."""
-_Fact = TypeVar("_Fact", int, bytes)
 _known: Final[dict[bytes, int]] = dict(_FIELDS)
 _CLIENT_CERT: Final = b"x-forwarded-client-cert"
 _FOLDED: Final = bytes(byte if chr(byte).isascii() and chr(byte).isalnum() else 0x2D for byte in range(256))
 
 
-def remember(known: dict[bytes, _Fact], met: bytes, fact: _Fact) -> None:
-    """Note in the table *known* that *fact* was found of *met*, which a peer sent. A table that is full
+def has_room(known: dict[bytes, int] | dict[bytes, bytes], met: bytes) -> bool:
+    """Say whether the table *known* may remember what *met*, which a peer sent, is. One that is full
     begins anew, so that nobody fills it for others: what is usual is back with the next message.
     """
     if len(met) > KNOWN_BYTES:
-        return
+        return False
     if len(known) >= KNOWN:
         known.clear()
-    known[met] = fact
+    return True
 
 
 def folded(name: bytes) -> bytes:
@@ -99,7 +98,8 @@ def classify(name: bytes) -> int:
     kind = _known.get(name)
     if kind is None:
         kind = _FIELDS.get(name.lower(), CLIENT_CERT if is_client_cert(name) else 0)
-        remember(_known, name, kind)
+        if has_room(_known, name):
+            _known[name] = kind
     return kind
 
 

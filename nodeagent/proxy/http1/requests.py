@@ -15,7 +15,7 @@ from nodeagent.errors import BAD_REQUEST, HEADERS_TOO_LARGE, Reason
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http import fields as field
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream
-from nodeagent.proxy.http.fields import Field, classify, remember, size, without
+from nodeagent.proxy.http.fields import Field, classify, has_room, size, without
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.exchange import Http1Exchange
 from nodeagent.proxy.http1.framing import HOP_BY_HOP, Ambiguous, origin_form, request_framing, valid_target
@@ -238,7 +238,8 @@ class RequestReader:
             return False
         if not valid_target(exchange.method, exchange.target, exchange.authority):
             return False
-        remember(_hosts, exchange.authority, field.HOST)
+        if has_room(_hosts, exchange.authority):
+            _hosts[exchange.authority] = field.HOST
         if version == "1.0":
             exchange.http10 = True
             exchange.protocol = "HTTP/1.0"

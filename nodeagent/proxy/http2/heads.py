@@ -14,7 +14,7 @@ from typing import Final
 
 from nodeagent.proxy.http import fields as field
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
-from nodeagent.proxy.http.fields import Field, classify
+from nodeagent.proxy.http.fields import Field, classify, has_room
 from nodeagent.proxy.http1.framing import Ambiguous, content_length, valid_host
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 
@@ -38,15 +38,14 @@ _SCHEME: Final = (b":scheme", b"http")
 WRONG: Final = -1
 COOKIE: Final = 1 << 20
 TE: Final = 1 << 21
-_KNOWN: Final = 4096
-KNOWN_BYTES: Final = 128
-"""Of each name, host and target that is remembered: a peer may send longer ones."""
-_kinds: Final[dict[bytes, int]] = {b"cookie": COOKIE, b"te": TE}
+_OWN: Final = {b"cookie": COOKIE, b"te": TE}
+_kinds: Final[dict[bytes, int]] = {}
 """Names that were met, and what they are; WRONG: no name that may come."""
 _lower: Final[dict[bytes, bytes]] = {}
 """Spellings that were met, as they are written; empty: not at all."""
-_hosts: Final[set[bytes]] = set()
-_targets: Final[set[bytes]] = set()
+_hosts: Final[dict[bytes, int]] = {}
+_targets: Final[dict[bytes, int]] = {}
+"""Authorities and paths that were found to be valid."""
 
 
 class Malformed(ValueError):
@@ -93,8 +92,10 @@ def kind_of(name: bytes) -> int:
     """Return what the field *name* is to the proxy (``fields.py``, COOKIE or TE), WRONG where it may not come."""
     kind = _kinds.get(name)
     if kind is None:
-        kind = classify(name) if _NAME.fullmatch(name) and name not in _FORBIDDEN else WRONG
-        if len(_kinds) < _KNOWN and len(name) <= KNOWN_BYTES:
+        kind = WRONG
+        if _NAME.fullmatch(name) and name not in _FORBIDDEN:
+            kind = _OWN.get(name) or classify(name)
+        if has_room(_kinds, name):
             _kinds[name] = kind
     return kind
 
@@ -250,8 +251,8 @@ def _check_line(head: RequestHead, scheme: bytes, protocol: bytes) -> None:
         return
     if not _TARGET.fullmatch(target) or (target[0] != _SLASH and (target != b"*" or method != b"OPTIONS")):
         raise Malformed(":path is no path")
-    if len(_targets) < _KNOWN and target[0] == _SLASH and len(target) <= KNOWN_BYTES:
-        _targets.add(target)
+    if target[0] == _SLASH and has_room(_targets, target):
+        _targets[target] = 0
 
 
 def bracketed(authority: bytes) -> bytes:
@@ -279,8 +280,8 @@ def _check_host(authority: bytes) -> None:
         return
     if not valid_host(authority):
         raise Malformed(":authority or host is not a name or address with an optional port")
-    if len(_hosts) < _KNOWN and len(authority) <= KNOWN_BYTES:
-        _hosts.add(authority)
+    if has_room(_hosts, authority):
+        _hosts[authority] = 0
 
 
 def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> AnswerHead:
@@ -337,18 +338,9 @@ def lowered(name: bytes) -> bytes:
         written = name.lower()
         if written == b"host" or written in _FORBIDDEN or not _NAME.fullmatch(written):
             written = b""
-        if len(_lower) < _KNOWN and len(name) <= KNOWN_BYTES:
+        if has_room(_lower, name):
             _lower[name] = written
     return written
-
-
-def path_of(target: bytes) -> bytes:
-    """Return what of *target*, which a client of HTTP/1 may have written as a whole URL, is :path."""
-    if target[0] == _SLASH or target == b"*":
-        return target
-    rest = target.partition(b"://")[2]
-    path = rest[len(rest.partition(b"/")[0].partition(b"?")[0]) :]
-    return path if path.startswith(b"/") else b"/" + path
 
 
 def request_block(exchange: Exchange) -> list[Field]:
@@ -358,7 +350,7 @@ def request_block(exchange: Exchange) -> list[Field]:
     block: list[Field] = [
         (b":method", exchange.method),
         _SCHEME,
-        (b":path", path_of(exchange.target)),
+        (b":path", exchange.target),
     ]
     if exchange.authority:
         block.append((b":authority", exchange.authority))

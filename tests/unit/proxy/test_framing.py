@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.proxy.http1 import framing
-from nodeagent.proxy.http1.framing import HOP_BY_HOP, Ambiguous, BodyKind, request_framing, response_framing, valid_host
+from nodeagent.proxy.http1.framing import (
+    HOP_BY_HOP,
+    Ambiguous,
+    BodyKind,
+    origin_form,
+    request_framing,
+    response_framing,
+    valid_host,
+)
 
 HOST = (b"Host", b"web.default")
 Fields = list[tuple[bytes, bytes]]
@@ -190,6 +198,14 @@ def test_a_response_in_http_1_0() -> None:
     assert response_framing(200, b"GET", [(b"Content-Length", b"5"), (b"Connection", b"keep-alive")], "1.0").keep_alive
     with pytest.raises(Ambiguous):
         response_framing(200, b"GET", [(b"Transfer-Encoding", b"chunked")], "1.0")
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [(b"/a?b", b"/a?b"), (b"*", b"*"), (b"http://web/a", b"/a"), (b"http://web", b"/"), (b"http://web?a", b"/?a")],
+)
+def test_what_of_a_target_a_server_gets(target: bytes, path: bytes) -> None:
+    assert origin_form(target) == path
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2.heads import (
     Malformed,
     bracketed,
-    path_of,
     read_answer,
     read_request,
     read_trailers,
@@ -162,14 +161,6 @@ def test_trailers_that_frame_route_or_identify_do_not_pass() -> None:
         with pytest.raises(Malformed):
             read_trailers([wrong])
     assert trailer_block([(b"Sum", b"1"), (b"Connection", b"close")]) == [(b"sum", b"1")]
-
-
-@pytest.mark.parametrize(
-    ("target", "path"),
-    [(b"/a?b", b"/a?b"), (b"*", b"*"), (b"http://web/a", b"/a"), (b"http://web", b"/"), (b"http://web?a", b"/?a")],
-)
-def test_the_path_of_a_target_of_http1(target: bytes, path: bytes) -> None:
-    assert path_of(target) == path
 
 
 @pytest.mark.parametrize(

@@ -564,18 +564,31 @@ def test_what_is_sent_beyond_the_window_ends_its_stream() -> None:
     assert [each.code for each in resets] == [wire.FLOW_CONTROL_ERROR]
 
 
-@pytest.mark.parametrize("size", [heads.KNOWN_BYTES, heads.KNOWN_BYTES + 1])
+@pytest.mark.parametrize("size", [fields.KNOWN_BYTES, fields.KNOWN_BYTES + 1])
 def test_only_short_names_hosts_and_paths_are_remembered(size: int) -> None:
     """Each worker remembers thousands of them, whoever sent them."""
     kept = (heads._kinds, fields._known, heads._hosts, heads._targets, heads._lower)
-    before = [len(each) for each in kept]
+    for each in kept:
+        each.clear()  # one that is full begins anew
     long = b"%d" % size + b"x" * (size - 3)
     server = Server()
     line = (*POST[:2], (b":path", b"/" + long[1:]), (b":authority", long))
     server.feed(server.head(1, (*line, (long, b"value"))))
     heads.write_fields([], [(long, b"value")])
-    grown = [len(each) - was for each, was in zip(kept, before, strict=True)]
-    assert grown == [1 if size <= heads.KNOWN_BYTES else 0] * len(kept)
+    assert [long in each or b"/" + long[1:] in each for each in kept] == [size <= fields.KNOWN_BYTES] * len(kept)
+
+
+def test_no_peer_fills_a_table_for_the_others() -> None:
+    kept = (heads._kinds, fields._known, heads._hosts, heads._targets)
+    for number in range(fields.KNOWN + 10):
+        block = [*POST[:2], (b":path", b"/%d" % number), (b":authority", b"web%d" % number), (b"x%d" % number, b"1")]
+        heads.read_request(block, ended=True, local=b"")
+        assert max(map(len, kept)) <= fields.KNOWN
+    last = b"%d" % (fields.KNOWN + 9)
+    assert [last in each or b"/" + last in each or b"web" + last in each or b"x" + last in each for each in kept] == [
+        True
+    ] * len(kept)
+    assert [heads.kind_of(name) for name in (b"cookie", b"te", b"host")] == [heads.COOKIE, heads.TE, fields.HOST]
 
 
 def test_a_cookie_is_as_secret_as_its_crumbs() -> None:
