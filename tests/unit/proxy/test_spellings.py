@@ -137,6 +137,27 @@ AS_WRITTEN: Final[dict[str, tuple[bytes, int]]] = {
 """A line or two, and the answer where ``X-Name: é`` is denied."""
 
 
+HOSTS: Final = {
+    b"Host: ADMIN.example": 403,
+    b"Host: admin.example:80": 200,
+    b"Host: admin.example.": 200,
+    b"Host:": 200,
+    b"Host: :80": 200,
+    b"Host: [fd00::1]:80": 200,
+    b"Host: web:": 200,
+    b"Host: web other": 400,
+    b"Host: web/other": 400,
+    b"Host: web@other": 400,
+    b"Host: web,other": 400,
+    b"Host: web:other": 400,
+    b"Host: fd00::1": 400,
+    b"Host: web\r\nHost: web": 400,
+    b"Host: web\r\nHost: admin.example": 400,
+}
+"""A Host, and the answer where ``admin.example`` is denied. Envoy 1.40 decides alike: a port, and a dot at
+the end, are part of the host, and an empty one is one. Of those with 400 it takes the ones with a comma,
+``@``, another port, an address without brackets, and repeated ones, as one host with a comma.
+"""
 KEYLESS: Final = '{"keys":[]}'
 TOKENS: Final[dict[str, tuple[JwtRule, bytes]]] = {
     "where it stands": (JwtRule("iss", jwks=KEYLESS), b"Authorization: Bearer x.y.z"),
@@ -234,6 +255,25 @@ def test_bytes_beyond_ascii_are_compared_as_they_are(tls: dict[str, Contexts], w
         assert (await ask(await nodes.dial(), line))[0] == expected
 
     play(show_head, scene, tls, protocol="http", policies=(policy("DENY", when("x-name", "é")),))
+
+
+def test_hosts_are_those_that_applications_get(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        answers: dict[bytes, int] = {}
+        for line in HOSTS:
+            answers[line], head = await ask(await nodes.dial(), line)
+            assert answers[line] != 200 or line.rstrip() in [each.rstrip() for each in head.split(b"\r\n")]
+        assert answers == HOSTS
+
+    play(show_head, scene, tls, protocol="http", policies=(policy("DENY", to("admin.example")),))
+
+
+def test_an_empty_host_is_none_of_those_that_may_be_asked(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.dial()
+        assert [(await ask(streams, line))[0] for line in (b"Host: web", b"Host:", b"Host: \t ")] == [200, 403, 403]
+
+    play(show_head, scene, tls, protocol="http", policies=(policy("ALLOW", to("web")),))
 
 
 @pytest.mark.parametrize("what", TOKENS)
