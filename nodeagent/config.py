@@ -229,6 +229,11 @@ class AccessLogConfig(ConfigSection):
     format: Literal["text", "json"] = "text"
 
 
+class JwksSettings(ConfigSection):
+    allow_local: bool = False
+    """Fetch key sets that RequestAuthentications name from loopback and link-local addresses, too."""
+
+
 class Telemetry(ConfigSection):
     access_log: AccessLogConfig = AccessLogConfig()
     admin_port: int = Field(istio.ADMIN_PORT, ge=0, le=65535)
@@ -342,6 +347,7 @@ class AgentConfig(ConfigSection):
     identity: Identity
     proxy: ProxySettings = ProxySettings()  # type: ignore[call-arg]
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
+    jwks: JwksSettings = JwksSettings()
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)
     logs: LogSettings | None = None

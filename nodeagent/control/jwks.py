@@ -2,7 +2,8 @@
 good one stays when a refresh fails.
 
 A server of keys is as untrusted as any other: time, size and content of what it says are bounded,
-redirects are not followed.
+redirects are not followed. So is who names it: unless agent.yaml allows that, nothing is asked at
+addresses that only this machine can reach, or that clouds keep for what it may know.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import asyncio
 import json
 import logging
 import random
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -53,7 +56,8 @@ class KeySets:
     """Keeps a key set for each wanted URI: one part, so never more than one fetch, for each.
 
     *changed* gets an entry when the keys or what is wrong with them changed. *authorities* is a PEM
-    file of roots to trust beside the system's. *sleep* waits for so many seconds.
+    file of roots to trust beside the system's. *local*: servers at loopback and link-local addresses
+    are asked, too. *sleep* waits for so many seconds.
     """
 
     def __init__(
@@ -61,10 +65,12 @@ class KeySets:
         changed: Callable[[Jwks], None],
         authorities: Path | None = None,
         *,
+        local: bool,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._changed = changed
         self._authorities = authorities
+        self._local = local
         self._sleep = sleep
         self._parts = Parts(sleep=sleep)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -147,9 +153,7 @@ class KeySets:
         parts, port = _split(uri)
         context = await self._context() if parts.scheme == "https" else None
         try:
-            reader, writer = await asyncio.open_connection(
-                parts.hostname, port, ssl=context, server_hostname=parts.hostname if context else None
-            )
+            reader, writer = await self._connected(uri, str(parts.hostname), port, context)
         except ssl.SSLError as error:
             raise ControlError(
                 f"key set {uri}: TLS failed: {error.reason or error}; is the server's certificate signed by a "
@@ -170,6 +174,29 @@ class KeySets:
         finally:
             writer.transport.abort()
 
+    async def _connected(
+        self, uri: str, host: str, port: int, context: ssl.SSLContext | None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the first address of *host* that answers: to the addresses that were looked at, whatever
+        a second look-up would say. Raises OSError; ControlError where none may be asked.
+        """
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))
+        allowed = [address for address in addresses if self._local or not _is_local(address)]
+        if not allowed:
+            raise ControlError(
+                f"key set {uri}: {host} is {', '.join(addresses)}: loopback and link-local addresses are not asked "
+                "unless agent.yaml says jwks.allowLocal: true"
+            )
+        name = host if context else None
+        failed = OSError()
+        for address in allowed:
+            try:
+                return await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
+            except OSError as error:
+                failed = error
+        raise failed
+
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:
             # Off the loop: reading the system's roots takes tens of milliseconds.
@@ -185,6 +212,14 @@ def _trusting(authorities: Path | None) -> ssl.SSLContext:
         except OSError as error:
             raise ControlError(f"{authorities}: cannot be read as PEM certificates: {error}") from None
     return context
+
+
+def _is_local(text: str) -> bool:
+    """Say whether a packet to the address *text* stays on this machine or its link (RFC 6890)."""
+    address = ip_address(text)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
 
 
 def _split(uri: str) -> tuple[SplitResult, int]:

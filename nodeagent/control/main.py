@@ -242,6 +242,7 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
     kernel_paths = KernelPaths(plane, kernel_path_settings(config), config.cluster)
     enrolment = make_enrolment(beginning, plane, certificates, footing.marks)
     check_seconds = config.redirect.check_interval_seconds
+    key_sets = KeySets(lambda found: workers.apply(Delta((found,))), local=config.jwks.allow_local)
     return Concerns(
         footing=footing,
         plane=plane,
@@ -251,7 +252,7 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
         certificates=certificates,
         left_alone=LeftAlonePods(outside(plane), check_seconds=check_seconds),
         enrolment=enrolment,
-        key_sets=NodeKeySets(KeySets(lambda found: workers.apply(Delta((found,)))), workers),
+        key_sets=NodeKeySets(key_sets, workers),
         kernel_paths=kernel_paths,
         kernel=KernelUpkeep(
             kernel_paths,

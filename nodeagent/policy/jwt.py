@@ -260,6 +260,13 @@ class Authenticator:
             now,
         )
 
+    @property
+    def spoken_for(self) -> tuple[str, ...]:
+        """Lower-case names of the fields in which the application is told what tokens say: no client
+        may send one.
+        """
+        return self._tokenless.remove
+
     def authenticate(self, request: JwtRequest) -> Authenticated | Rejected:
         """Check every token of *request*. Nothing is changed: the caller removes, adds and rewrites
         what the result says.

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from nodeagent.proxy.connection import Connection
 
 _SCHEME: Final = "spiffe://"
+_OTHER_METHODS: Final = ("x-http-method", "x-http-method-override", "x-method-override")
+"""Fields by which frameworks take a request for one of another method than its own."""
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -121,6 +123,13 @@ class ClientGuard:
         if reason is not None:
             exchange.refuse(reason)
         return reason is None
+
+    def spares(self, exchange: Exchange) -> None:
+        """Let a probe or a scrape pass, which nobody guards against, as that and no more: without what
+        only the proxy says of a client, and with no other method than its own.
+        """
+        authenticator = self.guard.authenticator
+        adopt(exchange, _OTHER_METHODS if authenticator is None else _OTHER_METHODS + authenticator.spoken_for, ())
 
     def forbids(self, exchange: Exchange) -> Reason | None:
         """Return why *exchange*, which is under way, would not be permitted now by AuthorizationPolicies;

@@ -156,7 +156,7 @@ class Pipeline(Line):
         route.active += 1
         if exchange.call is not None:
             self._calls(exchange, exchange.call, route)
-        if route.http_guard is UNGUARDED or probe or self._admits(exchange, route):
+        if route.http_guard is UNGUARDED or self._admits(exchange, route, probe=probe):
             self.forward(exchange, route)
 
     def _calls(self, exchange: Exchange, call: Call, route: Route) -> None:
@@ -202,12 +202,15 @@ class Pipeline(Line):
         if early:
             codec.data_received(early)
 
-    def _admits(self, exchange: Exchange, route: Route) -> bool:
+    def _admits(self, exchange: Exchange, route: Route, *, probe: bool) -> bool:
         """Authorize: say whether *exchange* may be forwarded; else it was refused, or others are asked first."""
         guard = route.http_guard
         if guard is None:
             guard = self._guards.guard(exchange.downstream.connection, route, http=True)
         if guard is UNGUARDED:
+            return True
+        if probe:
+            guard.spares(exchange)
             return True
         verdict = guard.admits(self._guards.around, exchange)
         if isinstance(verdict, bool):

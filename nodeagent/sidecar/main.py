@@ -117,7 +117,7 @@ class Sidecar:
         )
         self.proxy = Proxy(context, config.extension_providers, dialler=self._outbound)
         self.proxy.enrol(self._inbound)
-        self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
+        self._key_sets = KeySets(lambda found: self._take(Delta((found,))), local=True)  # what is local is the pod's
         self._admin = Ports(self, probes)
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()

@@ -86,7 +86,7 @@ def says(*answers: bytes) -> Script:
 
 async def fetched(script: Script, path: str = "/keys", seconds: float = 5.0) -> str:
     async with Server(script) as server:
-        return await KeySets(lambda _: None).fetch(server.uri + path, seconds)
+        return await KeySets(lambda _: None, local=True).fetch(server.uri + path, seconds)
 
 
 def error_of(script: Script, path: str = "/keys", seconds: float = 5.0) -> str:
@@ -132,7 +132,7 @@ def test_answer_in_pieces() -> None:
 def test_request_is_a_plain_one() -> None:
     async def run() -> None:
         async with Server(says(answer(key_set()))) as server:
-            await KeySets(lambda _: None).fetch(f"{server.uri}/a%20b?c=d#fragment", 5)
+            await KeySets(lambda _: None, local=True).fetch(f"{server.uri}/a%20b?c=d#fragment", 5)
             assert server.requests == ["/a%20b?c=d"]
             assert f"Host: 127.0.0.1:{server.port}\r\n".encode() in server.heads[0]
 
@@ -220,7 +220,40 @@ def test_slow_answer(begin: bytes, drip: bytes) -> None:
 )
 def test_bad_uris(uri: str, words: str) -> None:
     with pytest.raises(ControlError, match=words):
-        uvloop.run(KeySets(lambda _: None).fetch(uri, 10))
+        uvloop.run(KeySets(lambda _: None, local=True).fetch(uri, 10))
+
+
+LOCAL = ["127.0.0.1", "127.8.8.8", "[::1]", "0.0.0.0", "[::]", "169.254.169.254", "[fe80::1]", "[ff02::1]", "224.0.0.1"]
+MAPPED = ["[::ffff:127.0.0.1]", "[::ffff:169.254.169.254]"]
+
+
+@pytest.mark.parametrize("host", [*LOCAL, *MAPPED, "localhost", "2130706433", "127.1"])
+def test_nothing_local_is_asked(host: str) -> None:
+    """Whatever form the address has, and whoever names it: no connection is tried."""
+    with pytest.raises(ControlError, match=r"are not asked unless agent.yaml says jwks.allowLocal"):
+        uvloop.run(KeySets(lambda _: None, local=False).fetch(f"http://{host}:1/keys", 10))
+
+
+def test_a_name_whose_addresses_are_not_all_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the others are asked, and those that were looked at, not what a second look-up says."""
+    asked: list[str] = []
+
+    async def looked_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+        found = ("127.0.0.1", "192.0.2.1", "192.0.2.1", "::1", "2001:db8::1")
+        return [(0, 0, 0, "", (address, 80)) for address in found]
+
+    async def connect(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise ConnectionRefusedError(host)
+
+    async def scene() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", looked_up)
+        with pytest.raises(ControlError, match="cannot connect: 2001:db8::1"):
+            await KeySets(lambda _: None, local=False).fetch("http://keys.example/", 10)
+
+    monkeypatch.setattr(asyncio, "open_connection", connect)
+    asyncio.run(scene())
+    assert asked == ["192.0.2.1", "2001:db8::1"]
 
 
 # -- TLS --
@@ -251,11 +284,11 @@ def test_tls_needs_a_root_that_is_trusted(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with Server(says(answer(key_set())), context) as server:
-            authenticates(Jwks("https://x", await KeySets(lambda _: None, chain).fetch(server.uri, 5)))
+            authenticates(Jwks("https://x", await KeySets(lambda _: None, chain, local=True).fetch(server.uri, 5)))
             with pytest.raises(ControlError, match="TLS failed"):
-                await KeySets(lambda _: None).fetch(server.uri, 5)
+                await KeySets(lambda _: None, local=True).fetch(server.uri, 5)
             with pytest.raises(ControlError, match=r"cannot connect|TLS failed"):
-                await KeySets(lambda _: None, chain).fetch(server.uri.replace("127.0.0.1", "localhost"), 5)
+                await KeySets(lambda _: None, chain, local=True).fetch(server.uri.replace("127.0.0.1", "localhost"), 5)
             assert len(server.requests) == 1
 
     uvloop.run(run())
@@ -263,7 +296,7 @@ def test_tls_needs_a_root_that_is_trusted(tmp_path: Path) -> None:
 
 def test_roots_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match=r"missing\.pem: cannot be read as PEM certificates"):
-        uvloop.run(KeySets(lambda _: None, tmp_path / "missing.pem").fetch("https://127.0.0.1:1/", 5))
+        uvloop.run(KeySets(lambda _: None, tmp_path / "missing.pem", local=True).fetch("https://127.0.0.1:1/", 5))
 
 
 # -- discovery --
@@ -280,9 +313,13 @@ def test_discovery() -> None:
                 )
             )
 
+        anywhere = KeySets(lambda _: None, local=True)
         async with Server(script) as server:
             authenticates(
-                Jwks("http://x", await KeySets(lambda _: None).fetch(JwtRule(f"{server.uri}/realm/").keys_uri, 5))
+                Jwks(
+                    "http://x",
+                    await anywhere.fetch(JwtRule(f"{server.uri}/realm/").keys_uri, 5),
+                )
             )
             assert server.requests == [f"/realm{DISCOVERY}", "/certs"]
 
@@ -308,7 +345,7 @@ def test_discovery_leads_to_no_other_scheme(tmp_path: Path) -> None:
     async def run(elsewhere: str) -> None:
         async with Server(says(answer(json.dumps({"jwks_uri": elsewhere}))), context) as server:
             with pytest.raises(ControlError, match="not an https URI"):
-                await KeySets(lambda _: None, chain).fetch(server.uri + DISCOVERY, 5)
+                await KeySets(lambda _: None, chain, local=True).fetch(server.uri + DISCOVERY, 5)
 
     for elsewhere in ("http://127.0.0.1:1/", "file:///etc/passwd"):
         uvloop.run(run(elsewhere))
@@ -337,7 +374,7 @@ def test_one_flight_for_each_uri() -> None:
 
         told: list[Jwks] = []
         async with Server(script) as server:
-            keys = KeySets(told.append)
+            keys = KeySets(told.append, local=True)
             for _ in range(20):
                 assert keys.wanted({f"{server.uri}/a": 10, f"{server.uri}/b": 10}) == ()
                 await packet()
@@ -369,7 +406,7 @@ def test_failure_is_told_once_and_tried_again_until_it_works() -> None:
     async def run() -> None:
         told: list[Jwks] = []
         async with Server(says(answer("busy", "503 Busy"), answer("busy", "503 Busy"), answer(key_set()))) as server:
-            keys = KeySets(told.append, sleep=Pauses())
+            keys = KeySets(told.append, local=True, sleep=Pauses())
             keys.wanted({server.uri: 5})
             await until(lambda: len(told) == 2)
             await keys.close()
@@ -387,7 +424,7 @@ def test_last_good_keys_stay_when_a_refresh_fails() -> None:
         first, second = key_set(), json.dumps({"keys": json.loads(key_set())["keys"][:1]})
         answers = says(answer(first), answer(first), answer("<html>"), answer("<html>"), answer(second))
         async with Server(answers) as server:
-            keys = KeySets(told.append, sleep=Pauses())
+            keys = KeySets(told.append, local=True, sleep=Pauses())
             keys.wanted({server.uri: 5})
             await until(lambda: len(told) == 3)
             await keys.close()
@@ -407,7 +444,7 @@ def test_pauses() -> None:
         pauses = Pauses()
         good, bad = answer(key_set()), answer("x")
         async with Server(says(good, *[bad] * 13, good, bad)) as server:
-            keys = KeySets(lambda _: None, sleep=pauses)
+            keys = KeySets(lambda _: None, local=True, sleep=pauses)
             keys.wanted({server.uri: 5})
             await until(lambda: len(pauses.seconds) >= 16)
             await keys.close()
@@ -429,7 +466,7 @@ def test_what_is_no_longer_wanted_ends() -> None:
             await write(answer(key_set()))
 
         async with Server(script) as server:
-            keys = KeySets(told.append)
+            keys = KeySets(told.append, local=True)
             slow, quick = f"{server.uri}/slow", f"{server.uri}/quick"
             keys.wanted({slow: 3600, quick: 5})
             await until(lambda: "/slow" in server.requests and len(told) == 1)
@@ -459,7 +496,7 @@ def test_what_nobody_foresaw_is_named_and_the_key_set_is_kept_all_the_same() -> 
                 raise RuntimeError("no room")
 
         async with Server(says(answer(key_set()))) as server:
-            keys = KeySets(changed, sleep=Pauses())
+            keys = KeySets(changed, local=True, sleep=Pauses())
             keys.wanted({server.uri: 5})
             await until(lambda: len(told) == 2)
             assert keys.failing() == [f"the keeper of the key set {server.uri} failed 1 times: RuntimeError: 'no room'"]
@@ -484,7 +521,7 @@ def test_what_nobody_foresaw_takes_no_good_keys_away() -> None:
                 raise RuntimeError("no room")
 
         async with Server(says(answer(key_set()), answer("busy", "503 Busy"))) as server:
-            keys = KeySets(changed, sleep=Pauses())
+            keys = KeySets(changed, local=True, sleep=Pauses())
             keys.wanted({server.uri: 5})
             await until(lambda: len(told) == 2)
             await keys.close()

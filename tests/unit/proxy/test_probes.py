@@ -18,7 +18,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta
-from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, RuleSource
+from nodeagent.policy.model import AuthorizationPolicy, JwtRule, MtlsMode, RequestAuthentication, Rule, RuleSource
 from nodeagent.proxy.carried import CarriedConnection
 from tests.fakes import health
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message
@@ -325,6 +325,34 @@ def test_policies_let_scrapes_pass_and_no_tunnel_in_their_name(tls: dict[str, Co
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403")
 
     play(show_head, scene, tls, protocol="http", policies=(ONLY_CLIENT,))
+
+
+@pytest.mark.parametrize(("kind", "source"), [("scrape", STRANGER), ("http", NODE)])
+def test_who_asks_for_metrics_or_health_says_nothing_of_himself(
+    tls: dict[str, Contexts], kind: str, source: str
+) -> None:
+    """Input: a scrape or probe with the fields in which the application is told what tokens say, and
+    with another method. Verdict: it reaches the application without; what else it says remains.
+    """
+    rule = JwtRule(
+        "me", jwks='{"keys": []}', output_payload_to_header="X-Payload", output_claim_to_headers=(("X-Sub", "sub"),)
+    )
+
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, (kind, "/stats"))
+        forged = "X-Sub: admin\r\nX_Sub: admin\r\nx-payload: e30\r\nX-HTTP-Method-Override: DELETE\r\n"
+        reader, writer = await nodes.dial(source)
+        writer.write(f"GET /stats HTTP/1.1\r\nHost: web\r\n{forged}Authorization: Basic YTpi\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert head.startswith(b"http/1.1 200")
+        size = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+        told = (await reader.readexactly(size)).lower()
+        assert b"authorization: basic ytpi" in told
+        assert not any(said in told for said in (b"admin", b"e30", b"delete"))
+
+    play(
+        show_head, scene, tls, protocol="http", policies=(ONLY_CLIENT, RequestAuthentication("default", "jwt", (rule,)))
+    )
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "auto"])
