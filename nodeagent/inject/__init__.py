@@ -5,8 +5,8 @@ file. The command (``nodeagent inject``), the webhook and the lab use the same :
 ``annotated.py`` reads Istio's annotations, ``probes.py`` leads probes to port 15020,
 ``template.py`` renders what is added (``templates/``), with the values of ``values.py``;
 ``envoy.py`` and ``rbac.py`` make Envoy's bootstrap and its policies; ``status.py`` writes the
-annotation for the way back; ``injector.py`` joins them. ``documents.py`` and ``round_trip.py``
-change YAML text and nothing else of it.
+annotation for the way back; ``injector.py`` joins them. ``documents.py``, ``round_trip.py`` and
+``cutting.py`` change YAML text and nothing else of it.
 """
 
 from nodeagent.errors import InjectionError

@@ -20,6 +20,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 from ruamel.yaml.tokens import BlockEntryToken, BlockMappingStartToken, CommentToken, KeyToken, ValueToken
 
 from nodeagent.errors import InjectionError
+from nodeagent.inject.cutting import cut, named
 from nodeagent.inject.model import Document
 from nodeagent.resources import yaml_text
 
@@ -34,6 +35,8 @@ def edit(text: str, old: Document, new: Document) -> str:
     """Return *text*, a document whose value is *old*, changed to mean *new*. Raises InjectionError."""
     handler = _handler(text)
     try:
+        tree = handler.load(text)
+        text, old = cut(text, tree, old, new)
         tree = handler.load(text)
         _change_map(tree, old, new, _shared(tree))
         stream = io.StringIO()
@@ -142,8 +145,8 @@ def _change_item(node: Any, key: Any, old: Any, new: Any, shared: frozenset[int]
         isinstance(held, CommentedSeq)
         and isinstance(new, list)
         and id(held) not in shared
-        and _named(old)
-        and _named(new)
+        and named(old)
+        and named(new)
     ):
         _change_list(held, old, new, shared)
     else:
@@ -175,12 +178,6 @@ def _change_list(node: CommentedSeq, old: list[Document], new: list[Document], s
         else:
             node.insert(index, _fresh(item))
             held.insert(index, item)
-
-
-def _named(items: object) -> bool:
-    return isinstance(items, list) and all(
-        isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
-    )
 
 
 def _same(one: object, other: object) -> bool:

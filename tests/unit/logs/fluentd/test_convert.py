@@ -109,6 +109,7 @@ def test_the_articles_sidecar_becomes_one_annotation() -> None:
         "volumes": [{"name": "log-volume", "emptyDir": {}}],
     }
     assert [each.place.line for each in found.imported.notes] == [1, 11]
+    assert "Fluentd" not in found.text, "the comment above the container goes with it"
 
 
 def test_the_environment_of_the_pod_can_be_replaced() -> None:
