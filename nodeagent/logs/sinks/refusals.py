@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import orjson
 
 MAX_REASON: Final = 500
 """Characters of a server's reason that are kept."""
+MAX_CAUSES: Final = 8
+"""Reasons behind a reason that are told."""
 MAX_REFUSAL: Final = 256 << 10
 """Bytes of a refusal of a whole request that are looked into."""
 
@@ -32,7 +34,20 @@ def reason_of(body: bytes) -> str:
     except orjson.JSONDecodeError:
         found = None
     if isinstance(found, Mapping) and isinstance(error := found.get("error"), Mapping):
-        return f"{error.get('type', '')}: {error.get('reason', '')}"[:MAX_REASON]
+        return "".join((f"{error.get('type', '')}: {error.get('reason', '')}", *_causes(error)))[:MAX_REASON]
     if isinstance(found, Mapping) and isinstance(found.get("error"), str):
         return str(found["error"])[:MAX_REASON]
     return body[:200].decode("utf-8", "replace") or "nothing is said"
+
+
+def _causes(error: Mapping[str, object]) -> Iterator[str]:
+    """Yield the reasons behind *error*, the last of which says what is wrong: they stand in each other."""
+    said = error.get("reason")
+    for _ in range(MAX_CAUSES):
+        cause = error.get("caused_by")
+        if not isinstance(cause, Mapping):
+            return
+        error = cause
+        if error.get("reason") != said:
+            said = error.get("reason")
+            yield f": {said}"
