@@ -18,9 +18,10 @@ no progress) is asked for pages.
       ▲         │ error, or a stream that said nothing: a pause that grows, with jitter
       └─────────┴─ 404: the kind is gone, if discovery says so too; it is looked for again
 
-A stream that says nothing for three minutes, no bookmark either, is none any more, and everything is
-listed anew: the server is stuck, or behind the version that was asked for, as after its etcd was
-restored. The kernel notices neither, as somebody still acknowledges.
+A stream that says nothing for three minutes is left, and the server asked how far it is: it may be
+stuck, or behind the version that was watched from, as after its etcd was restored; then everything is
+listed anew. The kernel notices neither, as somebody still acknowledges. Most are just quiet: there is
+no bookmark either while the kind's version stays.
 
 An event that cannot be read, as it is too long, is passed over, lest it end every watch that comes to
 it. What it said is in the next listing: at once, then once a minute at most, and by pages, in which a
@@ -60,7 +61,7 @@ LOOK_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = (300.0, 600.0)
 """How long one stream is asked for: not all end at once."""
 SILENT_SECONDS: Final = 180.0
-"""After which a stream is none any more: the server sends a bookmark about every minute."""
+"""After which a stream is left, and the server asked how far it is."""
 LISTING_SECONDS: Final = 60.0
 """The same while it lists."""
 RELIST_SECONDS: Final = 60.0
@@ -213,7 +214,7 @@ class Watch:
         try:
             return await self._stream()
         except TimeoutError:
-            return self._silent()
+            return await self._silent()
 
     async def _stream(self) -> bool:
         """Follow one stream to its end; say whether it said anything. Raises ApiError; TimeoutError when it
@@ -240,13 +241,17 @@ class Watch:
         seconds = SILENT_SECONDS if self._version else LISTING_SECONDS
         limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
-    def _silent(self) -> bool:
-        """The stream has said nothing for too long. Raises ApiError while it lists."""
+    async def _silent(self) -> bool:
+        """The stream has said nothing for too long: see whether the server is behind what is known from it.
+        Raises ApiError, while the stream lists too.
+        """
         if not self._version:
             raise ApiError(f"watch {self._path}: the listing stopped: nothing came for {LISTING_SECONDS:g} s")
-        log.info("%s: nothing came for %g s: all are listed anew", self._path, SILENT_SECONDS)
-        self._version = ""
-        return False
+        there = _text(await self._client.get(f"{self._path}?limit=1"), "resourceVersion")
+        if newer(self._version, there):
+            log.warning("%s: the server is at %s, behind %s: all are listed anew", self._path, there, self._version)
+            self._version = ""
+        return True
 
     def _granted(self) -> None:
         """The server lets the agent watch: what it goes on from is known, and it may be a minute until
