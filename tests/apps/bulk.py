@@ -1,5 +1,5 @@
-"""``python bulk.py ADDRESS PORT FILE``: a server of Elasticsearch's ``_bulk`` that takes everything, and appends each
-action and its document to FILE as one line ``{"action": …, "source": …}``.
+"""``python bulk.py ADDRESS PORT FILE [SECONDS]``: a server of Elasticsearch's ``_bulk`` that takes everything, appends
+each action and its document to FILE as one line ``{"action": …, "source": …}``, and answers after SECONDS.
 
 For tests in which the server has to stand in another network namespace: one that answers as the real one does
 in trouble is ``tests/fakes/bulk.py``.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -29,11 +30,14 @@ class Handler(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         lines = [json.loads(line) for line in body.splitlines()]
         items = []
-        with open(sys.argv[3], "a") as file:
-            for action, source in zip(lines[::2], lines[1::2], strict=True):
-                ((kind, of),) = action.items()
-                file.write(json.dumps({"action": of, "source": source}) + "\n")
-                items.append({kind: {"status": 201}})
+        taken = []
+        for action, source in zip(lines[::2], lines[1::2], strict=True):
+            ((kind, of),) = action.items()
+            taken.append(json.dumps({"action": of, "source": source}) + "\n")
+            items.append({kind: {"status": 201}})
+        with open(sys.argv[3], "ab", buffering=0) as file:
+            file.write("".join(taken).encode())
+        time.sleep(float(sys.argv[4]) if len(sys.argv) > 4 else 0)
         self._answer({"errors": False, "items": items})
 
     def _answer(self, value: object) -> None:

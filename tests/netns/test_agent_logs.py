@@ -82,11 +82,16 @@ def of(lab: Lab, pod: str) -> list[dict[str, Any]]:
 
 def collector(lab: Lab) -> int:
     """Return the pid of the process that has the folder of positions open."""
-    agent = lab.agent("node1")
-    folder = str(lab.layout.node("node1") / "logs")
-    found = [pid for pid in agent.processes() if parent_of(pid) == agent.pid and folder in opened(pid)]
+    found = collectors(lab)
     assert len(found) == 1, found
     return found[0]
+
+
+def collectors(lab: Lab) -> list[int]:
+    """Return the pids of the agent's processes that have the folder of positions open."""
+    agent = lab.agent("node1")
+    folder = str(lab.layout.node("node1") / "logs")
+    return [pid for pid in agent.processes() if parent_of(pid) == agent.pid and folder in opened(pid)]
 
 
 def opened(pid: int) -> set[str]:
