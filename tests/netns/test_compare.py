@@ -41,7 +41,7 @@ def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
     """
     target, client = mode.targets[workload], mode.client(workload)
     source = mode.lab.address(target.client, target.namespace)
-    tcpdump = ["tcpdump", "-i", "eth0", "-U", "-w", "-", "-Z", "root", f"tcp and src host {source}"]
+    tcpdump = ["tcpdump", "-i", "eth0", "-U", "--immediate-mode", "-w", "-", "-Z", "root", f"tcp and src host {source}"]
     with subprocess.Popen(
         inside(mode.lab.netns(target.service, target.namespace), tcpdump),
         stdout=subprocess.PIPE,
@@ -53,7 +53,7 @@ def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
         capture.send_signal(signal.SIGINT)
         seen, _ = capture.communicate(timeout=10)
     packets = seen.count(b"\x08\x00\x45")
-    assert packets >= min(answered, 100), f"{mode.name}: {answered} requests were answered"
+    assert packets >= min(answered, 100), f"{mode.name}: {packets} packets, and {answered} requests were answered"
     return packets, seen.count(b"GET / HTTP/1.1")
 
 

@@ -786,13 +786,20 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
         [("GET /", {}, True)],
     ),
 }
+
+
+def shown(fact: object) -> str:
+    """Return *fact* as a part of a test's name, which is the same in every process: sets have no order."""
+    return f"a token of {fact.principal}" if isinstance(fact, Claims) else str(fact)
+
+
 CASES = [
     pytest.param(
         policies,
         line,
         facts,
         verdict,
-        id=f"{title}: {line} {' '.join(f'{key}={value}' for key, value in facts.items())}"[:150],
+        id=f"{title}: {line} {' '.join(f'{key}={shown(value)}' for key, value in facts.items())}"[:150],
     )
     for title, (policies, rows) in TABLE.items()
     for line, facts, verdict in rows
