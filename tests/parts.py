@@ -176,9 +176,15 @@ def read(report: Path) -> tuple[int, tuple[str, ...]]:
 
 
 def again(parts: dict[str, Part]) -> None:
-    """Run what failed once more, one after the other; what passes is unsteady."""
+    """Run what failed once more, one after the other; what passes is unsteady. A part that failed as a
+    whole, since its tests cannot be collected, stays as it is.
+    """
     failures = [
-        (part, target) for name, part in parts.items() if name not in ("setup", "lint") for target in part.failed
+        (part, target)
+        for name, part in parts.items()
+        if name not in ("setup", "lint")
+        for target in part.failed
+        if target != f"tests/{name}"
     ]
     if len(failures) > AGAIN_AT_MOST:
         return

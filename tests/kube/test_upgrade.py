@@ -30,23 +30,28 @@ def steady(mesh: Kube) -> Iterator[Kube]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("change", ["late", "undo"])
-def test_agents_are_replaced_while_nobody_notices(steady: Kube, change: str) -> None:
+def test_agents_are_replaced_while_nobody_notices(steady: Kube) -> None:
     """Input: a rollout, and one back. In the first, new pods begin late, and an old one is told to end before,
     as the DaemonSet's controller does when a readiness probe fails: a starved node's does.
     Verdict: every agent is another one, by the real DaemonSet controller; no request fails, on new
     connections or kept ones, within a node or between nodes; no stream is cut; the old agents end.
     """
+    replaced(steady, back=False)
+    replaced(steady, back=True)
+
+
+def replaced(steady: Kube, *, back: bool) -> None:
+    """Roll out agents that begin late; *back*: roll that back."""
     before = agent_pods(steady)
     kinds = KINDS * len(NODES)
     with asking(steady, *pods_addresses(steady)) as asks:
         asks.goes_on(kinds)
-        if change == "late":
+        if back:
+            steady.kubectl("rollout", "undo", "-n", SYSTEM, "daemonset/nodeagent")
+        else:
             with late(steady):
                 end_too_early(steady, before)
                 asks.goes_on(kinds)
-        else:
-            steady.kubectl("rollout", change, "-n", SYSTEM, "daemonset/nodeagent")
         eventually(lambda: taken_over(steady, before), "every agent is another one", SECONDS)
         asks.goes_on(kinds)
         assert not alone(steady), "the old agents carry the streams yet"
@@ -80,8 +85,13 @@ def end_too_early(kube: Kube, before: Sequence[Document]) -> None:
 
     (node,) = eventually(coming, "a new agent's pod", SECONDS)
     kube.kubectl("delete", "pod", "-n", SYSTEM, old[node], "--wait=false")
-    log = ("logs", "-n", SYSTEM, old[node], "-c", "agent", "--tail=20")
-    eventually(lambda: "it waits for the one that is coming" in kube.kubectl(*log), "the old agent waits", SECONDS)
+
+    def waits() -> bool:
+        said = kube.kubectl("logs", "-n", SYSTEM, old[node], "-c", "agent", "--tail=100")
+        assert "it waits for the one that is coming" in said, said
+        return True
+
+    eventually(waits, "the old agent waits", SECONDS)
 
 
 @pytest.mark.timeout(600)
