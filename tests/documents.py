@@ -53,8 +53,12 @@ ROWS: Final = (
     Row("one node: a request through five services, p50", "chain5", 1, "p50", SAME_NODE),
     Row("the same by the kernel path, p50", "chain5", 1, "p50", SAME_NODE, "nodeagent-kernel"),
     Row("one node: TCP stream, bits/s", "bulk", 1, "rate", SAME_NODE),
+    Row("one node: HTTP/2, 32 streams, requests/s", "h2", 1, "rate", SAME_NODE),
+    Row("one node: gRPC, 32 calls at a time, calls/s", "grpc", 1, "rate", SAME_NODE),
     Row("between nodes: a request at a time, p50", "cross-node", 1, "p50", BETWEEN_NODES),
     Row("between nodes: 32 connections, requests/s", "cross-node", 32, "rate", BETWEEN_NODES),
+    Row("between nodes: a new connection for each request, requests/s", "cross-node-churn", 32, "rate", BETWEEN_NODES),
+    Row("between nodes: HTTP/2, 8 × 32 streams, requests/s", "h2-cross-node", 8, "rate", BETWEEN_NODES),
     Row("between nodes: TCP stream, bits/s", "bulk-cross-node", 1, "rate", BETWEEN_NODES),
 )
 

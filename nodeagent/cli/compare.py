@@ -34,7 +34,13 @@ PROFILES: Final = {
     ),
     "quick": ComparisonPlan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
     "bench": ComparisonPlan(
-        MODES, (*_WORKLOADS, "bulk-cross-node", *_HTTP2), rounds=5, seconds=2, scale=(2, 100), variants=True, logs=True
+        MODES,
+        (*_WORKLOADS, "cross-node-churn", "bulk-cross-node", *_HTTP2),
+        rounds=5,
+        seconds=2,
+        scale=(2, 100),
+        variants=True,
+        logs=True,
     ),
     "logs": ComparisonPlan((), (), rounds=3, seconds=2, logs=True),
 }

@@ -197,7 +197,18 @@ COMPARISONS: Final[Sequence[Comparison]] = (
     *_against(
         "direct",
         "nodeagent",
-        (("agent / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),),
+        (
+            ("agent / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),
+            (
+                "agent / direct: between nodes, new connection per request, 32, requests/s",
+                None,
+                0.5,
+                True,
+                "cross-node-churn",
+                32,
+                _rate,
+            ),
+        ),
     ),
     *_against(
         "direct",

@@ -119,6 +119,7 @@ _EVERYTHING: Final[tuple[Workload, ...]] = (
     "tcp-churn",
     "chain5",
     "cross-node",
+    "cross-node-churn",
     "bulk",
     "bulk-cross-node",
     "h2",

@@ -18,6 +18,7 @@ Workload = Literal[
     "tcp-churn",
     "chain5",
     "cross-node",
+    "cross-node-churn",
     "bulk",
     "bulk-cross-node",
     "h2",
@@ -31,10 +32,13 @@ Workload = Literal[
 """``http``: requests to a server on the same node; ``http-authz``: under a policy of method, path
 and principal; ``tcp``: the same requests to a port declared TCP; ``tcp-churn``: a new connection
 for each request; ``chain5``: a request that goes through five services; ``cross-node``: to the
-other node; ``bulk``: one stream; ``h2``: HTTP/2, one connection; ``h2-many``: more of them;
-``h2-cross-node``: to the other node; ``h2-bulk``: one large answer; ``grpc``: unary calls;
-``grpc-stream``: messages of server streams; ``manifest``: to what the user's own YAML serves.
+other node; ``cross-node-churn``: a new connection for each; ``bulk``: one stream; ``h2``: HTTP/2,
+one connection; ``h2-many``: more of them; ``h2-cross-node``: to the other node; ``h2-bulk``: one
+large answer; ``grpc``: unary calls; ``grpc-stream``: messages of server streams; ``manifest``: to
+what the user's own YAML serves.
 """
+CHURN: Final[frozenset[Workload]] = frozenset(("tcp-churn", "cross-node-churn"))
+"""A new connection for each request."""
 HTTP_PORT: Final = 8080
 TCP_PORT: Final = 8081
 HTTP2_PORT: Final = 8082

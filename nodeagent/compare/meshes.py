@@ -30,7 +30,7 @@ _ON_THEIR_WORD: Final = (
     "every application: joined on their author's word (redirect.bypass: asked), for on kernels of today "
     "many can tell (`nodeagent check`)"
 )
-_BETWEEN_NODES: Final[tuple[Workload, ...]] = ("cross-node", "h2-cross-node")
+_BETWEEN_NODES: Final[tuple[Workload, ...]] = ("cross-node", "cross-node-churn", "h2-cross-node")
 """Workloads of requests to the other node."""
 
 

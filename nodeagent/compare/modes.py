@@ -49,6 +49,7 @@ TARGETS: Final[Mapping[Workload, CallPath]] = {
     "tcp-churn": CallPath(PLAIN, "server", HTTP_PORT),
     "chain5": CallPath(PLAIN, CHAIN[0], HTTP_PORT, through=CHAIN[1:]),
     "cross-node": CallPath(PLAIN, "remote", HTTP_PORT),
+    "cross-node-churn": CallPath(PLAIN, "remote", HTTP_PORT),
     "bulk": CallPath(PLAIN, "server", BULK_PORT),
     "bulk-cross-node": CallPath(PLAIN, "remote", BULK_PORT),
     "h2": CallPath(PLAIN, "server", HTTP2_PORT),
@@ -60,7 +61,7 @@ TARGETS: Final[Mapping[Workload, CallPath]] = {
 }
 LOGGED: Final[frozenset[Workload]] = frozenset(
     {
-        *("http", "http-authz", "tcp-churn", "chain5", "cross-node", "manifest"),
+        *("http", "http-authz", "tcp-churn", "chain5", "cross-node", "cross-node-churn", "manifest"),
         *("h2", "h2-many", "h2-cross-node", "grpc"),
     }
 )

@@ -117,7 +117,7 @@ class Cell:
             return calls.requests(client, mode.url(workload), self.connections, calls.STREAMS[workload], seconds)
         if self.rate:
             return load.open_loop(client, mode.url(workload), self.rate, self.connections, seconds)
-        return load.closed(client, mode.url(workload), self.connections, seconds, fresh=workload == "tcp-churn")
+        return load.closed(client, mode.url(workload), self.connections, seconds, fresh=workload in load.CHURN)
 
 
 @dataclass(slots=True)

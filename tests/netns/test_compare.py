@@ -19,7 +19,9 @@ from tests.netns.world import left_behind
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings every mode's lab up
-WORKLOADS: tuple[Workload, ...] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
+WORKLOADS: tuple[Workload, ...] = (
+    *("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "cross-node-churn", "bulk"),
+)
 LABS = [setup.lab for setup in labs.SETUPS if not setup.variant]
 
 

@@ -84,6 +84,7 @@ WORKLOADS: Final = {
     "bulk": "one TCP stream, pods on one node",
     "chain5": "one request through five services",
     "cross-node": "HTTP request, pods on two nodes",
+    "cross-node-churn": "a new connection for each request, pods on two nodes",
     "bulk-cross-node": "one TCP stream, pods on two nodes",
     "h2": "HTTP/2 request, one connection, pods on one node",
     "h2-many": "HTTP/2 request, several connections, pods on one node",

@@ -17,7 +17,8 @@ COST = {
 """Times the direct one's latency."""
 STREAMS = ("bulk", "bulk-cross-node", "h2-bulk")
 WORKLOADS = (
-    *("http", "http-authz", "tcp", "tcp-churn", "bulk", "chain5", "cross-node", "bulk-cross-node"),
+    *("http", "http-authz", "tcp", "tcp-churn", "bulk", "chain5", "cross-node", "cross-node-churn"),
+    "bulk-cross-node",
     *("h2", "h2-many", "h2-cross-node", "h2-bulk", "grpc", "grpc-stream"),
 )
 
