@@ -71,9 +71,11 @@ def late(kube: Kube) -> Iterator[None]:
     gate = {"name": "gate", "image": agent["image"], "command": wait, "volumeMounts": [run]}
     patch = {"spec": {"template": {"spec": {"initContainers": [gate]}}}}
     kube.kubectl("patch", "-n", SYSTEM, "daemonset", "nodeagent", "-p", json.dumps(patch))
-    yield
-    for node in NODES:
-        subprocess.run(kube.command(node, ["touch", GATE]), check=True)
+    try:
+        yield
+    finally:
+        for node in NODES:
+            subprocess.run(kube.command(node, ["touch", GATE]), check=True)
 
 
 def end_too_early(kube: Kube, before: Sequence[Document]) -> None:
