@@ -58,7 +58,6 @@ ROWS: Final = (
     Row("between nodes: a request at a time, p50", "cross-node", 1, "p50", BETWEEN_NODES),
     Row("between nodes: 32 connections, requests/s", "cross-node", 32, "rate", BETWEEN_NODES),
     Row("between nodes: a new connection for each request, requests/s", "cross-node-churn", 32, "rate", BETWEEN_NODES),
-    Row("between nodes: HTTP/2, 8 × 32 streams, requests/s", "h2-cross-node", 8, "rate", BETWEEN_NODES),
     Row("between nodes: TCP stream, bits/s", "bulk-cross-node", 1, "rate", BETWEEN_NODES),
 )
 

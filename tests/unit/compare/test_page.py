@@ -148,7 +148,7 @@ def test_everything_is_on_it(read: Reader) -> None:
         "between nodes, mTLS, 32 connections, p99",
     ):
         assert text in read.text
-    assert read.tags.count("figure") == 2 + 2 + 6 + 13 + 2 + 20
+    assert read.tags.count("figure") == 2 + 2 + 6 + 14 + 2 + 22
     for each in summary()["runs"]:
         for value in each["latency_us"].values():
             assert f"{value:,}" in read.text
