@@ -146,3 +146,15 @@ def test_a_stream_that_was_refused_once_does_not_cost_the_connection_its_others(
     codec.sweep(asking.context.now + REFUSED_SECONDS + 1.0, 1.0)
     assert codec.free()
     assert asking.keeper.told == told + 1, "what waits is told"
+
+
+def test_a_connection_whose_endpoint_takes_no_stream_is_not_waited_for() -> None:
+    asking = Asking()
+    codec = asking.codec
+    assert isinstance(codec, Http2Upstream)
+    asking.settle()
+    assert codec.takes()
+    asking.feed(wire.settings(((wire.MAX_CONCURRENT_STREAMS, 0),)))
+    assert not codec.takes(), "another one is dialled"
+    asking.feed(wire.settings(((wire.MAX_CONCURRENT_STREAMS, 1),)))
+    assert codec.takes()
