@@ -174,9 +174,7 @@ def _logs(config: AgentConfig) -> Iterator[Removed]:
 
 
 def _logs_folder(config: AgentConfig) -> Path | None:
-    """Return where logs were read to. On a cluster whoever uninstalls by ``kubectl`` alone does so with the base's
-    configuration, which says nothing of logs.
-    """
+    """Return where logs were read to: on a cluster also by an agent that was told to read some once."""
     if config.logs is not None:
         return config.logs.state_directory
     return STATE_DIRECTORY if config.kubernetes is not None else None

@@ -5,8 +5,10 @@ the agent that will take the node over.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from nodeagent.control.concern import Snapshot
 from nodeagent.kube.client import KubeClient
@@ -14,12 +16,15 @@ from nodeagent.kube.events import EventTeller, Row, of_pods
 from nodeagent.kube.node_status import NodeStatusMarks
 from nodeagent.kube.snapshot import SnapshotFile
 from nodeagent.kube.source import KubernetesSource
-from nodeagent.kube.successor import is_coming
+from nodeagent.kube.successor import is_coming, is_forsaken
 from nodeagent.kube.taint import StartupTaint
 from nodeagent.parts import Parts
 from nodeagent.places.cri import CriPlaces
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.vocabulary import PodUid
+
+FORSAKEN_SECONDS: Final = 5.0
+"""So long no other agent is there, before who drains gives its node up: what is told may come in another order."""
 
 
 class ClusterSide:
@@ -43,6 +48,10 @@ class ClusterSide:
         self._own = own
         self._coming = False
         """Another agent is on its way to this node."""
+        self._forsaken = False
+        """No other agent is there, nor can one come while this one's pod ends."""
+        self._news = asyncio.Event()
+        """That changed."""
         self._succession: Callable[[bool], None] | None = None
         self._parts: Parts | None = None
 
@@ -79,8 +88,22 @@ class ClusterSide:
         self._marks.resign()
         self._kept.resign()
 
+    async def forsaken(self) -> None:
+        """Wait until there has been no other agent for some seconds, nor can one come while this one's pod ends."""
+        while True:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(FORSAKEN_SECONDS if self._forsaken else None):
+                    await self._news.wait()
+            except TimeoutError:
+                return
+
     def changed(self, snapshot: Snapshot) -> None:
         """Another agent may have been made for this node, or be gone."""
+        forsaken = is_forsaken(self._own, snapshot.objects)
+        if forsaken != self._forsaken:
+            self._forsaken = forsaken
+            self._news.set()
         coming = is_coming(self._own, snapshot.objects)
         if coming != self._coming:
             self._coming = coming

@@ -51,6 +51,9 @@ class TellsCluster(Protocol):
         rows of captured pods, *succession* is to hear whether another agent is coming to the node.
         """
 
+    async def forsaken(self) -> None:
+        """Wait until nobody has the node that this daemon gave up, nor can, as long as this one is there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Footing:

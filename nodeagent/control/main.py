@@ -40,10 +40,10 @@ from nodeagent.control.left_alone import KernelOutside, LeftAlonePods
 from nodeagent.control.leftovers import Leftovers, PodSocketMaker
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
-from nodeagent.control.node_metrics import NodeMetrics
+from nodeagent.control.node_metrics import NodeMetrics, unusable
 from nodeagent.control.node_network import NodeNetwork
 from nodeagent.control.pod_sockets import PodSockets
-from nodeagent.control.pods_page import PodsPage
+from nodeagent.control.pods_page import PodsPage, unreached
 from nodeagent.control.readiness import Missing, Readiness
 from nodeagent.control.source_reader import SourceReader
 from nodeagent.control.supervisor_link import SupervisorLink
@@ -66,6 +66,7 @@ from nodeagent.redirect.plane import DataPlane, Loading
 from nodeagent.resources.source import Marks
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor
 
 if TYPE_CHECKING:
@@ -391,8 +392,23 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     with noted(beginning.config.runtime_directory) as note:
         telling = functools.partial(tell_what_is_open, workers, workers.snapshot, seconds, note)
         beginning.parts.start("what tells of the drain", telling)
-        await workers.step_down(seconds, beginning.link.hastened)
+        await workers.step_down(seconds, functools.partial(hurried, beginning, made))
         beginning.parts.stop()
+
+
+async def hurried(beginning: Beginning, made: Concerns) -> None:
+    """Wait until what drains is not to keep the node any more: the daemon that took over ends too, or is gone, and no
+    other can come meanwhile.
+    """
+    forsaken = [asyncio.ensure_future(each.forsaken()) for each in made.footing.cluster]
+    hastened = asyncio.ensure_future(beginning.link.hastened())
+    try:
+        done, _ = await asyncio.wait((hastened, *forsaken), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in (hastened, *forsaken):
+            each.cancel()
+    if hastened not in done:
+        log.warning("no agent has this node any more, and none can come while this one is there: it ends now")
 
 
 def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:
@@ -407,9 +423,11 @@ def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:
     )
 
 
-def told_pods(enrolment: Enrolment, logs: NodeLogs | None) -> Iterator[Mapping[str, object]]:
+def told_pods(made: Concerns, logs: NodeLogs | None) -> Iterator[Mapping[str, object]]:
     """Yield the rows of pods by which a cluster is told what is wrong with them."""
-    yield from enrolment.rows()
+    captured = made.enrolment.rows()
+    yield from captured
+    yield from unreached(made.mesh.node_pods, {PodUid(str(row["uid"])) for row in captured}, made.footing.pod_faults)
     if logs is not None:
         yield from logs.faulty_pods()
 
@@ -442,12 +460,13 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
     drains = functools.partial(drains_beside, config.runtime_directory)
-    warnings: list[Missing] = [made.enrolment.warnings, made.footing.warnings, drains]
+    not_captured = functools.partial(unusable, made.mesh.node_pods, made.footing.pod_faults)
+    warnings: list[Missing] = [made.enrolment.warnings, not_captured, made.footing.warnings, drains]
     if beginning.logs is not None:
         warnings.append(beginning.logs.warnings)
     readiness = Readiness(missing, warnings)
     for each in made.footing.cluster:
-        pods_told = functools.partial(told_pods, made.enrolment, beginning.logs)
+        pods_told = functools.partial(told_pods, made, beginning.logs)
         each.told_by(readiness.missing, pods_told, beginning.link.succession)
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
@@ -461,7 +480,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         lambda uid: [*made.footing.pod_faults(uid), *made.pod_sockets.faults(uid)],
     )
     beaten = functools.partial(heartbeat_map.last, made.plane.heartbeat_fd)
-    node_metrics = NodeMetrics(made.mesh.node_pods, beaten, workers.pids)
+    node_metrics = NodeMetrics(made.mesh.node_pods, beaten, workers.pids, faults=made.footing.pod_faults)
     collectors = (
         node_metrics.collect,
         made.kernel_paths.collect,

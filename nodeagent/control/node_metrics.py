@@ -14,8 +14,19 @@ from typing import Final
 from nodeagent.mesh.node_pods import NodePod
 from nodeagent.telemetry.metrics import HEARTBEAT_AGE, MEMORY, NODE_PODS
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import PodUid
 
-STATES: Final = ("captured", "awaited", "left alone", "undecided")
+UNUSABLE: Final = "unusable"
+"""The state of pods that shall be captured and cannot be, though they run."""
+STATES: Final = ("captured", "awaited", UNUSABLE, "left alone", "undecided")
+PodFaults = Callable[[PodUid], list[str]]
+"""Says why a pod has no place that can be used, though it runs."""
+
+
+def unusable(pods: Iterable[NodePod], faults: PodFaults) -> list[str]:
+    """Name those of *pods* that shall be captured and cannot be, though they run, and why."""
+    found = [(each, faults(each.uid)) for each in pods if each.awaited]
+    return [f"pod {pod.namespace}/{pod.pod}: not captured: {'; '.join(why)}" for pod, why in found if why]
 
 
 class NodeMetrics:
@@ -27,6 +38,7 @@ class NodeMetrics:
         beaten: Callable[[], int],
         workers: Callable[[], Iterable[int]],
         *,
+        faults: PodFaults = lambda _: [],
         proc: Path = Path("/proc"),
         clock: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_MONOTONIC),
     ) -> None:
@@ -36,12 +48,13 @@ class NodeMetrics:
         self._pods = pods
         self._beaten = beaten
         self._workers = workers
+        self._faults = faults
         self._proc = proc
         self._clock = clock
 
     def collect(self, store: Store) -> None:
         """Set the metrics. Raises OSError: the heartbeat cannot be read."""
-        counted = Counter(each.state for each in self._pods)
+        counted = Counter(UNUSABLE if each.awaited and self._faults(each.uid) else each.state for each in self._pods)
         store.replace(NODE_PODS, {(state,): counted[state] for state in STATES})
         store.replace(MEMORY, self._memory())
         beaten = self._beaten()

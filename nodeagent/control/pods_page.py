@@ -4,7 +4,7 @@ connections, how it is reached and by which paths; and, if asked for, why the ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from nodeagent.config import DeliverySetting
@@ -85,6 +85,21 @@ class PodsPage:
         if not isinstance(workload, Workload):
             return ""
         return str(delivery(self._setting, None, workload, entries.get(UNREAD)))
+
+
+def unreached(
+    pods: Iterable[NodePod], known: Container[PodUid], faults: Callable[[PodUid], list[str]]
+) -> Iterator[dict[str, object]]:
+    """Yield rows of those of *pods*, beside the *known* ones, with which something is wrong: what they, or their
+    Namespaces, say, and, by *faults*, why those that shall be captured cannot be (state ``failed``).
+    """
+    for pod in pods:
+        if pod.uid in known:
+            continue
+        if pod.faults:
+            yield _outside(pod)
+        if pod.awaited and (why := faults(pod.uid)):
+            yield {**_outside(pod), "state": "failed", "faults": why}
 
 
 def _outside(pod: NodePod) -> dict[str, object]:

@@ -6,7 +6,8 @@ What is wrong is looked at every few seconds, and told when it is still wrong at
 same is not told again while it lasts, but once an hour, since the API server keeps an Event for no
 longer; other words about it wait for a minute. How many are told is bounded; what cannot be told now
 is told later, if it is still wrong: namespaces take turns, and of one what has waited longest is
-told first, so that nobody's many faults keep another's from being told.
+told first, so that nobody's many faults keep another's from being told, nor does a namespace that takes
+none (a quota, a webhook).
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ A_SECOND: Final = 0.5
 """How many are told, after a burst."""
 TERMINATING: Final = "being terminated"
 """What the API server says of a namespace that takes nothing new (plugin NamespaceLifecycle)."""
+NOT_ALLOWED: Final = 'is forbidden: User "'
+"""What it says of a right that is missing; a quota and who else decides of objects refuse otherwise (403, too)."""
+EVERYWHERE: Final = frozenset({0, 401, 408, 429})
+"""Statuses that say nothing of the namespace; 0: there was no answer."""
 GROUP: Final = "events.k8s.io"
 RULE: Final = f'{{apiGroups: ["{GROUP}"], resources: [events], verbs: [create]}}'
 NOTE_MAX: Final = 1024
@@ -99,7 +104,8 @@ class EventTeller:
         self._told: dict[Subject, _Told] = {}
         self._tokens = float(BURST)
         self._filled = now()
-        self._wrong = ""
+        self._wrong: dict[str, int] = {}
+        """Where Events cannot be told, with the status that was told of it; empty: anywhere."""
 
     async def keep(self) -> None:
         """Look and tell, for ever."""
@@ -116,9 +122,16 @@ class EventTeller:
         self._told = {subject: told for subject, told in self._told.items() if subject in wrong}
         self._turns = {where: self._turns[where] for where, *_ in wrong if where in self._turns}
         news = [each for each in wrong.keys() & self._seen.keys() if self._is_news(wrong[each], now)]
+        refusing: set[str] = set()
         for subject in self._in_turn(news):
-            if self._tokens < 1 or not await self._tell(wrong[subject]):
+            if self._tokens < 1 or "" in refusing:
                 break
+            if subject[0] in refusing:
+                continue
+            refused = await self._tell(wrong[subject])
+            if refused is not None:
+                refusing.add(refused)
+                continue
             self._tokens -= 1
             self._told[subject] = _Told(wrong[subject].note, now)
             self._turns[subject[0]] = next(self._count)
@@ -146,8 +159,10 @@ class EventTeller:
             return True
         return now - told.when >= (AGAIN_SECONDS if told.note == trouble.note else REWORDED_SECONDS)
 
-    async def _tell(self, trouble: Trouble) -> bool:
-        """Say whether *trouble* was told, or never can be."""
+    async def _tell(self, trouble: Trouble) -> str | None:
+        """Tell *trouble*. Return None: it is told, or never can be; else the namespace that takes no Event now, empty:
+        none does.
+        """
         namespace = trouble.namespace or "default"
         regarding = {"apiVersion": trouble.api_version, "kind": trouble.kind, "name": trouble.name}
         if trouble.namespace:
@@ -170,19 +185,24 @@ class EventTeller:
         try:
             await self._client.post(f"/apis/{GROUP}/v1/namespaces/{namespace}/events", document)
         except ApiError as error:
-            return self._failed(error)
-        self._wrong = ""
-        return True
+            return self._failed(trouble, error)
+        self._wrong.pop("", None)
+        self._wrong.pop(trouble.namespace, None)
+        return None
 
-    def _failed(self, error: ApiError) -> bool:
-        if error.status == 403 and TERMINATING in str(error):
-            return True
-        hint = f"; the agent's ClusterRole wants {RULE}" if error.status == 403 else ""
-        words = f"Events cannot be told: {error}{hint}"
-        if self._wrong != words:
-            log.warning("%s", words)
-        self._wrong = words
-        return error.status in (404, 422)  # its namespace is going, or this one is not taken: the others are
+    def _failed(self, trouble: Trouble, error: ApiError) -> str | None:
+        text = str(error)
+        if error.status == 403 and TERMINATING in text:
+            return None
+        if error.status in (404, 422):  # its namespace is going, or this one is not taken: the others are
+            return None
+        lacking = error.status == 403 and NOT_ALLOWED in text
+        where = "" if lacking or error.status in EVERYWHERE or error.status >= 500 else trouble.namespace
+        if self._wrong.get(where) != error.status:
+            hint = f"; the agent's ClusterRole wants {RULE}" if lacking else ""
+            log.warning("Events cannot be told%s: %s%s", f" in namespace {where}" if where else "", text, hint)
+        self._wrong[where] = error.status
+        return where
 
 
 def of_pods(rows: Iterable[Row]) -> Iterable[Trouble]:
@@ -194,7 +214,7 @@ def of_pods(rows: Iterable[Row]) -> Iterable[Trouble]:
         reason: Reason = "AnnotationRefused"
         if row.get("state") == "pending":
             reason = "NoCertificate"
-        elif row.get("state") in ("failed", "faulty"):
+        elif row.get("state") in ("failed", "faulty", "undecided"):
             reason = "NotCaptured"
         namespace, name, uid = (str(row.get(field, "")) for field in ("namespace", "pod", "uid"))
         yield Trouble("v1", "Pod", namespace, name, uid, reason, "; ".join(map(str, faults)))

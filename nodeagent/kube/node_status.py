@@ -12,6 +12,10 @@ last heard a renewal. And where the reader hears nothing at all, nobody's lease 
 is away, or the reader is. So time passes here only with what comes from the API server, the node's
 own renewals among it, and after a silence all leases begin anew.
 
+The object ends with its Node, whose uid it names. A Node that is registered anew has another uid, and the
+garbage collector takes an object away that names the one before: who is told that its own is gone asks
+for the uid again, and writes nothing while there is no Node, for that would outlive all.
+
 What a node says counts for its own pods (``EnrolledChange.node``): one that was taken over opens and
 closes none of another's.
 
@@ -78,6 +82,8 @@ class NodeStatuses:
         self._now = now
         self._leases: dict[str, _Lease] = {}
         self._last = now()
+        self.lost: Callable[[], None] = lambda: None
+        """Is called when this node's object is gone, which it did not remove itself."""
 
     @property
     def renew_seconds(self) -> float:
@@ -112,7 +118,10 @@ class NodeStatuses:
 
     def gone(self, node: str) -> list[EnrolledChange]:
         """The object of *node* is gone; return what that changes."""
-        if node == self._node or node not in self._leases:
+        if node == self._node:
+            self.lost()
+            return []
+        if node not in self._leases:
             return []
         return self._differ(node, self._leases.pop(node), frozenset())
 
@@ -194,10 +203,13 @@ class NodeStatusMarks:
         self._now = now
         self._uids: set[PodUid] | None = None
         self._news = asyncio.Event()
-        self._owner: Mapping[str, object] | None = None
+        self._owner: Mapping[str, object] = {}
+        self._bereft = False
+        """The object was taken away, with its Node perhaps."""
         self._wrong = ""
         self._said_wrong = ""
         self._resigned = False
+        statuses.lost = self._lost
 
     def publish(self, uid: PodUid, enrolled: bool) -> None:
         """Tell that the pod *uid* takes mTLS, or no more: soon, and again and again until it is told."""
@@ -231,6 +243,11 @@ class NodeStatusMarks:
                 await self._write()
         except (ApiError, TimeoutError) as error:
             log.warning("the other nodes do not hear that this one's agent leaves: %s", error)
+
+    def _lost(self) -> None:
+        self._owner = {}
+        self._bereft = True
+        self._news.set()
 
     def _said(self) -> set[PodUid]:
         """Return what this node says; at first what an earlier agent said of pods that are still here."""
@@ -277,8 +294,11 @@ class NodeStatusMarks:
 
     async def _write(self) -> None:
         """Write the node's object, made where it is not there. Raises ApiError."""
-        if self._owner is None:
+        if not self._owner:
             self._owner = await self._node_object()
+            if self._bereft and not self._owner:
+                return
+            self._bereft = False
         metadata: dict[str, object] = {"name": self._node}
         if self._owner:
             metadata["ownerReferences"] = [self._owner]

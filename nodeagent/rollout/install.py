@@ -18,6 +18,7 @@ REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 DEFINITION: Final = "CustomResourceDefinition"
 CONTAINERS: Final = ("Namespace", DEFINITION)
 """Kinds that take other objects along when they are removed."""
+REGISTRATIONS: Final = ("MutatingWebhookConfiguration",)
 ESTABLISHED_SECONDS: Final = 60.0
 REMOVED_SECONDS: Final = 120.0
 
@@ -25,7 +26,8 @@ REMOVED_SECONDS: Final = 120.0
 async def install(
     objects: ClusterObjects, documents: Sequence[KubeObject], say: Say, *, force: bool, seconds: float
 ) -> None:
-    """Apply *documents*, in their order, and wait at most *seconds* for each rollout; 0: not at all.
+    """Apply *documents*, in their order, and wait at most *seconds* for each rollout; 0: not at all. A webhook is
+    registered when all is rolled out: pods would wait for it.
 
     Nothing is applied where a kind is not known or a right is missing. Raises ConfigError, ApiError,
     ControlError.
@@ -36,7 +38,9 @@ async def install(
     for name in names:  # what a removal that goes on yet would take along
         if name.kind in CONTAINERS:
             await waited(partial(leaving, objects, name), say, REMOVED_SECONDS, str(name))
-    for name, document in zip(names, documents, strict=True):
+    registrations = [document for document in documents if name_of(document).kind in REGISTRATIONS]
+    for document in (each for each in documents if each not in registrations):
+        name = name_of(document)
         await objects.apply(document, force=force)
         say(f"{name}: applied")
         if name.kind == DEFINITION:
@@ -44,6 +48,9 @@ async def install(
     for name in workloads(names) if seconds else ():
         await waited(partial(behind, objects, name), say, seconds, str(name))
         say(f"{name}: ready")
+    for document in registrations:
+        await objects.apply(document, force=force)
+        say(f"{name_of(document)}: applied")
 
 
 async def refuse_unknown(objects: ClusterObjects, documents: Iterable[KubeObject]) -> None:

@@ -37,14 +37,16 @@ class Told:
 
 def alone(template: KubeObject, command: Sequence[str]) -> KubeObject:
     """Return the spec of *template*, a DaemonSet's pod template, with the agent's container only, which
-    runs *command* once: no probes, no ports, no bounds on memory.
+    runs *command* once: no probes, no ports, no bounds on memory, and no priority: where a node is full, a
+    kubelet ends others' pods for one that is critical (``pkg/kubelet/preemption``).
     """
     spec: KubeObject = copy.deepcopy(template["spec"])
     container = agent_container(spec)
     for name in ("readinessProbe", "livenessProbe", "startupProbe", "lifecycle", "ports", "args", "resources"):
         container.pop(name, None)
     container["command"] = list(command)
-    spec.pop("initContainers", None)
+    for name in ("initContainers", "priorityClassName", "priority", "preemptionPolicy"):
+        spec.pop(name, None)
     unbound(spec)
     return spec | {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
 

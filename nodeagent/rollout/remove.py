@@ -4,8 +4,8 @@ The order matters. Before anything goes, no pod may have a volume of the agents'
 serves it the kubelet cannot unmount it, and the pod never ends. First goes the webhook's
 registration, which would hold pods up. Then the DaemonSet gets another command: on each node the
 agent ends, and in its place a pod detaches and removes what is pinned there, and stays, so that a
-node which comes back later is cleaned as well (:func:`cleaning`; ``daemonset/overlays/uninstall`` is
-the same for ``kubectl``). When every node has been, marks on nodes go, then all objects, and last
+node which comes back later is cleaned as well (:func:`cleaning`; ``daemonset/uninstall.yaml`` is the same
+for ``kubectl``). When every node has been, marks on nodes go, then all objects, and last
 what defines their kinds.
 
 What is gone already is no error: it may be broken off anywhere, and begun again. The DaemonSet goes

@@ -105,7 +105,8 @@ NODE_PODS = Metric(
     "nodeagent_node_pods",
     "gauge",
     ("state",),
-    "Pods of this node by what was decided: captured, awaited, left alone or undecided.",
+    "Pods of this node by what was decided: captured, awaited (unusable: they run, but not as the agent can use), "
+    "left alone or undecided.",
 )
 HEARTBEAT_AGE = Metric(
     "nodeagent_heartbeat_age_seconds",

@@ -56,6 +56,8 @@ class FakeKubeApi:
         """Plurals that nobody may touch."""
         self.terminating: set[str] = set()
         """Namespaces that take nothing new."""
+        self.full: set[str] = set()
+        """Namespaces whose quota is used up."""
         self.misrouted: set[str] = set()
         """Plurals of kinds that it has and does not find, as behind a load balancer that is wrong."""
         self.streams = True
@@ -175,6 +177,8 @@ class FakeKubeApi:
             return _status(403, f'{plural} is forbidden: User "agent" cannot do that')
         if request.method == "POST" and namespace in self.terminating:
             return _status(403, f"forbidden: unable to create new content in namespace {namespace}: being terminated")
+        if request.method == "POST" and namespace in self.full:
+            return _status(403, f'{plural} "a-" is forbidden: exceeded quota: q, used: count/{plural}=1, limited: 1')
         if request.method == "GET" and not name:
             return await (self._watch(request, kind) if "watch" in request.query else self._list(request, kind))
         return await self._one(request, kind, namespace, name[0] if name else "")

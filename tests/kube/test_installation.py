@@ -5,6 +5,7 @@ nodes: what they say, and that afterwards it is as it was, wherever one looks.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from nodeagent import __version__
 from nodeagent.lab.kube import Kube
+from nodeagent.lab.kube.config import CONTAINERD
 from tests.kube.cluster import ROOT
 from tests.kube.mesh import (
     SECONDS,
     SYSTEM,
+    agent_pods,
     agents,
     apply,
     curl,
@@ -36,6 +41,8 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.timeout(400)  # the first one waits for the cluster
 NODES = ("node-a", "node-b")
 OVERLAYS = ROOT / "daemonset" / "overlays"
+IMAGE = f"docker.io/library/nodeagent:{__version__}"
+OWN_IMAGE = "registry.example/mesh/nodeagent:own"
 MARK = "nodeagent.io/agent-not-ready"
 TRIED = {
     "client": {"same node", "other node", "Service", "STRICT, with mTLS", "denied by an AuthorizationPolicy"},
@@ -173,22 +180,40 @@ def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path) 
     as_it_was(home, before)
 
 
-def test_by_kubectl_alone_nothing_is_left_either(home: Kube) -> None:
-    """Input: manifests that are applied and deleted, the nodes' cleaning between, as the documents say; on a node
-    are positions of logs, as the component leaves them. Verdict: as above.
+@pytest.fixture
+def own_overlay(home: Kube, tmp_path: Path) -> Path:
+    """An overlay of somebody's own: the image has another name, and logs may be read."""
+    name, _, tag = OWN_IMAGE.rpartition(":")
+    tagging = ("ctr", "-a", str(CONTAINERD), "-n", "k8s.io", "images", "tag", "--force", IMAGE, OWN_IMAGE)
+    for node in NODES:
+        subprocess.run(home.command(node, tagging), check=True, capture_output=True)
+    document = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(OVERLAYS / "minimal", tmp_path)],
+        "components": [os.path.relpath(ROOT / "daemonset" / "components" / "logs", tmp_path)],
+        "images": [{"name": "nodeagent", "newName": name, "newTag": tag}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(document))
+    return tmp_path
+
+
+def test_by_kubectl_alone_nothing_is_left_either(home: Kube, own_overlay: Path) -> None:
+    """Input: manifests of somebody's own that are applied, by the server, and deleted, the nodes' cleaning between, as
+    the documents say; on a node are positions of logs. Verdict: as above, and nodes were cleaned by the own image.
     """
     before = traces(home)
-    home.kubectl("apply", "-k", str(OVERLAYS / "minimal"))
+    home.kubectl("apply", "--server-side", "-k", str(own_overlay))
     rolled_out(home)
     enrolled(home, "node-a", "home/server-node-a")
-    read = ["sh", "-c", "mkdir -p /var/lib/nodeagent/logs && touch /var/lib/nodeagent/logs/positions"]
-    subprocess.run(home.command("node-a", read), check=True)
-    home.kubectl("apply", "-k", str(OVERLAYS / "uninstall"))
+    subprocess.run(home.command("node-a", ["touch", "/var/lib/nodeagent/logs/positions"]), check=True)
+    home.kubectl("patch", "-n", SYSTEM, "daemonset/nodeagent", "--patch-file", str(ROOT / "daemonset/uninstall.yaml"))
     home.kubectl("rollout", "status", "-n", SYSTEM, "daemonset/nodeagent", f"--timeout={SECONDS:g}s", seconds=SECONDS)
-    home.kubectl("delete", "-k", str(OVERLAYS / "minimal"), f"--timeout={SECONDS:g}s", seconds=SECONDS)
+    assert {each["spec"]["containers"][0]["image"] for each in agent_pods(home)} == {OWN_IMAGE}
+    home.kubectl("delete", "-k", str(own_overlay), f"--timeout={SECONDS:g}s", seconds=SECONDS)
     as_it_was(home, before)
     left = subprocess.run(
-        home.command("node-a", ["ls", "/var/lib/nodeagent"]), capture_output=True, text=True, check=True
+        home.command("node-a", ["find", "/var/lib/nodeagent", "-type", "f"]), capture_output=True, text=True, check=True
     )
     assert left.stdout == ""
     for pod in ("home/client-node-a", "default/visitor"):

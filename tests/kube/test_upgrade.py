@@ -35,6 +35,7 @@ def test_agents_are_replaced_while_nobody_notices(steady: Kube) -> None:
     as the DaemonSet's controller does when a readiness probe fails: a starved node's does.
     Verdict: every agent is another one, by the real DaemonSet controller; no request fails, on new
     connections or kept ones, within a node or between nodes; no stream is cut; the old agents end.
+    At last a node's new agent is taken away beside the old one: another comes, though the streams never end.
     """
     replaced(steady, back=False)
     replaced(steady, back=True)
@@ -55,6 +56,8 @@ def replaced(steady: Kube, *, back: bool) -> None:
         eventually(lambda: taken_over(steady, before), "every agent is another one", SECONDS)
         asks.goes_on(kinds)
         assert not alone(steady), "the old agents carry the streams yet"
+        if back:
+            take_away(steady, NODES[0])
     eventually(lambda: alone(steady), "the old agents have ended", SECONDS)
     rolled_out(steady)  # not before: the controller looks at the oldest pod of a node, also while it drains
     old = {each["metadata"]["name"] for each in before}
@@ -94,6 +97,13 @@ def end_too_early(kube: Kube, before: Sequence[Document]) -> None:
         return True
 
     eventually(waits, "the old agent waits", SECONDS)
+
+
+def take_away(kube: Kube, node: str) -> None:
+    """Remove the agent of *node* that does not drain, and wait for another one."""
+    taken = agents(kube)[node]
+    kube.kubectl("delete", "pod", "-n", SYSTEM, taken, f"--timeout={SECONDS:g}s", seconds=SECONDS)
+    eventually(lambda: agents(kube).get(node, taken) != taken, f"another agent on {node}", SECONDS)
 
 
 @pytest.mark.timeout(600)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nodeagent.control import cluster_side
 from nodeagent.control.cluster_side import ClusterSide
 from nodeagent.vocabulary import PodUid
+from tests.unit.kube.test_successor import agent, pods
 
 NEIGHBOURS = ("source", "marks", "places")
 OWN = PodUid("own")
@@ -31,3 +35,30 @@ def test_what_one_neighbour_lacks_keeps_the_daemon_from_being_ready(whose: str) 
     assert ClusterSide(unused, **neighbours, kept=unused, own=OWN).missing() == []
     neighbours[whose] = Lacking(("no sandbox can be used",))
     assert ClusterSide(unused, **neighbours, kept=unused, own=OWN).missing() == ["no sandbox can be used"]
+
+
+def test_who_drains_gives_the_node_up_when_no_other_agent_has_been_there_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Input: an agent that drains; the one that took over is gone, another comes at once; then that one goes, too."""
+    monkeypatch.setattr(cluster_side, "FORSAKEN_SECONDS", 0.05)
+    unused: Any = None
+
+    async def scene() -> None:
+        side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
+
+        def there(*others: dict[str, Any]) -> None:
+            snapshot: Any = SimpleNamespace(objects=pods(agent(OWN, terminating=True), *others))
+            side.changed(snapshot)
+
+        there(agent("one"))
+        waits = asyncio.ensure_future(side.forsaken())
+        there(agent("one", terminating=True))
+        await asyncio.sleep(0)
+        there(agent("one", terminating=True), agent("two", phase="Pending"))
+        await asyncio.wait((waits,), timeout=0.2)
+        assert not waits.done()
+        there()
+        await asyncio.wait_for(waits, 60)
+
+    asyncio.run(scene())

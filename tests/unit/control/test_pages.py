@@ -16,7 +16,7 @@ from nodeagent.control.concern import merged
 from nodeagent.control.flows import FLOWS_KEPT, FlowRow, Flows
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
-from nodeagent.control.pods_page import PodsPage
+from nodeagent.control.pods_page import PodsPage, unreached
 from nodeagent.control.readiness import Readiness
 from nodeagent.errors import ControlError
 from nodeagent.mesh.membership import Membership, Verdict
@@ -165,6 +165,19 @@ def test_pods_are_told_with_what_others_know_of_them() -> None:
         )
 
     play(scene)
+
+
+def test_what_is_wrong_with_pods_that_are_not_captured_is_told_of_them() -> None:
+    """Input: by its uid, one that is known to enrolment (a), one with a wrong label, one whose sandbox cannot be used,
+    and one that is left alone, of which the runtime says the same.
+    """
+    pods = [decided("a", "captured", "x"), decided("typo", "left alone", "'enable'"), decided("blind", "captured")]
+    pods += [decided("alone", "left alone")]
+    found = unreached(pods, {"a"}, lambda uid: [] if uid == "typo" else [f"{uid}'s sandbox: no"])
+    assert [(each["uid"], each["state"], each["faults"]) for each in found] == [
+        ("typo", "left alone", ["'enable'"]),
+        ("blind", "failed", ["blind's sandbox: no"]),
+    ]
 
 
 def test_what_cannot_be_explained_says_why() -> None:

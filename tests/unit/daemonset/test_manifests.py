@@ -18,19 +18,22 @@ from nodeagent.logs.fluentd.outputs import CLUSTER_SECRETS
 from nodeagent.logs.settings import LogSettings
 from nodeagent.redirect import rights
 from nodeagent.resources.security import KINDS
+from nodeagent.rollout import remove
 
 ROOT = Path(__file__).parents[3]
 DAEMONSET = ROOT / "daemonset"
 KUSTOMIZATIONS = sorted(DAEMONSET.rglob("kustomization.yaml"))
 COMPARED = DAEMONSET / "overlays" / "sidecar-comparison" / "pods"
 """Applications, which are no part of the agent."""
+UNINSTALL = DAEMONSET / "uninstall.yaml"
+"""A patch of what is installed."""
 NAMES = [str(path.parent.relative_to(DAEMONSET)) for path in KUSTOMIZATIONS]
 
 
 def documents(*folders: str) -> Iterator[dict[str, Any]]:
     for folder in folders or ("",):
         for path in sorted((DAEMONSET / folder).rglob("*.yaml")):
-            if path.parent == COMPARED:
+            if path.parent == COMPARED or path == UNINSTALL:
                 continue
             yield from (each for each in yaml.safe_load_all(path.read_text()) if isinstance(each, dict))
 
@@ -60,6 +63,12 @@ def test_images_are_the_project_s_own_at_its_version() -> None:
     for path in KUSTOMIZATIONS:
         tags |= {image["newTag"] for image in yaml.safe_load(path.read_text()).get("images", ())}
     assert tags == {nodeagent.__version__}
+    webhook = yaml.safe_load((DAEMONSET / "webhook" / "webhook.yaml").read_text())
+    assert webhook["injection"]["values"]["initImage"] == f"nodeagent:{nodeagent.__version__}"
+
+
+def test_what_is_installed_runs_on_linux_alone() -> None:
+    assert [name for name, spec in pod_specs() if spec.get("nodeSelector") != {"kubernetes.io/os": "linux"}] == []
 
 
 def test_the_agent_has_the_rights_that_it_uses_and_in_the_overlay_those_that_it_needs() -> None:
@@ -89,6 +98,23 @@ def test_the_component_logs_adds_the_rights_that_logs_use() -> None:
         str(defaults.state_directory): False,
         CLUSTER_SECRETS: True,
     }
+
+
+def test_what_cleans_a_node_is_what_is_installed_with_another_command() -> None:
+    """Whatever of image, configuration, mounts and rights an overlay of somebody's own has changed, stays."""
+    patch = yaml.safe_load(UNINSTALL.read_text())
+    (agent,) = patch["spec"]["template"]["spec"].pop("containers")
+    assert patch == {
+        "spec": {
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "100%"}},
+            "template": {"spec": {"terminationGracePeriodSeconds": 1}},
+        }
+    }
+    assert agent.pop("readinessProbe")["httpGet"] is None
+    *_, command = agent.pop("command")
+    assert command.startswith(f"{' '.join(remove.UNINSTALL)} && ")
+    gone = dict.fromkeys(("args", "startupProbe", "livenessProbe", "lifecycle"))
+    assert agent == {"name": "agent", **gone}
 
 
 def test_no_container_is_privileged_or_may_become_so() -> None:

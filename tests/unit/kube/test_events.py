@@ -137,6 +137,27 @@ def test_a_namespace_that_is_going_holds_up_no_other(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def test_a_namespace_that_takes_none_holds_up_no_other_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Input: a quota that is used up, in the namespace that is first in turn; then it is raised."""
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.full.add("a-full")
+        full = [replace(WEB, namespace="a-full", name=name, note=name) for name in ("one", "two")]
+        people = People(client, *full, WEB, replace(WEB, namespace="z", note="z's"))
+        await people.look(4)
+        assert notes(api) == [WEB.note, "z's"]
+        assert caplog.text.count("Events cannot be told") == 1
+        assert "in namespace a-full: " in caplog.text and "exceeded quota" in caplog.text
+        assert "verbs: [create]" not in caplog.text
+        api.full.clear()
+        await people.look()
+        assert notes(api)[2:] == ["one", "two"]
+
+    play(tmp_path, scene)
+
+
 def row(state: str, *faults: str) -> dict[str, Any]:
     return {"namespace": "default", "pod": "web", "uid": "uid-web", "state": state, "faults": list(faults)}
 
@@ -147,6 +168,8 @@ def row(state: str, *faults: str) -> dict[str, Any]:
         (row("enrolled"), []),
         (row("failed", "port 15006 is taken"), ["NotCaptured"]),
         (row("faulty", "not captured on IPv6"), ["NotCaptured"]),
+        (row("undecided", "spec.serviceAccountName: no"), ["NotCaptured"]),
+        (row("left alone", "metadata.labels[nodeagent.io/dataplane]: 'enable'"), ["AnnotationRefused"]),
         (row("pending", "the authority is away"), ["NoCertificate"]),
         (row("enrolled", "metadata.annotations[nodeagent.io/path]: 'fast'"), ["AnnotationRefused"]),
     ],

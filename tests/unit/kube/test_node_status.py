@@ -188,3 +188,66 @@ def test_an_agent_that_has_resigned_says_nothing_more(tmp_path: Path) -> None:
         assert enrolled(api) == ["a"]
 
     play(tmp_path, scene)
+
+
+def registered(api: FakeKubeApi, uid: str) -> None:
+    api.put({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1", "uid": uid}})
+
+
+def owner(api: FakeKubeApi) -> str:
+    """Return the uid of the Node that the object of node1 ends with; empty: it names none, or is not there."""
+    for each in api.of("NodeStatus"):
+        for found in each["metadata"].get("ownerReferences", ()):
+            return str(found["uid"])
+    return ""
+
+
+def test_a_node_that_is_registered_anew_keeps_its_marks(tmp_path: Path) -> None:
+    """Input: the Node is deleted and made again, as by a kubelet that is restarted; the garbage collector takes the
+    object away that names the first one's uid. Verdict: it is written at once, with the second one's. While there is
+    no Node, nothing is.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        registered(api, "first")
+        node = Node(client)
+        parts = Parts()
+        async with node.marks.run(parts):
+            node.marks.publish(PodUid("a"), True)
+            await until(lambda: owner(api) == "first")
+            registered(api, "second")
+            api.remove("NodeStatus", "", "node1")
+            node.statuses.gone("node1")
+            await until(lambda: owner(api) == "second")
+            assert enrolled(api) == ["a"]
+
+            api.remove("Node", "", "node1")
+            api.remove("NodeStatus", "", "node1")
+            asked = len(api.requests)
+            node.statuses.gone("node1")
+            await until(lambda: len(api.requests) > asked)
+            node.marks.publish(PodUid("b"), True)
+            await until(lambda: len(api.requests) > asked + 1)
+            assert not api.of("NodeStatus"), "it would outlive its Node"
+            registered(api, "third")
+            node.marks.publish(PodUid("c"), True)
+            await until(lambda: owner(api) == "third")
+            assert enrolled(api) == ["a", "b", "c"]
+            parts.stop()
+
+    play(tmp_path, scene)
+
+
+def test_an_agent_that_begins_before_its_node_is_registered_names_it_later(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        node = Node(client)
+        parts = Parts()
+        async with node.marks.run(parts):
+            node.marks.publish(PodUid("a"), True)
+            await until(lambda: enrolled(api) == ["a"])
+            registered(api, "first")
+            node.marks.publish(PodUid("b"), True)
+            await until(lambda: owner(api) == "first")
+            parts.stop()
+
+    play(tmp_path, scene)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.kube.successor import is_coming
+from nodeagent.kube.successor import is_coming, is_forsaken
 from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
 
@@ -61,3 +61,25 @@ def test_who_does_not_know_its_own_pod_expects_nobody() -> None:
     assert not is_coming(PodUid(""), pods(agent("other")))
     assert not is_coming(PodUid(OWN), pods(agent("other")))
     assert not is_coming(PodUid(OWN), pods(agent(OWN, maker=""), agent("other", maker="")))
+
+
+@pytest.mark.parametrize(
+    ("others", "forsaken"),
+    [
+        ([], True),
+        ([{}], False),
+        ([{"phase": "Pending"}], False),
+        ([{"created": "2026-11-29T17:59:59Z"}], False),  # whoever it is, it has the node
+        ([{"terminating": True}], True),
+        ([{"terminating": True}, {"phase": "Pending"}], False),
+        ([{"phase": "Failed"}], True),
+        ([{"maker": "another"}, {"namespace": "default"}], True),
+    ],
+)
+def test_who_drains_is_forsaken_when_no_other_agent_is_there(others: list[dict[str, Any]], forsaken: bool) -> None:
+    """The DaemonSet's controller makes no pod on a node while one ends there."""
+    there = [agent(f"other-{number}", **other) for number, other in enumerate(others)]
+    assert is_forsaken(PodUid(OWN), pods(agent(OWN, terminating=True), *there)) is forsaken
+    assert not is_forsaken(PodUid(OWN), pods(agent(OWN), *there)), "it is no one's to end"
+    assert not is_forsaken(PodUid(""), pods(*there))
+    assert not is_forsaken(PodUid(OWN), pods(agent(OWN, terminating=True, maker=""), *there))

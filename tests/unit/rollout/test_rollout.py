@@ -23,7 +23,10 @@ def daemon_set() -> Any:
         "readinessProbe": {"exec": {}}, "lifecycle": {}, "ports": [{"containerPort": 1}], "resources": {"limits": {}},
         "volumeMounts": [{"name": "bpf", "mountPath": "/sys/fs/bpf"}], "securityContext": {"runAsUser": 0},
     }  # fmt: skip
-    spec = {"hostNetwork": True, "initContainers": [{"name": "compile"}], "containers": [{"name": "log"}, agent]}
+    spec = {
+        "hostNetwork": True, "priorityClassName": "system-node-critical", "initContainers": [{"name": "compile"}],
+        "containers": [{"name": "log"}, agent],
+    }  # fmt: skip
     return {"kind": "DaemonSet", "spec": {"template": {"metadata": {"labels": {"app": "a"}}, "spec": spec}}}
 
 
@@ -68,6 +71,7 @@ def test_a_command_on_a_node_has_the_agents_mounts_and_rights_and_nothing_that_w
     assert {"name", "image", "imagePullPolicy", "volumeMounts", "securityContext", "command"} == set(container)
     assert (spec["hostNetwork"], spec["restartPolicy"]) == (True, "Never")
     assert "initContainers" not in spec
+    assert "priorityClassName" not in spec, "on a full node the kubelet would end another pod for it"
 
 
 def test_what_cleans_a_node_is_the_same_daemon_set_with_another_command() -> None:

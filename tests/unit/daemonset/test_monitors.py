@@ -1,0 +1,159 @@
+"""Whom Prometheus scrapes by daemonset/overlays/prometheus-operator: the operator's rules for a PodMonitor (its
+v0.85, promcfg.go: generatePodMonitorConfig), applied to the pods of the manifests as Prometheus finds and
+relabels them (its documents: kubernetes_sd_config, role pod; relabel_config).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodeagent.telemetry import metrics
+from nodeagent.telemetry.metrics import Metric
+
+DAEMONSET = Path(__file__).parents[3] / "daemonset"
+OVERLAY = DAEMONSET / "overlays" / "prometheus-operator"
+WORKLOADS = ("base/daemonset.yaml", "ca/service.yaml", "webhook/service.yaml")
+NAMESPACE = "nodeagent-system"
+Labels = dict[str, str]
+Target = frozenset[tuple[str, str]]
+"""The labels of what is scraped, and its address: two that are equal are one."""
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    yield from (each for each in yaml.safe_load_all(path.read_text()) if each)
+
+
+MONITORS = {each["metadata"]["name"]: each for each in read(OVERLAY / "monitors.yaml")}
+TEMPLATES = {
+    each["metadata"]["name"]: each["spec"]["template"]
+    for path in WORKLOADS
+    for each in read(DAEMONSET / path)
+    if each["kind"] in ("DaemonSet", "Deployment")
+}  # fmt: skip
+
+
+def discovered(template: Mapping[str, Any], pod: str, node: str, address: str) -> Iterator[Labels]:
+    """Yield what Prometheus finds of a pod: a target for each port declared, and one for a container without any."""
+    host = f"[{address}]" if ":" in address else address
+    found = {
+        "__meta_kubernetes_namespace": NAMESPACE,
+        "__meta_kubernetes_pod_name": pod,
+        "__meta_kubernetes_pod_ip": address,
+        "__meta_kubernetes_pod_node_name": node,
+        "__meta_kubernetes_pod_phase": "Running",
+    }
+    for name, value in template["metadata"]["labels"].items():
+        safe = re.sub(r"[^a-zA-Z0-9_]", "_", name)
+        found |= {f"__meta_kubernetes_pod_label_{safe}": value, f"__meta_kubernetes_pod_labelpresent_{safe}": "true"}
+    for container in template["spec"]["containers"]:
+        own = {**found, "__meta_kubernetes_pod_container_name": container["name"]}
+        for port in container.get("ports", ()):
+            number = str(port["containerPort"])
+            declared = {"__meta_kubernetes_pod_container_port_name": port.get("name", "")}
+            declared["__meta_kubernetes_pod_container_port_number"] = number
+            yield {**own, **declared, "__address__": f"{host}:{number}"}
+        if not container.get("ports"):
+            yield {**own, "__address__": address}
+
+
+def rules(monitor: Mapping[str, Any], endpoint: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what the operator makes of an endpoint."""
+    yield {"action": "drop", "sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "(Failed|Succeeded)"}
+    selector = monitor["spec"]["selector"]
+    chosen = {name: [value] for name, value in selector.get("matchLabels", {}).items()}
+    for expression in selector.get("matchExpressions", ()):
+        assert expression["operator"] == "In"
+        chosen[expression["key"]] = expression["values"]
+    for name, values in chosen.items():
+        safe = re.sub(r"[^a-zA-Z0-9_]", "_", name)
+        sources = [f"__meta_kubernetes_pod_label_{safe}", f"__meta_kubernetes_pod_labelpresent_{safe}"]
+        yield {"action": "keep", "sourceLabels": sources, "regex": f"({'|'.join(values)});true"}
+    for field, label in (("port", "name"), ("portNumber", "number")):
+        if field in endpoint:
+            source = f"__meta_kubernetes_pod_container_port_{label}"
+            yield {"action": "keep", "sourceLabels": [source], "regex": str(endpoint[field])}
+    for label, source in (("namespace", "namespace"), ("container", "pod_container_name"), ("pod", "pod_name")):
+        yield {"sourceLabels": [f"__meta_kubernetes_{source}"], "targetLabel": label}
+    yield {"targetLabel": "job", "replacement": f"{NAMESPACE}/{monitor['metadata']['name']}"}
+    if "port" in endpoint:
+        yield {"targetLabel": "endpoint", "replacement": endpoint["port"]}
+    yield from endpoint.get("relabelings", ())
+
+
+def relabelled(labels: Labels, steps: Iterator[dict[str, Any]]) -> Labels | None:
+    """Return *labels* after *steps*; None: nobody is scraped."""
+    found = dict(labels)
+    for step in steps:
+        action = step.get("action", "replace")
+        expression = re.compile(step.get("regex", "(.*)"))
+        if action == "labeldrop":
+            found = {name: value for name, value in found.items() if not expression.fullmatch(name)}
+            continue
+        matched = expression.fullmatch(";".join(found.get(name, "") for name in step.get("sourceLabels", ())))
+        if action in ("keep", "drop"):
+            if (matched is None) == (action == "keep"):
+                return None
+            continue
+        assert action == "replace"
+        if matched is not None:
+            made = re.sub(r"\$\{?(\d)\}?", r"\\g<\1>", step.get("replacement", "$1"))
+            found[step["targetLabel"]] = matched.expand(made)
+    return found
+
+
+def scraped(monitor: str, *pods: Labels) -> set[Target]:
+    """Return whom Prometheus scrapes of *pods* by *monitor*."""
+    document = MONITORS[monitor]
+    found = set()
+    for endpoint in document["spec"]["podMetricsEndpoints"]:
+        for pod in pods:
+            made = relabelled(pod, rules(document, endpoint))
+            if made is not None:
+                kept = {**made, "instance": made["__address__"], "__path__": endpoint["path"]}
+                found.add(frozenset(item for item in kept.items() if not item[0].startswith("__meta")))
+    return found
+
+
+def everything(address: str) -> list[Labels]:
+    found: list[Labels] = []
+    for name, template in TEMPLATES.items():
+        found += discovered(template, f"{name}-x", "a", address)
+    return found
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])
+def test_each_agent_is_scraped_at_its_port(address: str) -> None:
+    host = f"[{address}]" if ":" in address else address
+    (target,) = scraped("nodeagent", *everything(address))
+    assert dict(target) == {
+        "__address__": f"{host}:15020",
+        "__path__": "/metrics",
+        "instance": f"{host}:15020",
+        "job": f"{NAMESPACE}/nodeagent",
+        "node": "a",
+    }
+
+
+def test_a_node_whose_old_agent_drains_is_scraped_once() -> None:
+    agents = [*discovered(TEMPLATES["nodeagent"], "nodeagent-old", "a", "10.0.0.1")]
+    agents += discovered(TEMPLATES["nodeagent"], "nodeagent-new", "a", "10.0.0.1")
+    agents += discovered(TEMPLATES["nodeagent"], "nodeagent-b", "b", "10.0.0.2")
+    assert {dict(each)["node"] for each in scraped("nodeagent", *agents)} == {"a", "b"}
+    assert len(scraped("nodeagent", *agents)) == 2
+
+
+def test_no_label_of_the_scrape_takes_the_place_of_an_agents_own() -> None:
+    (target,) = scraped("nodeagent", *everything("10.0.0.1"))
+    own = {label for each in vars(metrics).values() if isinstance(each, Metric) for label in each.labels}
+    assert own & dict(target).keys() <= {"node"}, "Prometheus would call the agent's exported_…"
+
+
+def test_the_webhook_is_scraped_at_its_own() -> None:
+    (target,) = map(dict, scraped("nodeagent-webhook", *everything("10.0.0.1")))
+    assert (target["pod"], target["__address__"]) == ("nodeagent-webhook-x", "10.0.0.1:15014")
