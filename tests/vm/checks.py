@@ -34,7 +34,7 @@ PINS = "/sys/fs/bpf/nodeagent"
 SECONDS = 600.0
 """For a state to come on emulated processors, a reboot's end too, on a machine that does much else."""
 COMPARE_SECONDS = 1500.0
-"""For five labs, and two rounds of their load."""
+"""For the labs, and two rounds of their load."""
 PAUSE = 2.0
 """Between two looks: each takes an emulated processor seconds, which what is waited for has not."""
 CURL = "curl --silent --show-error --max-time 60 --globoff"
@@ -313,7 +313,7 @@ def _boot(lab: Lab) -> str:
 
 
 def compare(lab: Lab) -> str:
-    """`nodeagent compare --quick` on node-a, every mode with its work done; the report is a page on this machine."""
+    """`nodeagent compare` on node-a, each mode that is asked for with its work done; its page is on this machine."""
     folder = lab.folder.parent / "compare"
     lab.vagrant("provision", "node-a", "--provision-with", "tools,compare", seconds=COMPARE_SECONDS)
     told: ComparisonResult = json.loads(lab.a.run("cat /var/tmp/nodeagent-compare.json"))
