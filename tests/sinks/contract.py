@@ -17,7 +17,7 @@ from nodeagent.logs.delivery.making import make_lane
 from nodeagent.logs.records import Receipt
 from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
 from tests.sinks.servers import NGINX_PORT, Search, in_front, searching
-from tests.unit.logs.made_records import origin, records
+from tests.unit.logs.made_records import NOW, origin, records
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
@@ -57,7 +57,7 @@ async def delivering(
         },
     }
     buffer = BufferSettings.model_validate({"bytes": 1 << 28})
-    lane = make_lane(SinkSettings.model_validate(described), buffer, folder)
+    lane = make_lane(SinkSettings.model_validate(described), buffer, folder, lambda: NOW)
     task = asyncio.create_task(lane.run())
     try:
         yield lane
@@ -111,7 +111,8 @@ def test_a_mapping_conflict_is_a_dead_letter_and_the_others_arrive(search: Searc
             assert [each["number"] for each in search.documents("conflict")] == [1, 2, 3]
             [letter] = (tmp_path / "dead-letters" / "search.jsonl").read_text().splitlines()
             assert json.loads(letter)["record"]["number"] == "many"
-            assert json.loads(letter)["reason"].startswith("400 mapper_parsing_exception")
+            reason = json.loads(letter)["reason"]
+            assert reason.startswith("400 mapper_parsing_exception") and 'For input string: "many"' in reason
 
     run(test)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +20,12 @@ DEAD_LETTERS: Final = "dead-letters"
 BUFFER: Final = "buffer"
 
 
-def make_lane(settings: SinkSettings, buffer: BufferSettings, state: Path) -> Lane:
+def make_lane(
+    settings: SinkSettings, buffer: BufferSettings, state: Path, calendar: Callable[[], float] = time.time
+) -> Lane:
     """Return the lane of the sink that *settings* describe; what an earlier process left in its buffer is found
-    below the folder *state*. What of it cannot be read is said, and gone without.
+    below the folder *state*. What of it cannot be read is said, and gone without. *calendar* tells seconds
+    since 1970.
     """
     window = max(LaneBounds().window, 4 * settings.request_bytes)
     bounds = LaneBounds(window, request=settings.request_bytes, in_flight=settings.in_flight)
@@ -30,7 +35,7 @@ def make_lane(settings: SinkSettings, buffer: BufferSettings, state: Path) -> La
     if buffer.bytes:
         disk = DiskBuffer(state / BUFFER / settings.name, buffer.bytes)
         spill = Spill(settings.name, disk, buffer.full, bounds.window // 4, clock)
-    lane = Lane(make_sink(settings), letters, bounds, clock, spill=spill)
+    lane = Lane(make_sink(settings, calendar), letters, bounds, clock, spill=spill)
     if spill:
         spill.open(lane.counts)
     return lane

@@ -8,7 +8,8 @@ full disk sets it, is said with 403 by older servers; it is waited for as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -19,13 +20,14 @@ from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.documents import after_time, bodies
 from nodeagent.logs.sinks.http_client import AnswerTooLong, HttpAnswer, HttpClient
 from nodeagent.logs.sinks.index_template import TemplateUpkeep
-from nodeagent.logs.sinks.refusals import MAX_REASON, MAX_REFUSAL, is_its_own, reason_of
+from nodeagent.logs.sinks.refusals import MAX_REASON, MAX_REFUSAL, in_words, is_its_own, reason_of
 from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
 from nodeagent.logs.sinks.settings import ElasticsearchSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
-from nodeagent.logs.sinks.templates import IndexName
+from nodeagent.logs.sinks.templates import DateWindow, IndexName
 
-PATH: Final = "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason"
+_ASKED: Final = ("errors", "items.*.status", *(f"items.*.error.{each}" for each in ("type", "reason", "caused_by")))
+PATH: Final = f"/_bulk?filter_path={','.join(_ASKED)}"
 ITEM_BYTES: Final = 4 << 10
 """Of an answer to many records, for each of them, that are read."""
 GZIP_LEVEL: Final = 1
@@ -39,6 +41,7 @@ _BLOCKED: Final = "cluster_block_exception"
 class _ItemError(msgspec.Struct):
     type: str | None = None
     reason: str | None = None
+    caused_by: dict[str, object] | None = None
 
 
 class _Item(msgspec.Struct):
@@ -64,9 +67,12 @@ class ElasticsearchSink:
 
     ordered: Final = False
 
-    def __init__(self, name: str, settings: ElasticsearchSettings, timeout: float) -> None:
+    def __init__(
+        self, name: str, settings: ElasticsearchSettings, timeout: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        """*clock* tells seconds since 1970: which dates an index may have."""
         self.name: Final = name
-        self._index = IndexName(settings.index)
+        self._index = IndexName(settings.index, DateWindow(settings.days_back, settings.days_ahead, clock))
         self._gzip = settings.gzip
         self._headers = {"Content-Type": "application/x-ndjson"}
         if settings.gzip:
@@ -120,7 +126,7 @@ class ElasticsearchSink:
         if len(names) == 1:
             return [_action(next(iter(names.values())), records.file)] * len(records)
         actions = {date: _action(name, records.file) for date, name in names.items()}
-        return [actions[time[:10]] for time in records.times]
+        return [actions[each[:10]] for each in records.times]
 
 
 def _action(index: str, file: bytes) -> bytes:
@@ -185,4 +191,5 @@ def _said(item: _Item | None) -> str:
     if item is None:
         return "no status"
     error = item.error or _ItemError()
-    return f"{item.status} {error.type or 'without a type'}: {error.reason or ''}"[:MAX_REASON]
+    said = in_words(error.type or "without a type", error.reason or "", error.caused_by)
+    return f"{item.status} {said}"[:MAX_REASON]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from nodeagent.logs.sinks.settings import SinkSettings
 from nodeagent.logs.sinks.sink import LogSink
 
 
-def make_sink(settings: SinkSettings) -> LogSink:
-    """Return the sink that *settings* describe; nothing is connected or opened yet."""
+def make_sink(settings: SinkSettings, clock: Callable[[], float] = time.time) -> LogSink:
+    """Return the sink that *settings* describe; nothing is connected or opened yet. *clock* tells seconds since
+    1970.
+    """
     timeout = settings.timeout_seconds
     if settings.elasticsearch:
         from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink
 
-        return ElasticsearchSink(settings.name, settings.elasticsearch, timeout)
+        return ElasticsearchSink(settings.name, settings.elasticsearch, timeout, clock)
     if settings.loki:
         from nodeagent.logs.sinks.loki import LokiSink
 

@@ -34,20 +34,23 @@ def reason_of(body: bytes) -> str:
     except orjson.JSONDecodeError:
         found = None
     if isinstance(found, Mapping) and isinstance(error := found.get("error"), Mapping):
-        return "".join((f"{error.get('type', '')}: {error.get('reason', '')}", *_causes(error)))[:MAX_REASON]
+        return in_words(error.get("type", ""), error.get("reason", ""), error.get("caused_by"))
     if isinstance(found, Mapping) and isinstance(found.get("error"), str):
         return str(found["error"])[:MAX_REASON]
     return body[:200].decode("utf-8", "replace") or "nothing is said"
 
 
-def _causes(error: Mapping[str, object]) -> Iterator[str]:
-    """Yield the reasons behind *error*, the last of which says what is wrong: they stand in each other."""
-    said = error.get("reason")
+def in_words(kind: object, reason: object, caused_by: object) -> str:
+    """Return what an error of that *kind* says: its *reason*, and those behind it (*caused_by*, an error's object)."""
+    return "".join((f"{kind}: {reason}", *_causes(reason, caused_by)))[:MAX_REASON]
+
+
+def _causes(said: object, cause: object) -> Iterator[str]:
+    """Yield the reasons behind what is *said*, the last of which says what is wrong: they stand in each other."""
     for _ in range(MAX_CAUSES):
-        cause = error.get("caused_by")
         if not isinstance(cause, Mapping):
             return
-        error = cause
-        if error.get("reason") != said:
-            said = error.get("reason")
+        if cause.get("reason") != said:
+            said = cause.get("reason")
             yield f": {said}"
+        cause = cause.get("caused_by")

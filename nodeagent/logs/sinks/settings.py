@@ -152,6 +152,10 @@ class ElasticsearchSettings(ConfigSection):
     """Of one cluster's nodes; the next one is taken where one does not answer."""
     index: DatedTemplate = "logs-{namespace}-{date}"
     """Of an index, or a data stream's name; lower-cased, and what no index name may have becomes ``-``."""
+    days_back: int = Field(7, ge=0, le=3660)
+    """Whose date ``index`` takes of a record at most; an older one is of the day on which it is sent."""
+    days_ahead: int = Field(1, ge=0, le=3660)
+    """The same for what comes from the future."""
     template: IndexTemplate | None = None
     auth: SinkAuth = SinkAuth()
     tls: SinkTls = SinkTls()

@@ -9,6 +9,9 @@ from typing import Any
 from nodeagent.logs.records import LogOrigin, LogRecords
 from nodeagent.vocabulary import PodUid
 
+NOW = 1795946400.0
+"""Seconds since 1970 when the records are written: 2026-11-29T10:00:00Z."""
+
 
 def origin(
     pod: str = "web-1", namespace: str = "shop", container: str = "app", labels: Mapping[str, str] | None = None
@@ -35,7 +38,6 @@ def records(
     start: int = 0,
     source: LogOrigin | None = None,
     file: bytes = b"f00d",
-    day: str = "2026-11-29",
 ) -> LogRecords:
     """Return a record for each of *objects*, which are text or an application's JSON object."""
     result = LogRecords(source or origin(), file, end=start + 100 * len(objects), read=100 * len(objects))

@@ -22,7 +22,7 @@ from nodeagent.logs.sinks.secrets import SinkError
 from nodeagent.logs.sinks.settings import ElasticsearchSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
 from tests.fakes.bulk import Bulk, response
-from tests.unit.logs.made_records import origin, records
+from tests.unit.logs.made_records import NOW, origin, records
 from tests.waiting import DEADLINE
 
 
@@ -34,7 +34,7 @@ def settings(port: int, **more: Any) -> ElasticsearchSettings:
 async def served(**more: Any) -> AsyncIterator[tuple[Bulk, ElasticsearchSink]]:
     bulk = Bulk()
     server = await bulk.start()
-    sink = ElasticsearchSink("search", settings(bulk.port, **more), timeout=5)
+    sink = ElasticsearchSink("search", settings(bulk.port, **more), timeout=5, clock=lambda: NOW)
     try:
         yield bulk, sink
     finally:
@@ -65,7 +65,8 @@ def test_documents_have_id_index_time_stream_metadata_and_what_was_written(compr
             [(path, headers, _)] = bulk.requests
             assert headers["content-type"] == "application/x-ndjson"
             assert ("content-encoding" in headers) == compressed
-            assert path.endswith("filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason")
+            asked = ("errors", "items.*.status", "items.*.error.type", "items.*.error.reason", "items.*.error.caused_by")
+            assert path.endswith(f"filter_path={','.join(asked)}")
 
     run(test)
 
@@ -126,13 +127,13 @@ def test_each_record_is_answered_for() -> None:
 
         def item(_id: str, document: Any) -> dict[str, Any] | None:
             text = document["log"]
-            error = {"type": kinds.get(text, text), "reason": "why"}
+            error = {"type": kinds.get(text, text), "reason": "why", "caused_by": {"type": "t", "reason": "deeper"}}
             return {"status": statuses[text], "error": error} if text in statuses else None
 
         async with served() as (bulk, sink):
             bulk.item = item
             outcome = await sent(sink, records(["a", "busy", "internal"]), records(["mapping", "b", "block"], 1000))
-            assert outcome == Taken((1, 2, 5), {3: "400 mapping: why"}, why="429 busy: why")
+            assert outcome == Taken((1, 2, 5), {3: "400 mapping: why: deeper"}, why="429 busy: why: deeper")
 
     run(test)
 
@@ -345,6 +346,44 @@ def test_indices_by_template(index: str, names: set[str]) -> None:
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("time", "date"),
+    [
+        (b"2026-11-22T00:00:00Z", "2026.11.22"),
+        (b"2026-11-21T23:59:59Z", "2026.11.29"),
+        (b"2026-11-30T23:59:59Z", "2026.11.30"),
+        (b"2026-12-01T00:00:00+14:00", "2026.11.29"),
+        (b"0001-01-01T00:00:00Z", "2026.11.29"),
+        (b"9999-12-31T23:59:59Z", "2026.11.29"),
+    ],
+)
+def test_a_date_far_from_now_makes_no_index(time: bytes, date: str) -> None:
+    """It is a pod's, or a clock's, invention: the record keeps it, and goes to the index of today."""
+
+    async def test() -> None:
+        async with served(index="logs-{date}") as (bulk, sink):
+            found = records(["a"])
+            found.times[0] = time
+            assert await sent(sink, found) == Taken()
+            assert {name: each["@timestamp"] for (name, _), each in bulk.documents.items()} == {
+                f"logs-{date}": time.decode()
+            }
+
+    run(test)
+
+
+def test_any_dates_of_a_pod_make_as_many_indices_as_the_window_has_days() -> None:
+    async def test() -> None:
+        async with served(index="logs-{date}", daysBack=2, daysAhead=0) as (bulk, sink):
+            found = records(["a"] * 5000)
+            found.times[:] = [b"%04d-11-29T00:00:00Z" % (each + 1) for each in range(5000)]
+            found.times[:30] = [b"2026-11-%02dT00:00:00Z" % (each + 1) for each in range(30)]
+            assert await sent(sink, found) == Taken()
+            assert {name for name, _ in bulk.documents} == {f"logs-2026.11.{day}" for day in (27, 28, 29)}
+
+    run(test)
+
+
 @pytest.mark.parametrize("written", [b"{}", b"{ }", b"{\t\n}", b'{ "a":1}', b'{"%b":"%x %"}'])
 def test_objects_of_any_shape_stay_valid(written: bytes) -> None:
     sink = ElasticsearchSink("search", settings(1), 1)
@@ -358,15 +397,10 @@ def test_objects_of_any_shape_stay_valid(written: bytes) -> None:
     assert {**documents[1], **json.loads(written)} == documents[1]
 
 
-NAMES = ["errors", "items", "create", "status", "error", "type", "reason"]
+NAMES = ["errors", "items", "create", "status", "error", "type", "reason", "caused_by"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 600) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["errors", "items", "create", "status", "error", "type", "reason"]), inner, max_size=3
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
     max_leaves=12,
 )
 

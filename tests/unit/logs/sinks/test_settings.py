@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
-from nodeagent.logs.sinks.templates import IndexName
-from tests.unit.logs.made_records import records
+from nodeagent.logs.sinks.templates import DateWindow, IndexName
+from tests.unit.logs.made_records import NOW, records
 
 
 def elasticsearch(**more: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_every_template_that_is_accepted_is_filled(template: str) -> None:
         SinkSettings.model_validate(elasticsearch(index="{namespace}" + template))
     except ValidationError:
         return
-    assert IndexName("{namespace}" + template).of(records(["a"]))
+    assert IndexName("{namespace}" + template, DateWindow(7, 1, lambda: NOW)).of(records(["a"]))
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
