@@ -50,6 +50,7 @@ class Recipes:
             rules=tuple(rule for setting, rule in self._rules if selects(setting, source.namespace, source.labels)),
             without=frozenset(stream.encode() for stream in reading.without),
             record_bytes=self._settings.limits.line_bytes,
+            text=self._settings.metadata.text,
         )
 
     def rate(self, uid: str) -> ByteRate | None:

@@ -184,6 +184,15 @@ class LogLimits(ConfigSection):
     """Of all pods together."""
 
 
+def _text_member(value: str) -> str:
+    """Return *value* if records may have a text under this name. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value):
+        raise ValueError(f"{value!r:.80}: up to 64 letters, digits and _ are expected, not first a digit")
+    if value in ("stream", "kubernetes", "log_file"):
+        raise ValueError(f"{value!r}: records have something else there")
+    return value
+
+
 class LogMetadata(ConfigSection):
     """What each record says of where it comes from."""
 
@@ -193,6 +202,10 @@ class LogMetadata(ConfigSection):
     """
     annotations: tuple[str, ...] = Field((), max_length=32)
     """Of pods, by name, that records have too."""
+    text: Annotated[str, AfterValidator(_text_member)] = "log"
+    """The member of a line that is no JSON object. ``message`` for indices with records in the Elastic Common
+    Schema, whose ``log`` is an object: ``log.level``.
+    """
 
 
 STATE_DIRECTORY: Final = Path("/var/lib/nodeagent/logs")

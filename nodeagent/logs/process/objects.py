@@ -32,7 +32,10 @@ from typing import Final, Literal
 import msgspec
 
 TEXT: Final = "log"
-"""The member that holds a line which is no object: what Fluentd and Fluent Bit name it."""
+"""The member that holds a line which is no object, unless another one is asked for: what Fluentd and Fluent Bit
+name it. An index takes it for a text, and so refuses what has an object there: ECS, which writes ``log.level``, has
+texts in ``message``.
+"""
 OWN_MEMBERS: Final = ("@timestamp", "stream")
 """Names that sinks splice in beside those of the origin."""
 _ENCODER: Final = msgspec.json.Encoder()
@@ -45,10 +48,11 @@ _SHORTEST: Final = len(b'{"":0}')
 class LogObjects:
     """Makes texts into objects that repeat none of the reserved names."""
 
-    def __init__(self, reserved: Iterable[str], several_lines: bool = True) -> None:
+    def __init__(self, reserved: Iterable[str], several_lines: bool = True, text: str = TEXT) -> None:
         """*reserved*: names of members that are spliced in, beside :data:`OWN_MEMBERS`; *several_lines*: whether
-        texts may have several.
+        texts may have several; *text*: the member of what is no object.
         """
+        self._opening = b"{%b:" % _ENCODER.encode(text)
         self._several_lines = several_lines
         self.reserved = tuple(dict.fromkeys((*OWN_MEMBERS, *reserved)))
         self._whole = _without(self.reserved)
@@ -61,12 +65,18 @@ class LogObjects:
         if self._are_objects(texts):
             return texts, []
         if b"{" not in b"".join(texts):
-            return of_text(texts), list(range(len(texts)))
+            return self.of_text(texts), list(range(len(texts)))
         objects = [self._of_one(text) for text in texts]
         others = [at for at, found in enumerate(objects) if not found]
-        for at, found in zip(others, of_text([texts[at] for at in others]), strict=True):
+        for at, found in zip(others, self.of_text([texts[at] for at in others]), strict=True):
             objects[at] = found
         return objects, others
+
+    def of_text(self, texts: Sequence[bytes]) -> list[bytes]:
+        """Return each of *texts*, valid UTF-8, as an object with it alone: ``{"log":"…"}``."""
+        encode = _ENCODER.encode
+        opening = self._opening
+        return [opening + encode(text.decode()) + b"}" for text in texts]
 
     def of_members(self, members: dict[str, str]) -> bytes:
         """Return *members*, read from a text, as an object without reserved names; text where there are none."""
@@ -147,12 +157,6 @@ def _other_name(name: str, taken: Iterable[str]) -> str:
     while found in taken:
         found = "app_" + found
     return found
-
-
-def of_text(texts: Sequence[bytes]) -> list[bytes]:
-    """Return each of *texts*, valid UTF-8, as an object with it alone: ``{"log":"…"}``."""
-    encode = _ENCODER.encode
-    return [b'{"log":' + encode(text.decode()) + b"}" for text in texts]
 
 
 def member_names(members: bytes) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
-from nodeagent.logs.process.objects import LogObjects, of_text
+from nodeagent.logs.process.objects import LogObjects
 from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.process.times import TimeKey
 
@@ -55,8 +55,7 @@ class NoParser:
 
     def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
         """As :meth:`TextParser.objects`."""
-        del make
-        return of_text(texts), []
+        return make.of_text(texts), []
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class MembersParser:
         """As :meth:`TextParser.objects`."""
         found = [self.read(text) for text in texts]
         others = [at for at, members in enumerate(found) if not members]
-        plain = dict(zip(others, of_text([texts[at] for at in others]), strict=True))
+        plain = dict(zip(others, make.of_text([texts[at] for at in others]), strict=True))
         objects = [make.of_members(members) if members else plain[at] for at, members in enumerate(found)]
         return objects, others
 

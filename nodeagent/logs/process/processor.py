@@ -10,7 +10,7 @@ from nodeagent.logs.process.framing import FRAMES, Framing, Lines
 from nodeagent.logs.process.joining import Joiner
 from nodeagent.logs.process.limits import ByteRate
 from nodeagent.logs.process.multiline import Multiline
-from nodeagent.logs.process.objects import LogObjects, member_names
+from nodeagent.logs.process.objects import TEXT, LogObjects, member_names
 from nodeagent.logs.process.parsers import AUTO, TextParser
 from nodeagent.logs.process.rules import RedactRule, Rule, drop_by_member, drop_by_text, redact_members, redact_texts
 from nodeagent.logs.process.times import rfc3339
@@ -32,6 +32,8 @@ class Recipe:
     """Streams that are left out."""
     record_bytes: int = 1 << 20
     """A record of several lines, or of a line in pieces, that is longer is cut."""
+    text: str = TEXT
+    """The member of what is no object."""
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ class Processor:
 
     @origin.setter
     def origin(self, origin: LogOrigin) -> None:
-        self._objects = LogObjects(member_names(origin.members), self._several_lines)
+        self._objects = LogObjects(member_names(origin.members), self._several_lines, self._recipe.text)
         self._origin = origin
 
     @property

@@ -73,6 +73,8 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"sinks": [FILE], "node": {"files": [{"path": "/var/log/x.log"}]}}, "logs", "sinks.file: /var/log/x.log"),
         ({"sinks": [FILE], "node": {"files": [{"path": "/var/log/./x.log.1"}]}}, "logs", "where nothing is read"),
         ({"sinks": [FILE], "podLogs": "/var/log"}, "logs", "is below /var/log"),
+        ({"metadata": {"text": "a.b"}}, "logs.metadata.text", "letters, digits and _"),
+        ({"metadata": {"text": "stream"}}, "logs.metadata.text", "something else there"),
         ({"containers": "some"}, "logs.containers", "'none', 'labelled' or 'all'"),
     ],
 )
@@ -149,6 +151,8 @@ def test_a_secret_in_place_of_its_file_is_refused_and_not_shown(
         ),
         ({"rules": [{"drop": {"matches": "("}}]}, "'(' is not a pattern of RE2: missing ): (;"),
         ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%Q"}]}, "timeFormat: 'Q' is a bad directive in"),
+        ({"metadata": {"text": "a.b"}}, "logs.metadata.text", "letters, digits and _"),
+        ({"metadata": {"text": "stream"}}, "logs.metadata.text", "something else there"),
         ({"containers": "some"}, "logs.containers: 'none', 'labelled' or 'all' is expected, not 'some'"),
         ({"sinks": []}, "logs.sinks: at least 1 are expected"),
         ({"stateDirectory": "state"}, "logs.stateDirectory: an absolute path is expected, not 'state'"),

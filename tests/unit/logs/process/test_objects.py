@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodeagent.logs.process.objects import LogObjects, member_names, of_text
+from nodeagent.logs.process.objects import LogObjects, member_names
 from tests.unit.logs.process.strict import strict
 
 OBJECTS = LogObjects(("kubernetes",))
@@ -92,8 +92,10 @@ def test_objects_that_are_not_as_a_sink_needs_them(text: bytes, members: dict[st
 
 def test_text_is_kept_whatever_is_in_it() -> None:
     texts = ['quote " back \\ tab \t nul \0 é \U0001f600 \u2028', "a\nb"]
-    assert [strict(found) for found in of_text([text.encode() for text in texts])] == [{"log": text} for text in texts]
-    assert of_text([]) == []
+    assert [strict(found) for found in OBJECTS.of_text([text.encode() for text in texts])] == [
+        {"log": text} for text in texts
+    ]
+    assert OBJECTS.of_text([]) == []
 
 
 def test_members_that_are_spliced_in_have_names() -> None:

@@ -13,7 +13,7 @@ from nodeagent.logs.process.limits import ByteRate
 from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.multiline import Multiline, preset
 from nodeagent.logs.process.origin import OriginFacts, make_origin
-from nodeagent.logs.process.parsers import NoParser, parser
+from nodeagent.logs.process.parsers import NoParser, TextParser, parser
 from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.process.processor import ProcessCounts, Processor, Recipe
 from nodeagent.logs.process.rules import DropRule, RedactRule
@@ -53,6 +53,16 @@ def merged(parts: list[LogRecords | None]) -> LogRecords:
             made.read += part.read
             made.end = part.end
     return made
+
+
+@pytest.mark.parametrize("chosen", [parser("auto"), parser("logfmt"), parser("none")])
+def test_a_text_has_the_member_that_is_asked_for(chosen: TextParser) -> None:
+    """ECS has ``log`` as an object: an index with texts there would refuse it."""
+    data = out(b"a text") + out(b'{"log":{"level":"info"}}') + out(b'{"log.level":"info"}')
+    found = [strict(each) for each in processed(data, Recipe(parser=chosen, text="message")).objects]
+    assert found[0] == {"message": "a text"}
+    if chosen == parser("auto"):
+        assert found[1:] == [{"log": {"level": "info"}}, {"log.level": "info"}], "what ECS says stays as it is"
 
 
 def rows(records: LogRecords) -> list[tuple[int, bytes, bytes, bytes, bytes]]:

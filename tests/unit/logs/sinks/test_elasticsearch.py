@@ -65,7 +65,13 @@ def test_documents_have_id_index_time_stream_metadata_and_what_was_written(compr
             [(path, headers, _)] = bulk.requests
             assert headers["content-type"] == "application/x-ndjson"
             assert ("content-encoding" in headers) == compressed
-            asked = ("errors", "items.*.status", "items.*.error.type", "items.*.error.reason", "items.*.error.caused_by")
+            asked = (
+                "errors",
+                "items.*.status",
+                "items.*.error.type",
+                "items.*.error.reason",
+                "items.*.error.caused_by",
+            )
             assert path.endswith(f"filter_path={','.join(asked)}")
 
     run(test)
