@@ -7,7 +7,8 @@ case; while a folder that it should have is missing, often. What is told is alwa
 compared with the last one: an event that was lost, doubled or late changes nothing.
 
 A pod that makes and removes files as fast as it can is looked at no oftener for it: after a look that
-took long, the next one waits for a multiple of that.
+took long, the next one waits for a multiple of that. A look goes in slices of some milliseconds, so that nothing
+of control waits for thousands of names; what is told meanwhile and makes it wrong ends it, and it begins anew.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from typing import Final
 
-from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
+from nodeagent.control.log_followed import NODE, FollowedPod, Tells
+from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
+from nodeagent.control.log_shares import TimeSlice, room_of
 from nodeagent.control.log_watches import LogWatches
 from nodeagent.errors import shown
 from nodeagent.logs.fluentd.positions import read_positions, start_of
@@ -48,46 +51,6 @@ IDLE_SOURCES: Final = 64
 GONE_SECONDS: Final = 30.0
 """For so long a pod's folders are looked for after it has left the API; the kubelet removes them later."""
 log = logging.getLogger("nodeagent.logs")
-
-
-class Tells(Protocol):
-    """Who hears what was found: the collector's process."""
-
-    def source(self, source: SourceFacts) -> None:
-        """This source is there, or is another than before."""
-
-    def file(self, source: str, found: FoundFile) -> None:
-        """A file of a source is there; its descriptor is closed by whom was told."""
-
-    def renamed(self, file: FileId, name: str) -> None:
-        """A file has another name; empty: none."""
-
-    def source_gone(self, key: str) -> None:
-        """No more files of this source will come."""
-
-
-@dataclass(slots=True)
-class FollowedPod:
-    """A pod, or the node, as it was found the last time."""
-
-    name: str
-    object: PodObject | None
-    plan: PodPlan | None
-    """None: the node's own files."""
-    sources: dict[str, SourceFacts] = field(default_factory=dict)
-    files: dict[FileId, tuple[str, str]] = field(default_factory=dict)
-    """The keys of their sources, and their names."""
-    refusals: tuple[str, ...] = ()
-    since: float = 0.0
-    """When a folder of it began to be missing; 0: none is."""
-    next_look: float = 0.0
-    not_before: float = 0.0
-    gone_at: float = 0.0
-    """When it left the API; 0: it has not."""
-
-
-NODE: Final = PodUid("")
-"""Stands for the node itself among the pods."""
 
 
 class LogFinder:
@@ -137,6 +100,7 @@ class LogFinder:
             return
         if made.refusals and (before.plan is None or made.refusals != before.plan.refusals):
             log.warning("Pod %s/%s: %s", pod.namespace, pod.name, "; ".join(made.refusals))
+        before.told += 1
         before.object = pod
         before.plan = made
         before.gone_at = 0.0
@@ -165,6 +129,7 @@ class LogFinder:
         """Somebody else hears from now on, who knows nothing: tell everything anew."""
         self._known.clear()
         for followed in self._pods.values():
+            followed.told += 1
             followed.files.clear()
             followed.sources.clear()
             followed.next_look = 0.0
@@ -227,7 +192,7 @@ class LogFinder:
         while True:
             self._wake.clear()
             for uid in self._due():
-                self._look_safely(uid)
+                await self._look_safely(uid)
                 await asyncio.sleep(0)  # nothing of control waits for more than one pod
             try:
                 await asyncio.wait_for(self._wake.wait(), self._pause())
@@ -245,47 +210,52 @@ class LogFinder:
         return min([SURE_SECONDS, *(max(0.0, at - now) for at in nexts)])
 
     def _alarm(self, followed: FollowedPod) -> None:
+        followed.alarmed = True
         followed.next_look = 0.0
         self._wake.set()
 
     def look_at_all(self) -> None:
         """LogLook at everything that is due, at once; for tests, and for who cannot wait."""
         for uid in self._due():
-            self._look(uid)
+            for _ in self._look(uid):
+                pass
 
-    def _look_safely(self, uid: PodUid) -> None:
+    async def _look_safely(self, uid: PodUid) -> None:
         """Whatever it is that a pod's files make a look raise, control goes on, and so do other pods' logs."""
         try:
-            self._look(uid)
+            with closing(self._look(uid)) as slices:
+                for _ in slices:
+                    await asyncio.sleep(0)
         except Exception:
-            followed = self._pods[uid]
-            log.exception("logs of %s: a bug in the look for them; it is tried again", followed.name)
-            followed.not_before = followed.next_look = self._clock() + SURE_SECONDS
+            followed = self._pods.get(uid)
+            log.exception("logs of %s: a bug in the look for them; it is tried again", followed and followed.name)
+            if followed is not None:
+                followed.not_before = followed.next_look = self._clock() + SURE_SECONDS
 
-    def _look(self, uid: PodUid) -> None:
+    def _look(self, uid: PodUid) -> Generator[None]:
+        """Look at a pod; yield wherever others of control may have their turn."""
         followed = self._pods.get(uid)
         if followed is None:
             return
-        begun = self._clock()
+        told = followed.told
+        followed.alarmed = False
+        time_slice = TimeSlice(self._clock)
         look = LogLook()
-        looker = Looker(
-            known=self._known.__contains__,
-            followed=lambda path: _key(followed, "file", path) in followed.sources,
-            watch=lambda folder: self._watches.watch(uid, folder),
-            room=lambda: self._room(followed),
-        )
         try:
             with self._watches.look(uid):
-                if followed.plan is None:
-                    self._look_at_node(looker, look)
-                else:
-                    self._look_at_pod(looker, followed, followed.plan, look)
+                for _ in self._steps(uid, followed, look):
+                    if time_slice.is_over():
+                        yield
+                        time_slice.begin()
+                        if followed.told != told or self._pods.get(uid) is not followed:
+                            return  # due again
             self._take(uid, followed, look)
         finally:
             look.close()
         now = self._clock()
-        followed.not_before = now + (now - begun) * (1 / SHARE - 1)
-        followed.next_look = now + self._wait(followed, look, now)
+        followed.not_before = now + time_slice.end() * (1 / SHARE - 1)
+        wait = self._wait(followed, look, now)
+        followed.next_look = now if followed.alarmed else now + wait
         if followed.gone_at and not look.names and (not look.there or now - followed.gone_at > GONE_SECONDS):
             self._drop(uid, followed)
 
@@ -297,13 +267,29 @@ class LogFinder:
         return min(sure, max(MISSING_SECONDS, (now - followed.since) / PATIENCE)) if lacks else sure
 
     def _room(self, followed: FollowedPod) -> int:
-        limits = self._settings.limits
-        return max(0, min(limits.files_per_pod - len(followed.files), limits.files - len(self._known)))
+        others = [len(each.files) for each in self._pods.values() if each is not followed and not each.gone_at]
+        gone = len(self._known) - sum(others) - len(followed.files)
+        return room_of(self._settings.limits, len(followed.files), others, gone)
 
-    def _look_at_pod(self, looker: Looker, followed: FollowedPod, wanted: PodPlan, look: LogLook) -> None:
+    def _steps(self, uid: PodUid, followed: FollowedPod, look: LogLook) -> Steps:
+        """Look at all that is wanted of a pod."""
+        looker = Looker(
+            known=self._known.__contains__,
+            followed=lambda path: _key(followed, "file", path) in followed.sources,
+            watch=lambda folder: self._watches.watch(uid, folder),
+            room=self._room(followed),
+        )
+        if followed.plan is None:
+            for each in self._settings.node.files:
+                yield from looker.node_file(each.path, look)
+        else:
+            yield from self._steps_of_pod(looker, followed, followed.plan, look)
+
+    def _steps_of_pod(self, looker: Looker, followed: FollowedPod, wanted: PodPlan, look: LogLook) -> Steps:
         assert followed.object is not None
+        pod = followed.object
         if wanted.output:
-            folder = self._folders.output(followed.object)
+            folder = self._folders.output(pod)
             docker = self._settings.docker_containers
             containers: dict[str, bool] = {}
 
@@ -311,15 +297,11 @@ class LogFinder:
                 containers[name] = wanted.reading_of(name) is not None
                 return containers[name]
 
-            looker.outputs(folder, is_wanted, docker, look)
-            if followed.object.phase == "Running" and containers:
+            yield from looker.outputs(folder, is_wanted, docker, look)
+            if pod.phase == "Running" and containers:
                 _refuse_unknown(wanted.named, containers, look)
         for each in wanted.files:
-            looker.volume(self._folders.volume(followed.object, each.volume), each.volume, each.pattern, look)
-
-    def _look_at_node(self, looker: Looker, look: LogLook) -> None:
-        for each in self._settings.node.files:
-            looker.node_file(each.path, look)
+            yield from looker.volume(self._folders.volume(pod, each.volume), each.volume, each.pattern, look)
 
     def _take(self, uid: PodUid, followed: FollowedPod, look: LogLook) -> None:
         """Tell what differs from the last look; the oldest file of a source first."""
@@ -410,8 +392,7 @@ class LogFinder:
         """Something has come, gone or been renamed in a folder of *uid*; None: anywhere."""
         if uid is None:
             for followed in self._pods.values():
-                followed.next_look = 0.0
-            self._wake.set()
+                self._alarm(followed)
         elif uid in self._pods:
             self._alarm(self._pods[uid])
 

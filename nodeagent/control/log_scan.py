@@ -2,7 +2,9 @@
 new.
 
 Folders are watched before they are listed: what comes in between is seen twice, and not never. All
-names are a pod's own to choose below its volumes, so a look is bounded: folders, entries and files.
+names are a pod's own to choose below its volumes, so a look is bounded: folders, entries and files. It
+still takes a third of a second where it finds as many as it may: so it goes in steps, a name each
+(:data:`Steps`), between which who drives it may let others have their turn.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from nodeagent.logs.sources import SourceKind
 
 FileId = tuple[int, int]
 """Device and inode."""
+Steps = Iterator[None]
+"""Of a look: what is done between two of them takes some tens of microseconds, but for listing a folder."""
 MAX_FOLDERS: Final = 256
 """Of a pod that are looked into."""
 MAX_ENTRIES: Final = 5000
@@ -103,15 +107,15 @@ class LogLook:
 @dataclass(frozen=True, slots=True)
 class Looker:
     """What a look needs: *known* says whether a file has been told already, *followed* whether a path is that of a log
-    with files, *watch* has a folder watched by its descriptor, *room* says how many more files may be opened.
+    with files, *watch* has a folder watched by its descriptor, *room*: how many more files may be opened.
     """
 
     known: Callable[[FileId], bool]
     followed: Callable[[str], bool]
     watch: Callable[[int], None]
-    room: Callable[[], int]
+    room: int
 
-    def outputs(self, folder: Path, wanted: Callable[[str], bool], docker: Path, look: LogLook) -> None:
+    def outputs(self, folder: Path, wanted: Callable[[str], bool], docker: Path, look: LogLook) -> Steps:
         """Look for the output of those containers of a pod's *folder* that are *wanted*; links lead into *docker*."""
         look.kind = "output"
         with _opened(lambda: open_folder(folder)) as pod:
@@ -125,11 +129,12 @@ class Looker:
                 with _opened(lambda name=container.name: open_folder_beneath(pod, name)) as inner:  # type: ignore[misc]
                     if inner is not None and self._takes_folder(look):
                         self.watch(inner)
-                        self._output(inner, container.name, docker, look)
+                        yield from self._output(inner, container.name, docker, look)
 
-    def _output(self, folder: int, container: str, docker: Path, look: LogLook) -> None:
+    def _output(self, folder: int, container: str, docker: Path, look: LogLook) -> Steps:
         entries = [each for each in self._entries(folder, look) if _OUTPUT.fullmatch(each.name)]
         for entry in entries:
+            yield
             if _BEING_MADE.fullmatch(entry.name):
                 continue
             if entry.is_symlink():
@@ -153,7 +158,7 @@ class Looker:
             if inner is not None:
                 self._file(inner, match[2], 0, container, look, called=name)
 
-    def volume(self, root: Path, name: str, pattern: PathPattern, look: LogLook) -> None:
+    def volume(self, root: Path, name: str, pattern: PathPattern, look: LogLook) -> Steps:
         """Look for the files of *pattern* in the volume *name*, which is at *root*."""
         look.kind = "file"
         with _opened(lambda: open_folder(root)) as volume:
@@ -161,9 +166,9 @@ class Looker:
                 look.missing.append(f"volume {name} is no emptyDir of this pod, or is not there yet")
                 return
             look.there = True
-            self._walk(volume, name, pattern.parts, look, MAX_DEPTH)
+            yield from self._walk(volume, name, pattern.parts, look, MAX_DEPTH)
 
-    def node_file(self, path: Path, look: LogLook) -> None:
+    def node_file(self, path: Path, look: LogLook) -> Steps:
         """Look for the file *path* of the node, and what it was rotated to."""
         look.kind = "node"
         with _opened(lambda: os.open(path.parent, FOLDER)) as folder:
@@ -173,22 +178,27 @@ class Looker:
             look.there = True
             self.watch(folder)
             for entry in self._entries(folder, look):
+                yield
                 if log_of(entry.name, path.name, path.name.__eq__) == path.name:
                     self._file(folder, entry.name, entry.inode(), str(path), look)
 
-    def _walk(self, folder: int, path: str, parts: tuple[str, ...], look: LogLook, depth: int) -> None:
+    def _walk(self, folder: int, path: str, parts: tuple[str, ...], look: LogLook, depth: int) -> Steps:
         """Look for what fits *parts* below *folder*, which is called *path*."""
         if not self._takes_folder(look):
             return
         self.watch(folder)
-        entries = list(self._entries(folder, look))
+        entries: list[os.DirEntry[str]] = []
+        for entry in self._entries(folder, look):
+            entries.append(entry)
+            yield
         part = parts[0]
         if len(parts) == 1:
-            self._files(folder, path, part, entries, look)
+            yield from self._files(folder, path, part, entries, look)
             return
         if part == ANY_FOLDERS and len(parts) == 2:
-            self._files(folder, path, parts[1], entries, look)
+            yield from self._files(folder, path, parts[1], entries, look)
         for entry in entries:
+            yield
             if not entry.is_dir(follow_symlinks=False) or depth <= 0:
                 continue
             below = parts if part == ANY_FOLDERS else parts[1:]
@@ -196,13 +206,17 @@ class Looker:
                 continue
             with _opened(lambda name=entry.name: open_folder_beneath(folder, name)) as inner:  # type: ignore[misc]
                 if inner is not None:
-                    self._walk(inner, f"{path}/{entry.name}", below, look, depth - 1)
+                    yield from self._walk(inner, f"{path}/{entry.name}", below, look, depth - 1)
 
-    def _files(self, folder: int, path: str, part: str, entries: list[os.DirEntry[str]], look: LogLook) -> None:
+    def _files(self, folder: int, path: str, part: str, entries: list[os.DirEntry[str]], look: LogLook) -> Steps:
         """Take those of *entries* that fit *part*, and what they are called once they are rotated; a file that is
         known is the pod's whatever it is called.
         """
-        names = {each.name for each in entries if fits(part, each.name)}
+        names: set[str] = set()
+        for entry in entries:
+            yield
+            if fits(part, entry.name):
+                names.add(entry.name)
         device = os.fstat(folder).st_dev
         links = Counter(each.inode() for each in entries)
 
@@ -210,6 +224,7 @@ class Looker:
             return name in names or self.followed(_as_text(f"{path}/{name}"))
 
         for entry in entries:
+            yield
             base = log_of(entry.name, part, there)
             if base:
                 self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look, links=links[entry.inode()])
@@ -226,7 +241,7 @@ class Looker:
         if inode and self.known((device, inode)):
             look.names[(device, inode)] = called
             return
-        if len(look.found) >= self.room():
+        if len(look.found) >= self.room:
             look.refuse(f"{shown(source)}: more files than logs.limits allow; it is read when others are gone")
             return
         try:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from nodeagent.control.log_finder import FollowedPod
-from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
+from nodeagent.control.log_followed import FollowedPod
+from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
 from nodeagent.errors import shown
 from nodeagent.logs.pods import PodPlan
 from nodeagent.logs.settings import LogSettings
@@ -108,17 +108,20 @@ class LogText:
         return {"lines": lines, "cursor": told, "more": left <= 0, "refused": list(look.refusals)}
 
     def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
-        looker = Looker(
-            known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=lambda: 4 * MAX_FILES
-        )
-        if "/" not in source:
-            folder = self._folders.output(pod.object)
-            looker.outputs(folder, lambda name: source in ("", name), self._settings.docker_containers, look)
-        for each in pod.plan.files if pod.plan is not None else ():
-            looker.volume(self._folders.volume(pod.object, each.volume), each.volume, each.pattern, look)
+        looker = Looker(known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=4 * MAX_FILES)
+        for _ in self._steps(looker, pod, source, look):
+            pass  # in a thread: nobody waits for its turn
         for found in [each for each in look.found if source not in ("", each.within)]:
             os.close(found.opened.descriptor)
             look.found.remove(found)
+
+    def _steps(self, looker: Looker, pod: _Pod, source: str, look: LogLook) -> Steps:
+        if "/" not in source:
+            folder = self._folders.output(pod.object)
+            docker = self._settings.docker_containers
+            yield from looker.outputs(folder, lambda name: source in ("", name), docker, look)
+        for each in pod.plan.files if pod.plan is not None else ():
+            yield from looker.volume(self._folders.volume(pod.object, each.volume), each.volume, each.pattern, look)
 
 
 def _question(query: Mapping[str, str]) -> _Question:

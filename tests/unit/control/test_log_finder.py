@@ -6,18 +6,22 @@ import asyncio
 import gzip
 import os
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodeagent.control import log_scan
 from nodeagent.control.log_finder import IDLE_SOURCES, LogFinder
 from nodeagent.control.log_opening import Opened, open_file_beneath
 from nodeagent.control.log_scan import MAX_REFUSALS, FileId, FoundFile
-from nodeagent.logs.settings import LogSettings
+from nodeagent.control.log_shares import KEPT, SLICE_SECONDS, room_of
+from nodeagent.logs.settings import LogLimits, LogSettings
 from nodeagent.logs.sources import SourceFacts
 from nodeagent.messages import LogSourceTold
 from nodeagent.parts import Parts
@@ -358,6 +362,100 @@ def test_no_pod_has_more_files_than_it_may(tmp_path: Path) -> None:
     assert len(node.heard.files) == 3
     assert "more files than logs.limits allow" in node.refusals()
     node.heard.close()
+
+
+def test_a_pod_with_thousands_of_files_leaves_others_theirs(tmp_path: Path) -> None:
+    node = Node(tmp_path, limits={"filesPerPod": 1000, "files": 100})
+    for number in range(4):
+        node.pod(f"cart{number}", f"u{number}", annotations=FILES)
+        folder = node.volumes / f"u{number}" / "varlog" / "app"
+        folder.mkdir(parents=True)
+        for each in range(500 if number == 0 else 10):
+            (folder / f"{each}.log").write_bytes(b"x\n")
+    node.look()
+    found = Counter(source.uid for source in node.heard.sources.values())
+    assert [found[PodUid(f"u{number}")] for number in range(1, 4)] == [10, 10, 10]
+    assert 16 < found[PodUid("u0")] < 70
+    assert "shop/cart0" in node.refusals() and "shop/cart1" not in node.refusals()
+    node.heard.close()
+
+
+@given(st.integers(1, 200), st.integers(1, 300), st.lists(st.integers(0, 300), min_size=1, max_size=12))
+def test_every_pod_has_its_share_in_whatever_order_they_come(files: int, per_pod: int, wanted: list[int]) -> None:
+    limits = LogLimits.model_validate({"files": files, "filesPerPod": per_pod})
+    have = [0] * len(wanted)
+    for at in [*range(len(wanted)), *range(len(wanted))]:
+        others = [count for number, count in enumerate(have) if number != at]
+        have[at] += min(wanted[at] - have[at], room_of(limits, have[at], others))
+    share = min(KEPT, files // len(wanted), per_pod)
+    assert all(count >= min(want, share) for count, want in zip(have, wanted, strict=True))
+    assert sum(have) <= files and max(have) <= per_pod
+
+
+class _Ticking:
+    """A clock on which each look at it takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+def sliced(node: Node, heard: Heard, meanwhile: Callable[[LogFinder, int], None]) -> int:
+    """Look at all pods, with *meanwhile* called between slices; return how many there were between."""
+    finder = LogFinder(node.settings, LogFolders(node.outputs, node.volumes, kubelet=False), heard, clock=_Ticking())
+    finder.follow(node.pods)
+    between = 0
+    for _ in range(3):
+        for uid in node.pods:
+            for _ in finder._look(uid):
+                between += 1
+                meanwhile(finder, between)
+    return between
+
+
+def test_a_look_at_many_names_lets_others_have_their_turn(node: Node) -> None:
+    node.pod(annotations=FILES)
+    for number in range(90):
+        node.file(f"varlog/app/{number}.log")
+    names = 90
+    between = sliced(node, node.heard, lambda _finder, _number: None)
+    assert len(node.heard.files) == names
+    steps_of_a_slice = SLICE_SECONDS / 0.001
+    assert between >= 3 * names / steps_of_a_slice, "each look at a name is worth a millisecond here"
+
+
+def test_what_is_told_while_a_look_goes_on_begins_it_anew(node: Node) -> None:
+    """A collector that comes in its midst knows nothing; what the look took for known it was not told."""
+    node.pod(annotations=FILES)
+    for number in range(30):
+        node.file(f"varlog/app/{number}.log")
+
+    def forget(finder: LogFinder, number: int) -> None:
+        if number == 20:
+            node.heard.close()
+            node.heard.files.clear()
+            node.heard.sources.clear()
+            finder.forget()
+
+    sliced(node, node.heard, forget)
+    assert len(node.heard.files) == 30
+
+
+def test_an_event_while_a_look_goes_on_has_it_looked_at_again(node: Node) -> None:
+    node.pod(annotations=FILES)
+    for number in range(30):
+        node.file(f"varlog/app/{number}.log")
+    folders = LogFolders(node.outputs, node.volumes, kubelet=False)
+    finder = LogFinder(node.settings, folders, node.heard, clock=_Ticking())
+    finder.follow(node.pods)
+    for number, _ in enumerate(finder._look(PodUid("u1"))):
+        if number == 1:
+            finder._happened(PodUid("u1"))
+    (followed,) = finder.pods()
+    assert followed.next_look <= finder._clock(), "what came is seen by the next look, not in ten seconds"
 
 
 def test_names_that_are_no_text_are_told_as_text(node: Node) -> None:

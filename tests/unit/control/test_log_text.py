@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nodeagent.control import log_text
-from nodeagent.control.log_finder import FollowedPod
+from nodeagent.control.log_followed import FollowedPod
 from nodeagent.control.log_scan import FoundFile
 from nodeagent.control.log_text import LogText
 from nodeagent.lab import cri_log

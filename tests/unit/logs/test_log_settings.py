@@ -151,8 +151,6 @@ def test_a_secret_in_place_of_its_file_is_refused_and_not_shown(
         ),
         ({"rules": [{"drop": {"matches": "("}}]}, "'(' is not a pattern of RE2: missing ): (;"),
         ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%Q"}]}, "timeFormat: 'Q' is a bad directive in"),
-        ({"metadata": {"text": "a.b"}}, "logs.metadata.text", "letters, digits and _"),
-        ({"metadata": {"text": "stream"}}, "logs.metadata.text", "something else there"),
         ({"containers": "some"}, "logs.containers: 'none', 'labelled' or 'all' is expected, not 'some'"),
         ({"sinks": []}, "logs.sinks: at least 1 are expected"),
         ({"stateDirectory": "state"}, "logs.stateDirectory: an absolute path is expected, not 'state'"),
