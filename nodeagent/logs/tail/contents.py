@@ -71,7 +71,7 @@ class Contents:
         key = self.source.key
         entries = [each.entry(key, gone=False) for each in self.unclaimed if each.inode.is_still(inode)]
         self.unclaimed = [each for each in self.unclaimed if not each.inode.is_still(inode)]
-        done = self._done.pop(inode, NOWHERE)
+        done = self._was_done(inode)
         return entries if done == NOWHERE else [*entries, done_entry(key, inode, "", done)]
 
     def add(self, file: OpenFile, start: int) -> None:
@@ -80,7 +80,7 @@ class Contents:
         """
         self.files.append(file)
         self.sort()
-        done = self._done.pop(file.inode, NOWHERE)
+        done = self._was_done(file.inode)
         if file.size <= done:
             file.done = done
             return
@@ -92,6 +92,11 @@ class Contents:
             except OSError:
                 return  # read from its beginning, once it can be: twice rather than never
             self.begin(file, 0, Mark(start, 0, tail_hash(before)))
+
+    def _was_done(self, inode: Inode) -> int:
+        """Return up to which size a file had nothing new before a restart, and forget it; NOWHERE: none was."""
+        known = inode if inode in self._done else next(filter(inode.is_still, self._done), None)
+        return NOWHERE if known is None else self._done.pop(known)
 
     def growing(self) -> OpenFile:
         """Return the file that is written to: the youngest, but for copies that have another one's name with
@@ -112,21 +117,40 @@ class Contents:
             if not each.inode.is_still(inode):
                 continue
             self.unclaimed.remove(each)
-            if self.holds(file, each) and self.agrees(file, each):
-                file.generation = each
-                each.inode = inode
-                each.name = file.name
+            if self._fits(file, each):
+                self._hold(file, each)
                 return True
             each.overwritten = True
             self.orphan(each)
             self.begin(file, each.truncated + 1)
             self.counts.truncations += 1
             return True
-        gone = [each.truncated for each in self.orphans if each.inode == inode]
+        if self._claim_by_content(file):
+            return True
+        gone = [each.truncated for each in self.orphans if each.inode.may_be(inode)]
         if gone:
             self.begin(file, max(gone) + 1)
             return True
         return False
+
+    def _claim_by_content(self, file: OpenFile) -> bool:
+        """Find what was known of *file* by what it holds, where a device's new number hides whether it is the same."""
+        for each in self.unclaimed:
+            if each.inode.may_be(file.inode) and each.reached.offset and self._fits(file, each):
+                self.unclaimed.remove(each)
+                self._hold(file, each)
+                return True
+        return False
+
+    def _fits(self, file: OpenFile, generation: Generation) -> bool:
+        return self.holds(file, generation) and self.agrees(file, generation)
+
+    @staticmethod
+    def _hold(file: OpenFile, generation: Generation) -> None:
+        """*file* is where *generation* goes on, as before the restart."""
+        file.generation = generation
+        generation.inode = file.inode
+        generation.name = file.name
 
     @staticmethod
     def holds(file: OpenFile, generation: Generation) -> bool:

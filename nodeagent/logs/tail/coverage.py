@@ -90,6 +90,15 @@ class Coverage:
         self._unmarked.clear()
         self._advance()
 
+    def pass_over(self, mark: Mark) -> None:
+        """Go on at *mark*: nothing is to be delivered of what stands before it and was not read."""
+        begun = _Stretch(mark.offset)
+        begun.mark = mark
+        begun.settled = True
+        self._open.append(begun)
+        self.read = mark
+        self._advance()
+
     def _advance(self) -> None:
         if self._taking:
             return  # marks come first

@@ -30,6 +30,7 @@ class OpenFile:
         "done",
         "failed",
         "generation",
+        "hole",
         "in_order",
         "inode",
         "kind",
@@ -74,6 +75,8 @@ class OpenFile:
         """Bytes of content that are *done*: of a compressed file not its size."""
         self.partial = NOWHERE
         """The size at which it had no whole line more."""
+        self.hole = NOWHERE
+        """Where the hole begins that all the rest of it is; somebody may yet write into it."""
         self.failed = ""
         """Why it cannot be read."""
         self.again = 0.0
@@ -148,17 +151,31 @@ class OpenFile:
         return self._content is not None and self._content.ended
 
     def look_again(self) -> None:
-        """Something else than this file has changed what can be done with it."""
+        """Something has changed what can be done with it."""
         self.partial = NOWHERE
+        self.hole = NOWHERE
 
     def data_from(self, offset: int) -> int:
-        """Return where the next data is after a hole that begins at *offset* (lseek(2), ``SEEK_DATA``); the size at the
-        last look where none is, for a hole may have any size.
+        """Return where the next data is after a hole that begins at *offset* (lseek(2), ``SEEK_DATA``), which may have
+        any size; the size at the last look where none is, *offset* where no hole is.
         """
+        if self.kind == _GZIP:
+            return offset
         try:
             return os.lseek(self.descriptor, offset, os.SEEK_DATA)
         except OSError as error:
             return max(offset, self.size) if error.errno == errno.ENXIO else offset
+
+    def zeros_until(self, offset: int, data: bytes) -> int:
+        """Return where the next data is after a hole that begins at *offset*, or behind nothing but zeros there: a
+        hole has whole pages. *data* is read at *offset*; *offset* itself: no hole comes soon enough.
+        """
+        zeros = offset + len(data) - len(data.lstrip(b"\0"))
+        try:
+            hole = offset if self.kind == _GZIP else os.lseek(self.descriptor, offset, os.SEEK_HOLE)
+        except OSError:
+            return offset
+        return self.data_from(hole) if hole <= zeros else offset
 
     def let_go(self) -> None:
         """Free what reading it needs, not the descriptor."""

@@ -34,9 +34,11 @@ class Generation:
         "_advanced",
         "barrier",
         "begin",
+        "behind",
         "coverage",
         "cuts",
         "foretold",
+        "hollow",
         "id",
         "inode",
         "marks",
@@ -59,6 +61,10 @@ class Generation:
         """Empty until something is read: it is made of the first line."""
         self.begin = 0
         """Where the first line begins."""
+        self.behind = NOWHERE
+        """Where a hole ends that was passed over last."""
+        self.hollow = False
+        """Whether one was: of what stands before :attr:`read` no checksum is known."""
         self.cuts: list[int] = []
         """Where lines without an end are cut, behind what is settled."""
         self.barrier = 0
@@ -141,10 +147,17 @@ class Generation:
         taker.take(Chunk(self.id, start, data[before:end], first))
         self._mark(data, before, end)
 
-    def skip(self, begin: int, before: bytes) -> None:
-        """Begin at *begin* instead of at the first byte; *before*: what stands before it."""
-        self.begin = begin
-        self.coverage = Coverage(Mark(begin, 0, tail_hash(before)), self._advanced)
+    def pass_over(self, offset: int, before: bytes) -> None:
+        """Go on at *offset*, behind a hole; *before*: what stands before it. No line reaches over a hole."""
+        if self.read.offset == self.begin:
+            # Nothing was read, and nobody has the coverage yet.
+            self.begin = offset
+            self.coverage = Coverage(Mark(offset, 0, tail_hash(before)), self._advanced)
+            return
+        self.finish()
+        self.behind = offset
+        self.hollow = True
+        self.coverage.pass_over(Mark(offset, self.read.checksum, tail_hash(before)))
 
     def _mark(self, data: bytes, before: int, end: int) -> None:
         read = self.coverage.read
@@ -196,6 +209,7 @@ class Generation:
             gone=gone,
             overwritten=self.overwritten,
             marks=tuple((each.offset, each.checksum, each.tail) for each in further),
+            hollow=self.hollow,
         )
 
 
@@ -204,6 +218,7 @@ def restored(entry: PositionEntry, advanced: Callable[[], None]) -> Generation:
     found = Generation(entry.where(), entry.name, entry.truncated, advanced, entry.mark())
     found.id = entry.id.encode()
     found.begin = entry.begin
+    found.hollow = entry.hollow
     found.cuts = list(entry.cuts)
     found.overwritten = entry.overwritten
     found.marks.extend(sorted({entry.mark(), *(Mark(*each) for each in entry.marks)}, key=_offset))

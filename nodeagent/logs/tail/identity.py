@@ -31,9 +31,16 @@ class Inode:
     """Nanoseconds since the epoch; 0: the file system does not say."""
 
     def is_still(self, now: Inode) -> bool:
-        """Say whether it may be the file that is *now* seen: a device may have another number after a restart."""
-        same = self.number == now.number and self.birth == now.birth
-        return same and (self.device == now.device or bool(now.birth))
+        """Say whether it is the file that is *now* seen, as far as the file system says: a device may have another
+        number after the node has started anew, and then the time of birth decides.
+        """
+        return self.may_be(now) and (self.device == now.device or bool(now.birth))
+
+    def may_be(self, now: Inode) -> bool:
+        """Say whether it may be the file that is *now* seen, if that holds the same: the file system does not say when
+        files were born, and its device may have had another number.
+        """
+        return self.number == now.number and self.birth == now.birth
 
 
 @functools.cache

@@ -59,6 +59,8 @@ class FollowedLog:
             shrank = file.size < found.reached.offset
             if shrank or (file.size == offset and not self.contents.holds(file, found)):
                 self._anew(file, size, now)
+        if file.hole != NOWHERE:
+            file.look_again()
         if file.unread_since is None and file.size > size:
             file.unread_since = now
         if file.done != NOWHERE and file.size > file.done:
@@ -136,8 +138,8 @@ class FollowedLog:
         if not generation.recognized(data[:before]) or not self.contents.agrees(file, generation):
             self._anew(file, file.size, now)
             return Turn.READ
-        if offset == generation.begin and data[before : before + 1] == b"\0":
-            return self._skip(file, generation, data[before:])
+        if data[before : before + 1] == b"\0" and (passed := self._pass_over(file, generation, data[before:])):
+            return passed
         if end == before:
             file.partial = file.size
             if file.at_end and len(data) == before:
@@ -206,14 +208,26 @@ class FollowedLog:
             generation.taker = self._tail.open_taker(self.source, generation.id, generation.coverage)
         return generation.taker
 
-    def _skip(self, file: OpenFile, generation: Generation, data: bytes) -> Turn:
-        """Pass over the hole that a writer leaves who goes on at his old offset in a truncated file."""
+    def _pass_over(self, file: OpenFile, generation: Generation, data: bytes) -> Turn | None:
+        """Pass over a hole, such as a writer leaves who goes on at his old offset in a truncated file; None: what is
+        read next is no hole, or a short one. *data*, which is read next, begins with a zero.
+
+        Where no data follows nothing is passed over: what is written into the hole is read, and a file that is
+        made as short as it was is not taken for another one.
+        """
         offset = generation.read.offset
-        begin = file.data_from(offset)
-        if begin == offset:
-            begin += len(data) - len(data.lstrip(b"\0"))
-        before = min(begin, TAIL_BYTES)
-        generation.skip(begin, file.read(begin - before, before))
+        end = file.zeros_until(offset, data)
+        if end > offset and end >= file.size:
+            file.hole = offset
+            file.partial = file.size
+            return Turn.NOTHING
+        if offset in (generation.begin, generation.behind):
+            if end == offset:
+                end += len(data) - len(data.lstrip(b"\0"))  # holes have whole pages; zeros follow
+        elif end - offset < len(data):
+            return None
+        before = min(end, TAIL_BYTES)
+        generation.pass_over(end, file.read(end - before, before))
         return Turn.READ
 
     def _falter(self, file: OpenFile, error: OSError, now: float) -> None:
@@ -281,6 +295,8 @@ class FollowedLog:
     def _age_partial(self, file: OpenFile, generation: Generation, now: float) -> None:
         """Have the line that has no end delivered when none can be expected."""
         offset = generation.read.offset
+        if file.hole != NOWHERE:
+            return
         if file.partial != file.size or file.done != NOWHERE or not generation.can_be_cut(offset):
             return
         rest = self._rest_unpacked(file, offset) if file.compressed else file.size - offset
@@ -319,7 +335,8 @@ class FollowedLog:
             return 0
         if file.generation is None or file.compressed:
             return file.size
-        return max(file.size - file.generation.read.offset, 0)
+        end = file.size if file.hole == NOWHERE else file.hole
+        return max(end - file.generation.read.offset, 0)
 
     def give_up(self, file: OpenFile, now: float) -> None:
         """Close *file* though it may have unread data."""
@@ -363,7 +380,8 @@ class FollowedLog:
     def _restless(file: OpenFile) -> bool:
         if file.removed is not None or file.original is not None or (not file.known and file.kind) or file.again:
             return True
-        return file.partial == file.size and file.generation is not None and file.done == NOWHERE
+        waits = file.partial == file.size and file.hole == NOWHERE
+        return waits and file.generation is not None and file.done == NOWHERE
 
     @property
     def empty(self) -> bool:

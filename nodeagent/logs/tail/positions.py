@@ -61,6 +61,8 @@ class PositionEntry(msgspec.Struct, frozen=True, array_like=True):
     """Whether it is gone since the file was truncated, so that a copy may hold it."""
     marks: tuple[tuple[int, int, bytes], ...] = ()
     """How it looks where it was read, beyond what is settled: offset, checksum and tail."""
+    hollow: bool = False
+    """Whether a hole stands in it, so that checksums behind it say nothing."""
 
     def where(self) -> Inode:
         """Return the file that it is, or was, in."""

@@ -52,6 +52,9 @@ class Comparison:
 
     def step(self) -> bool:
         """Compare the next stretch; return whether another step may tell more now. Raise as reading does."""
+        if not self._targets and self.rivals:
+            # Where all have a hole, all are alike.
+            self._at = min(each.data_from(self._at) for each in (self.file, *self.rivals))
         stop = self._targets[-1][0].offset if self._targets else self._at + STEP
         length = min(stop - self._at, STEP)
         piece = self.file.read(self._at, length)
@@ -99,7 +102,7 @@ class Comparison:
 
 def _targets(generations: Iterable[Generation]) -> Iterator[tuple[Mark, Generation]]:
     for each in generations:
-        if each.begin:
+        if each.begin or each.hollow:
             continue  # a hole has no checksum
         for mark in {*each.marks, each.read}:
             if mark.offset:

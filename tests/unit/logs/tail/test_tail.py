@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from nodeagent.logs.tail import compressed
+from nodeagent.logs.tail import compressed, files
 from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
+from nodeagent.logs.tail.positions import PositionsFile
 from nodeagent.logs.tail.tail import TURNS
 from nodeagent.vocabulary import PodUid
 from tests.unit.logs.tail.rig import Rig, Sink
@@ -314,14 +316,87 @@ def test_truncated_often_under_the_same_first_line(rig: Rig) -> None:
     assert rig.sink.texts() == ["banner", "the same"] * 5
 
 
-def test_a_file_that_is_nothing_but_a_hole_is_passed_over_at_once(rig: Rig) -> None:
-    (rig.logs / "app.log").touch()
-    os.truncate(rig.logs / "app.log", 1 << 40)
+TERABYTE = 1 << 40
+
+
+@pytest.mark.parametrize("lines", [[], numbered(0, 3), numbered(0, 100_000)])
+def test_a_hole_is_passed_over_at_once(rig: Rig, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod makes a terabyte of zeros by one call; reading them would take a quarter of an hour of a core."""
+    rig.write("app.log", *lines)
+    rig.look()
+    read = 0
+    pread = os.pread
+
+    def counting(descriptor: int, length: int, offset: int) -> bytes:
+        nonlocal read
+        read += length
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    os.truncate(rig.logs / "app.log", TERABYTE)
     rig.look()
     (status,) = rig.tail.status()
-    assert status.read == 1 << 40
-    rig.write("app.log", "one")
-    assert rig.look() == ["one"]
+    assert not status.lag_bytes
+    rig.write("app.log", "behind it")
+    rig.look()
+    rig.restart()
+    rig.write("app.log", "after a restart")
+    assert [each for each in rig.look() if each.strip("\0")] == [*lines, "behind it", "after a restart"]
+    assert rig.sink.repeated == 0
+    assert len({name for name, _ in rig.sink.lines}) == 1, "one file, one id"
+    assert rig.sink.chunks[-1].start > TERABYTE, "a record's place is its place in the file"
+    assert read < 32 << 20
+
+
+def test_what_is_not_settled_before_a_hole_comes_again_and_nothing_behind_it_does_first(rig: Rig) -> None:
+    rig.hold = True
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    os.truncate(rig.logs / "app.log", TERABYTE)
+    rig.write("app.log", "behind it")
+    rig.look()
+    rig.held.pop()()  # what stands behind the hole is delivered, what stands before it is not
+    rig.hold = False
+    rig.restart()
+    rig.look()
+    assert [each for each in rig.sink.texts() if each.strip("\0")] == [*numbered(0, 3), "behind it"]
+    assert rig.sink.repeated >= 4
+
+
+def test_what_is_written_into_a_hole_is_read(rig: Rig) -> None:
+    """A file that is made as long as it may become is written from its beginning on."""
+    with open(rig.logs / "app.log", "wb", buffering=0) as writer:
+        writer.write(b"one\n")
+        os.truncate(rig.logs / "app.log", TERABYTE)
+        assert rig.look(100) == ["one"]
+        writer.write(b"two\n")
+        assert rig.look(5) == ["one", "two"]
+
+
+def test_a_file_that_is_made_as_short_as_it_was_is_the_same(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    size = (rig.logs / "app.log").stat().st_size
+    rig.look()
+    os.truncate(rig.logs / "app.log", TERABYTE)
+    rig.look()
+    os.truncate(rig.logs / "app.log", size)
+    rig.write("app.log", "more")
+    assert [each for each in rig.look(5) if each.strip("\0")] == [*numbered(0, 3), "more"]
+
+
+def test_a_copy_with_a_hole_is_compared_at_once(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 2000))
+    rig.look()
+    (rig.logs / "app.log.1").write_bytes((rig.logs / "app.log").read_bytes())
+    for name in ("app.log", "app.log.1"):
+        os.truncate(rig.logs / name, TERABYTE)
+    turns = 0
+    rig.scan()
+    for _ in range(200):
+        turns += 1
+        if rig.turn():
+            break
+    assert turns < 200, "it is compared a quarter of a megabyte a turn"
 
 
 def test_a_writer_that_leaves_a_hole(rig: Rig) -> None:
@@ -514,6 +589,57 @@ def test_a_million_tiny_lines(rig: Rig) -> None:
     rig.scan()
     rig.run()
     assert sum(len(chunk.data) for chunk in rig.sink.chunks) == 1_000_000
+
+
+def renumbered(rig: Rig) -> None:
+    """Restart as after a reboot, which gave the file system's device another number."""
+    rig.tail.save()
+    positions = PositionsFile(rig.state)
+    positions.write([msgspec.structs.replace(each, device=each.device + 1) for each in positions.read()])
+    rig.restart(save=False)
+
+
+@pytest.mark.parametrize("birth", [True, False], ids=["the file system tells births", "it tells none"])
+def test_a_device_that_has_another_number_after_a_reboot_has_the_same_files(
+    rig: Rig, birth: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not birth:
+        monkeypatch.setattr(files, "birth_of", lambda _: 0)
+    for name in ("app.log.1", "app.log"):
+        rig.write(name, *numbered(0, 50), name)
+    rig.look(20)
+    before = rig.sink.texts()
+    renumbered(rig)
+    rig.write("app.log", "more")
+    assert rig.look(20) == [*before, "more"]
+    assert rig.sink.repeated == 0
+
+
+def test_another_file_under_its_number_is_told_by_what_it_holds(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "birth_of", lambda _: 0)
+    rig.write("app.log", *numbered(0, 50))
+    rig.look()
+    rig.tail.save()
+    with open(rig.logs / "app.log", "r+b") as file:
+        file.seek(1000)
+        file.write(b"other")
+    renumbered(rig)
+    rig.look()
+    assert len(rig.sink.lines) == 100, "in doubt a file is one of its own"
+
+
+def test_a_compressed_file_that_was_read_long_ago_is_not_read_again_after_a_reboot(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 300))
+    rig.look()
+    os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+    rig.write("app.log", *numbered(300, 310))
+    rig.look()
+    compress(rig, "app.log.1")
+    rig.look(30)
+    rig.run(2 * rig.settings.forget_seconds)
+    renumbered(rig)
+    assert rig.look(30) == numbered(0, 310)
+    assert rig.sink.repeated == 0
 
 
 def test_positions_follow_what_is_settled(rig: Rig) -> None:
