@@ -366,6 +366,20 @@ def _logs(results: Results) -> Iterator[tuple[Goal, list[float]]]:
             Goal("logs: a runtime's format, CPU a line", 2.5, 1.2, False, "µs"),
             [each.cpu_us_per_line for each in found],
         )
+    grown: tuple[tuple[LogLoad, str], ...] = (
+        ("down", "ten minutes' lines with the sink down"),
+        ("busy", "ten minutes' lines with a sink that answers 429"),
+        ("files", "5,000 files came and went"),
+    )
+    for load, words in grown:
+        if rows := samples.get(("nodeagent", load)):
+            yield (
+                Goal(f"logs: memory's growth, {words}", 5, 1, False, "MB"),
+                [each.growth_bytes / MEGABYTE for each in rows],
+            )
+    if any(_p99(without) for _, without in results.beside_logs):
+        goal = Goal("agent: same node, 32 connections, p99, under full log load / without", 1.2, 1.05, False)
+        yield goal, [_p99(under) / base for under, without in results.beside_logs if (base := _p99(without))]
     ours = chain.from_iterable(rows for (name, _), rows in samples.items() if name == "nodeagent")
     if memory := [each.memory_bytes for each in ours]:
         yield Goal("logs: memory above a daemon without, at most", 40, 25, False, "MB"), [max(memory) / MEGABYTE]

@@ -88,13 +88,15 @@ class LogsResult(TypedDict):
     """What a program does that brings logs somewhere, under one load: medians of its rounds."""
 
     shipper: str
-    load: Literal["plain", "cri", "steady"]
+    load: Literal["plain", "cri", "steady", "down", "busy", "files"]
     lines_per_second: float
     cpu_us_per_line: float
     cpu_percent: float
     """Of one core."""
     memory_bytes: int
     """At its highest; the agent's: above a daemon without a collector of logs."""
+    memory_growth_bytes: int
+    """More than near the beginning, with a sink that takes nothing, or after files came and went; else 0."""
     rounds: list[float]
     """Lines a second."""
 

@@ -11,6 +11,7 @@ from typing import Final
 from nodeagent.compare import calls, labs, load, measure
 from nodeagent.compare.labs import LabNeeds, Missing
 from nodeagent.compare.load import Client, CompareError, Sample, Workload
+from nodeagent.compare.logs.beside import measure_beside
 from nodeagent.compare.logs.measure import LogSample
 from nodeagent.compare.logs.run import LogCell, measure_logs
 from nodeagent.compare.micro import Micro, measure_micro
@@ -135,6 +136,8 @@ class Results:
     switches: list[Switched] = field(default_factory=list)
     micro: Micro | None = None
     logs: dict[LogCell, list[LogSample]] = field(default_factory=dict)
+    beside_logs: list[tuple[Sample, Sample]] = field(default_factory=list)
+    """Of the agent's proxy: with the logs' collector at full load beside it, and without, a round each."""
     missing: list[Missing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What went wrong, in words."""
@@ -181,6 +184,10 @@ def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -
     try:
         _rounds(plan, modes, results, progress)
         _account(modes, results)
+        if plan.logs and (agent := next((each for each in modes if each.describe() == "nodeagent"), None)):
+            progress("nodeagent, under full log load", 0, 1)
+            cell = Cell(agent, "http", _OPEN_CONNECTIONS)
+            measure_beside(plan.rounds, lambda: cell.measure(plan.seconds), results.beside_logs, results.missing)
     finally:
         for mode in modes:
             mode.lab.down()

@@ -161,6 +161,7 @@ def _logs(cell: LogCell, samples: Sequence[LogSample]) -> LogsResult:
         "cpu_us_per_line": round(statistics.median(each.cpu_us_per_line for each in samples), 3),
         "cpu_percent": round(statistics.median(each.cpu_percent for each in samples), 2),
         "memory_bytes": max(each.memory_bytes for each in samples),
+        "memory_growth_bytes": max(each.growth_bytes for each in samples),
         "rounds": [round(each.lines_per_second) for each in samples],
     }
 

@@ -3,7 +3,8 @@
 
 ``lines.py`` (what is written), ``sink.py`` (who counts), ``shippers.py`` (the programs and their
 configurations), ``agent.py`` (the agent's own collector, whole: tail, process, delivery, sink),
-``measure.py`` (one shipper under one load), ``run.py`` (rounds of them, interleaved). ``micro.py`` says
+``measure.py`` (one shipper under one load), ``run.py`` (rounds of them, interleaved), ``beside.py`` (what it does
+to the proxy). ``micro.py`` says
 where the CPU of a line goes, for who changes that.
 
 The others are Debian's packages, unpacked beside everything else that is fetched (``make

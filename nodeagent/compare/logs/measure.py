@@ -6,20 +6,23 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 from nodeagent.compare import measure
 from nodeagent.compare.load import CompareError
+from nodeagent.compare.logs import lines as lines_of
 from nodeagent.compare.logs.lines import LineKind, line
 from nodeagent.compare.logs.shippers import AGENT, IDLE, Shipper, ShipperTask
+from nodeagent.logs.tail.tail import FORGET_SECONDS
 
 _START_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.05
@@ -28,6 +31,11 @@ _SETTLE_SECONDS: Final = 2.0
 _WRITE_SECONDS: Final = 0.005
 _SAMPLE: Final = 10_000
 """Different lines that a steady writer writes again and again."""
+_BATCHES: Final = 10
+_LINES_A_FILE: Final = 20
+_FORGET_SECONDS: Final = 1.0
+"""What of files that are gone is forgotten after ten minutes is here after so long."""
+_CONNECTIONS: Final = 32
 _WARM_PART: Final = 0.05
 """Of a file's lines: what comes until then is start and warming up."""
 
@@ -42,6 +50,8 @@ class LogSample:
     """Of a core."""
     memory_bytes: int
     """PSS at its highest; the agent's: above a daemon without a collector."""
+    growth_bytes: int = 0
+    """What of it is more than near the beginning, where that is what is measured."""
 
 
 class SinkProcess:
@@ -65,15 +75,19 @@ class SinkProcess:
         """Count anew."""
         self._ask("PUT")
 
+    def refuse(self) -> None:
+        """Answer 429, until it is reset."""
+        self._ask("PUT", "/busy")
+
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
 
-    def _ask(self, method: str) -> dict[str, Any]:
+    def _ask(self, method: str, target: str = "/counted") -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request(method, "/counted")
+            connection.request(method, target)
             told: dict[str, Any] = json.loads(connection.getresponse().read())
         finally:
             connection.close()
@@ -85,7 +99,8 @@ class Bench:
     """Where shippers are measured."""
 
     sink: SinkProcess
-    shipper_core: int
+    shipper_core: int | None
+    """None: any."""
     other_core: int
     """Of the sink and the writer."""
 
@@ -123,15 +138,83 @@ class Bench:
                     raise CompareError(f"{shipper.name}: {sent - arrived} of {sent} lines did not come in time")
                 return _sample(sent, took, cpu, running.memory())
 
+    def outage(self, shipper: Shipper, path: Path, lines: int, seconds: float, *, refusing: bool) -> LogSample:
+        """Have *shipper* read the file *path* of so many *lines* while the sink is not there, or answers 429
+        (*refusing*): what waits goes to disk. Memory is compared with that after a tenth of the file. Raises
+        CompareError if it is not read within *seconds*.
+        """
+        self.sink.reset()
+        port = self.sink.port
+        if refusing:
+            self.sink.refuse()
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as nobody:
+                port = nobody.getsockname()[1]
+        size = path.stat().st_size
+        end = time.monotonic() + seconds
+        with self._running(shipper, str(path), "plain", port=port) as running:
+            running.until_read(size // 10, end)
+            early = running.memory()
+            started = time.monotonic()
+            cpu_before = running.cpu()
+            running.until_read(size, end)
+            sample = _sample(lines * 9 // 10, time.monotonic() - started, running.cpu() - cpu_before, running.memory())
+        return replace(sample, growth_bytes=sample.memory_bytes - early)
+
+    def come_and_go(self, shipper: Shipper, files: int, seconds: float) -> LogSample:
+        """Have so many *files* come, be read and go, a tenth at a time; memory is compared with that after the first
+        tenth. Raises CompareError if lines are missing, or files stay open, after *seconds*.
+        """
+        self.sink.reset()
+        end = time.monotonic() + seconds
+        batch = files // _BATCHES
+        with (
+            tempfile.TemporaryDirectory(prefix="nodeagent-logs-") as name,
+            self._running(shipper, f"{name}/*.log", "plain", forget=_FORGET_SECONDS) as running,
+        ):
+            early = most = sent = 0
+            idle = running.descriptors(end)
+            started = time.monotonic()
+            cpu_before = running.cpu()
+            for number in range(_BATCHES):
+                paths = [Path(name) / f"{number * batch + each}.log" for each in range(batch)]
+                for path in paths:
+                    lines_of.write(path, _LINES_A_FILE, "plain")
+                sent = (number + 1) * batch * _LINES_A_FILE
+                if self._until(running, sent, end - time.monotonic())["lines"] < sent:
+                    raise CompareError(f"{shipper.name}: files that came were not read in {seconds:g} s")
+                most = max(most, running.memory())
+                for path in paths:
+                    path.unlink()
+                if not number:
+                    early = running.forgotten(idle, end)
+            late = running.forgotten(idle, end)
+            sample = _sample(sent, time.monotonic() - started, running.cpu() - cpu_before, most)
+        return replace(sample, growth_bytes=late - early)
+
     @contextmanager
-    def _running(self, shipper: Shipper, files: str, kind: LineKind) -> Iterator[_Running]:
-        """Run *shipper* on its core, in a folder of its own, and remove all of it."""
+    def at_full_load(self, path: Path, lines: int) -> Iterator[None]:
+        """Have the agent's collector read the file *path* of so many *lines*, as fast as it can. Raises CompareError if
+        it does not begin, or was done before the end.
+        """
+        self.sink.reset()
+        with self._running(AGENT, str(path), "plain") as running:
+            self._until(running, 1, _START_SECONDS)
+            yield
+            if self.sink.counted()["lines"] >= lines:
+                raise CompareError("all lines were read before the other figure was measured: the file is too short")
+
+    @contextmanager
+    def _running(
+        self, shipper: Shipper, files: str, kind: LineKind, *, port: int = 0, forget: float | None = None
+    ) -> Iterator[_Running]:
+        """Run *shipper* on its core, in a folder of its own, and remove all of it; *port*: another than the sink's."""
         with tempfile.TemporaryDirectory(prefix="nodeagent-logs-") as name:
             folder = Path(name)
-            command = shipper.command(ShipperTask(files, folder, self.sink.port, kind == "cri"))
+            command = shipper.command(ShipperTask(files, folder, port or self.sink.port, kind == "cri", forget))
             with (folder / "said").open("wb") as said:
                 process = subprocess.Popen(
-                    ["taskset", "--cpu-list", str(self.shipper_core), *command],
+                    ["taskset", "--cpu-list", self._cores(), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
@@ -142,6 +225,9 @@ class Bench:
                 yield _Running(shipper, process, folder)
             finally:
                 _end(process)
+
+    def _cores(self) -> str:
+        return str(self.shipper_core) if self.shipper_core is not None else f"0-{(os.cpu_count() or 1) - 1}"
 
     def _until(self, running: _Running, lines: int, seconds: float) -> dict[str, Any]:
         """Return what the sink counted once there are so many *lines*, or *seconds* have passed. Raises
@@ -177,6 +263,48 @@ class _Running:
         """Return the bytes that it takes."""
         idle = int((self.folder / IDLE).read_text()) if self.shipper is AGENT else 0
         return measure.memory(_tree(self.process.pid)) - idle
+
+    def until_read(self, size: int, end: float) -> None:
+        """Return once so many bytes were read. Raises CompareError if that is not before *end*."""
+        while self._read() < size:
+            self.check()
+            if time.monotonic() > end:
+                raise CompareError(f"{self.shipper.name}: {size} bytes were not read in time: {self.words()}")
+            time.sleep(_LOOK_SECONDS)
+
+    def _read(self) -> int:
+        """Return the bytes that its collector, a child, has read since its start."""
+        total = 0
+        for pid in _tree(self.process.pid)[1:]:
+            with suppress(OSError):
+                total += int(Path(f"/proc/{pid}/io").read_text().split()[1])
+        return total
+
+    def descriptors(self, end: float) -> int:
+        """Return how many descriptors its collector has, once it is there; raises CompareError if that is not before
+        *end*.
+        """
+        while not (found := self._descriptors()):
+            self.check()
+            if time.monotonic() > end:
+                raise CompareError(f"{self.shipper.name} did not start: {self.words()}")
+            time.sleep(_LOOK_SECONDS)
+        return found
+
+    def _descriptors(self) -> int:
+        return sum(len(list(Path(f"/proc/{pid}/fd").glob("*"))) for pid in _tree(self.process.pid)[1:])
+
+    def forgotten(self, idle: int, end: float) -> int:
+        """Return the bytes that it takes once it has no more descriptors than *idle*, but for connections, and has
+        had time to forget. Raises CompareError if that is not before *end*.
+        """
+        while self._descriptors() > idle + _CONNECTIONS:
+            self.check()
+            if time.monotonic() > end:
+                raise CompareError(f"{self.shipper.name} keeps files open that are gone")
+            time.sleep(_LOOK_SECONDS)
+        time.sleep(_FORGET_SECONDS + FORGET_SECONDS + _SETTLE_SECONDS)
+        return self.memory()
 
     def words(self) -> str:
         """Return the end of what it printed."""

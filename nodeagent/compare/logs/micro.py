@@ -58,7 +58,8 @@ def _measured(kind: str, recipe: Recipe, data: bytes, turns: int) -> LineCost:
         node=FIELDS["host"],
         labels={},
     )
-    settings = ElasticsearchSettings(urls=("http://127.0.0.1:9200",), index="app-logs", gzip=False)
+    told = {"urls": ["http://127.0.0.1:9200"], "index": "app-logs", "gzip": False}
+    settings = ElasticsearchSettings.model_validate(told)
     sink = ElasticsearchSink("search", settings, 10.0)
     processor = Processor(make_origin(facts, "kube", ("search",)), recipe, ProcessCounts())
     chunk = Chunk(b"f" * 22, 0, data)

@@ -15,19 +15,28 @@ from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
 from nodeagent.compare.logs.shippers import SHIPPERS, Shipper
 from nodeagent.errors import NodeagentError
 
-LogLoad = Literal["plain", "cri", "steady"]
+LogLoad = Literal["plain", "cri", "steady", "down", "busy", "files"]
 """``plain``: a file of JSON lines is caught up with; ``cri``: the same in a runtime's format; ``steady``:
-10,000 lines a second over 20 files.
+10,000 lines a second over 20 files. For memory: the lines of ``plain``, ten minutes of 1,700 a second, while the
+sink is ``down``, or ``busy`` (429); 5,000 ``files`` that come and go.
 """
+MEMORY_LOADS: Final[frozenset[LogLoad]] = frozenset({"down", "busy", "files"})
+"""Measured once: what grows does so in every round."""
 LINES: Final = 1_000_000
 """Of the file that is caught up with: some 205 MB."""
 STEADY_RATE: Final = 10_000
 STEADY_FILES: Final = 20
 STEADY_SECONDS: Final = 5.0
+FILES: Final = 5000
+MEMORY_SECONDS: Final = 50.0
+"""That such a measurement takes at most."""
 LOADS: Final[dict[LogLoad, tuple[str, ...]]] = {
     "plain": ("nodeagent", "rsyslog", "syslog-ng", "otelcol"),
     "cri": ("nodeagent",),
     "steady": ("nodeagent", "rsyslog"),
+    "down": ("nodeagent",),
+    "busy": ("nodeagent",),
+    "files": ("nodeagent",),
 }
 """Who is measured under each load."""
 
@@ -41,9 +50,16 @@ class LogCell:
 
     def measure(self, bench: Bench, folder: Path, seconds: float) -> LogSample:
         """Put the load on; files that are caught up with are in *folder*. Raises CompareError."""
-        if self.load == "steady":
-            return bench.steady(self.shipper, STEADY_RATE, STEADY_FILES, STEADY_SECONDS)
-        return bench.catch_up(self.shipper, folder / self.load, self.load, LINES, seconds)
+        match self.load:
+            case "plain" | "cri":
+                return bench.catch_up(self.shipper, folder / self.load, self.load, LINES, seconds)
+            case "steady":
+                return bench.steady(self.shipper, STEADY_RATE, STEADY_FILES, STEADY_SECONDS)
+            case "files":
+                return bench.come_and_go(self.shipper, FILES, MEMORY_SECONDS)
+            case "down" | "busy":
+                refusing = self.load == "busy"
+                return bench.outage(self.shipper, folder / "plain", LINES, MEMORY_SECONDS, refusing=refusing)
 
 
 def measure_logs(
@@ -85,7 +101,7 @@ def _rounds(
     lost: set[LogCell] = set()
     for turn in range(rounds):
         for at, cell in enumerate(cells):
-            if cell in lost:
+            if cell in lost or (turn and cell.load in MEMORY_LOADS):
                 continue
             progress(f"logs, {cell.load}: {cell.shipper.name}", turn * len(cells) + at, rounds * len(cells))
             try:

@@ -38,6 +38,8 @@ class ShipperTask:
     port: int
     """Of the sink, on 127.0.0.1."""
     cri: bool
+    forget: float | None = None
+    """Seconds after which the agent forgets a file that is gone; None: as it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,9 @@ def _program(name: str) -> str:
 
 def _agent(task: ShipperTask) -> list[str]:
     kind = "cri" if task.cri else "plain"
-    return [sys.executable, "-m", "nodeagent.compare.logs.agent", task.files, str(task.folder), str(task.port), kind]
+    forget = [str(task.forget)] if task.forget is not None else []
+    program = [sys.executable, "-m", "nodeagent.compare.logs.agent"]
+    return [*program, task.files, str(task.folder), str(task.port), kind, *forget]
 
 
 def _rsyslog(task: ShipperTask) -> list[str]:

@@ -2,7 +2,8 @@
 ``python -m nodeagent.compare.logs.sink``, which prints its port.
 
 It answers as Elasticsearch does where all is well: with ``filter_path`` each item's status, without the
-shortest answer. ``GET /counted`` tells what came, ``PUT /counted`` begins anew.
+shortest answer. ``GET /counted`` tells what came, ``PUT /counted`` begins anew; after ``PUT /busy`` it answers 429
+until then.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class CountingSink:
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._counted = LinesCounted()
+        self._busy = False
 
     def serve(self) -> None:
         """Answer until the process is ended."""
@@ -102,12 +104,20 @@ class CountingSink:
         if target == b"/counted":
             if method == b"PUT":
                 self._counted = LinesCounted()
+                self._busy = False
             told = {name: getattr(self._counted, name) for name in LinesCounted.__slots__}
             _send(client, json.dumps(told).encode())
+        elif target == b"/busy":
+            self._busy = True
+            _send(client, b"{}")
+        elif self._busy:
+            _send(client, b"", b"429 Too Many Requests")
         elif method in (b"POST", b"PUT"):
             lines = client.data.count(MARKER, start, end)
             self._count(lines, end - start)
-            _send(client, _taken(target, lines) if b"protobuf" not in head else b"", protobuf=b"protobuf" in head)
+            is_otlp = b"protobuf" in head
+            kind = b"application/x-protobuf" if is_otlp else b"application/json"
+            _send(client, b"" if is_otlp else _taken(target, lines), kind=kind)
         else:
             _send(client, b'{"name":"sink","version":{"number":"8.14.0","build_flavor":"default"}}')
 
@@ -128,11 +138,10 @@ def _taken(target: bytes, lines: int) -> bytes:
     return b'{"errors":false,"items":[' + b",".join([_ITEM] * lines) + b"]}"
 
 
-def _send(client: _Client, body: bytes, protobuf: bool = False) -> None:
-    kind = b"application/x-protobuf" if protobuf else b"application/json"
-    head = b"HTTP/1.1 200 OK\r\nX-Elastic-Product: Elasticsearch\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+def _send(client: _Client, body: bytes, status: bytes = b"200 OK", kind: bytes = b"application/json") -> None:
+    head = b"HTTP/1.1 %b\r\nX-Elastic-Product: Elasticsearch\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
     try:
-        client.socket.sendall(head % (kind, len(body)) + body)
+        client.socket.sendall(head % (status, kind, len(body)) + body)
     except ConnectionError:
         return
 

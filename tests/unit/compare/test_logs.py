@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nodeagent.compare import goals, summary
-from nodeagent.compare.load import CompareError
-from nodeagent.compare.logs import lines, run, shippers
+from nodeagent.compare.load import CompareError, Sample
+from nodeagent.compare.logs import beside, lines, run, shippers
 from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
 from nodeagent.compare.logs.micro import line_costs
 from nodeagent.compare.logs.run import LogCell, measure_logs
@@ -23,7 +24,7 @@ from nodeagent.compare.logs.shippers import AGENT, Shipper, ShipperTask
 from nodeagent.compare.run import ComparisonPlan, Results
 from nodeagent.logs.process.framing import cri
 from nodeagent.logs.records import Chunk
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 NOBODY = Shipper("nobody", lambda task: ["sh", "-c", "echo sorry; exit 3"])
 
@@ -129,13 +130,20 @@ def test_ratios_are_of_the_same_round() -> None:
         cells["nodeagent", "cri"]: [LogSample(300_000, 2.6, 100, 10 << 20)],
         cells["nodeagent", "steady"]: [LogSample(10_000, 1, 2.0, 10 << 20)],
         cells["rsyslog", "steady"]: [LogSample(10_000, 10, 40.0, 10 << 20)],
+        cells["nodeagent", "busy"]: [LogSample(10_000, 10, 40.0, 10 << 20, 2 << 20)],
+        cells["nodeagent", "files"]: [LogSample(10_000, 10, 40.0, 10 << 20, 6 << 20)],
     }
+    quiet = Sample(1000, 1.0, 0, ((99.0, 500.0),))
+    results.beside_logs = [(replace(quiet, percentiles=((99.0, 550.0),)), quiet)]
     told = {goal.name: (values, goal.verdict(values[0])) for goal, values in goals.compared(results)}
     assert told == {
         "logs / rsyslog: plain JSON, lines/s": ([12, 6], "aim"),
         "logs / rsyslog: plain JSON, CPU a line": ([0.1, 0.1], None),
         "logs / rsyslog: 10,000 lines/s over 20 files, CPU": ([0.05], "aim"),
         "logs: a runtime's format, CPU a line": ([2.6], "missed"),
+        "logs: memory's growth, ten minutes' lines with a sink that answers 429": ([2], "must"),
+        "logs: memory's growth, 5,000 files came and went": ([6], "missed"),
+        "agent: same node, 32 connections, p99, under full log load / without": ([1.1], "must"),
         "logs: memory above a daemon without, at most": ([30], "must"),
     }
     rows = summary.summarize(results, ComparisonPlan((), (), 2, 1, logs=True))["logs"]
@@ -146,8 +154,39 @@ def test_ratios_are_of_the_same_round() -> None:
         "cpu_us_per_line": 2,
         "cpu_percent": 100,
         "memory_bytes": 30 << 20,
+        "memory_growth_bytes": 0,
         "rounds": [600_000, 300_000],
     }
+
+
+@pytest.mark.parametrize("refusing", [True, False])
+def test_memory_is_measured_while_a_sink_takes_nothing(sink: SinkProcess, tmp_path: Path, refusing: bool) -> None:
+    core = min(os.sched_getaffinity(0))
+    count = 60_000  # more than a lane holds in memory
+    lines.write(tmp_path / "0.log", count, "plain")
+    sample = Bench(sink, core, core).outage(AGENT, tmp_path / "0.log", count, DEADLINE, refusing=refusing)
+    assert sample.memory_bytes > 0
+    assert sink.counted()["lines"] == 0
+
+
+def test_memory_is_measured_as_files_come_and_go(sink: SinkProcess) -> None:
+    core = min(os.sched_getaffinity(0))
+    sample = Bench(sink, core, core).come_and_go(AGENT, 50, 2 * DEADLINE)
+    assert sample.memory_bytes > 0
+    assert sink.counted()["lines"] == 50 * 20
+
+
+def test_a_figure_is_measured_beside_the_collector_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, a round each; a file that was read too soon is no load."""
+    sample = Sample(1000, 1.0, 0, ((99.0, 500.0),))
+    monkeypatch.setattr(beside, "LINES", 200_000)
+    found: list[tuple[Sample, Sample]] = []
+    missing: list[Any] = []
+    beside.measure_beside(1, lambda: sample, found, missing)
+    assert (found, missing) == ([(sample, sample)], [])
+    monkeypatch.setattr(beside, "LINES", 1)
+    beside.measure_beside(1, lambda: sample, found, missing)
+    assert "the file is too short" in missing[0]["why"]
 
 
 def test_what_a_line_costs_is_told_by_kind() -> None:
