@@ -9,13 +9,13 @@ object for what they hold:
   never followed by ``{`` within a value, and an end of line in a string is invalid;
 - so each line holds one value or more, and as many values as lines means one each. Counting alone
   proves nothing: ``{"a":[1`` and ``2]}`` are balanced by a line with two;
-- each is an object without the reserved names, escapes seen through, for the decoder is told of a
-  struct whose fields of those names take no value that there is;
+- none has a reserved name where no string anywhere begins with one, nor has an escape that may hide it. Else the
+  decoder is told of a struct whose fields of those names take no value that there is, escapes seen through;
 - strings that are skipped are not checked for UTF-8 by it: texts are valid before they come here.
 
 An index engine takes a dot in a name for one object within another: ``kubernetes.pod_name`` would stand beside
-what is spliced in. Names are not looked at, so a chunk that has such text anywhere, or an escape that may hide
-it, is taken for unproven.
+what is spliced in. The struct does not see such names, so a chunk that has such text anywhere, or an escape that
+may hide it, is taken for unproven.
 
 Where the proof fails, lines are looked at one by one: an object stays, one with a reserved name has it
 renamed, and all else is text within an object of its own. NaN, duplicates of an application's own,
@@ -31,6 +31,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from nodeagent.logs.process.search import has
+
 TEXT: Final = "log"
 """The member that holds a line which is no object, unless another one is asked for: what Fluentd and Fluent Bit
 name it. An index takes it for a text, and so refuses what has an object there: ECS, which writes ``log.level``, has
@@ -39,7 +41,10 @@ texts in ``message``.
 OWN_MEMBERS: Final = ("@timestamp", "stream")
 """Names that sinks splice in beside those of the origin."""
 _ENCODER: Final = msgspec.json.Encoder()
+_ANY: Final = msgspec.json.Decoder(msgspec.Raw)
+"""Checks that a value is one, and makes nothing of what it holds."""
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ESCAPE: Final = b"\\u00"
 _ESCAPED: Final = re.compile(rb"\\u00(?:2[eE]|40|5[fF]|[67])")
 """A dot, @, _ or small letter: what reserved names are made of; none of those that encoders escape by themselves."""
 _SHORTEST: Final = len(b'{"":0}')
@@ -56,6 +61,7 @@ class LogObjects:
         self._several_lines = several_lines
         self.reserved = tuple(dict.fromkeys((*OWN_MEMBERS, *reserved)))
         self._whole = _without(self.reserved)
+        self._begun = [f'"{name}'.encode() for name in self.reserved]
         self._dotted = [f'"{name}.'.encode() for name in self.reserved]
 
     def of_json(self, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
@@ -91,10 +97,15 @@ class LogObjects:
         bounds = joined.startswith(b'{"') and joined.endswith(b"}") and joined.count(b'}\n{"') == count - 1
         if not bounds or (self._several_lines and joined.count(b"\n") != count - 1):
             return False
-        if self._may_be_dotted(joined):
+        if has(joined, _ESCAPE) and _ESCAPED.search(joined):
             return False
+        decoder: msgspec.json.Decoder[msgspec.Raw] | msgspec.json.Decoder[msgspec.Struct] = _ANY
+        if any(has(joined, each) for each in self._begun):
+            if any(has(joined, each) for each in self._dotted):
+                return False
+            decoder = self._whole
         try:
-            return len(self._whole.decode_lines(joined)) == count
+            return len(decoder.decode_lines(joined)) == count
         except (msgspec.DecodeError, RecursionError):
             return False
 
@@ -134,7 +145,7 @@ class LogObjects:
         return made
 
     def _may_be_dotted(self, text: bytes) -> bool:
-        if b"\\u00" in text and _ESCAPED.search(text):
+        if _ESCAPE in text and _ESCAPED.search(text):
             return True
         return any(each in text for each in self._dotted)
 

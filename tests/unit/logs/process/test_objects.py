@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodeagent.logs.process.objects import LogObjects, member_names
+from nodeagent.logs.process.search import has
 from tests.unit.logs.process.strict import strict
 
 OBJECTS = LogObjects(("kubernetes",))
@@ -88,6 +91,11 @@ def test_objects_that_are_not_as_a_sink_needs_them(text: bytes, members: dict[st
     objects, others = OBJECTS.of_json([GOOD, text])
     assert others == []
     assert strict(objects[1]) == members
+
+
+@given(st.text('ab."\0é', max_size=40).map(str.encode), st.text('ab."\0é', min_size=1, max_size=3).map(str.encode))
+def test_bytes_among_others_are_found_as_in_finds_them(text: bytes, part: bytes) -> None:
+    assert has(text, part) == (part in text)
 
 
 def test_text_is_kept_whatever_is_in_it() -> None:

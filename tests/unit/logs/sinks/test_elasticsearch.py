@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks import elasticsearch, http_client
-from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink, outcome
+from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink, hexadecimal, outcome
 from nodeagent.logs.sinks.http_client import HttpAnswer
 from nodeagent.logs.sinks.secrets import SinkError
 from nodeagent.logs.sinks.settings import ElasticsearchSettings
@@ -401,6 +401,11 @@ def test_objects_of_any_shape_stay_valid(written: bytes) -> None:
     assert documents[0]["log"] == "a"
     assert documents[1]["kubernetes"]["pod_name"] == "web-1"
     assert {**documents[1], **json.loads(written)} == documents[1]
+
+
+@given(st.lists(st.integers(0, (1 << 63) - 1), max_size=20))
+def test_offsets_are_rendered_as_each_would_be(numbers: list[int]) -> None:
+    assert hexadecimal(numbers) == [b"%x" % number for number in numbers]
 
 
 NAMES = ["errors", "items", "create", "status", "error", "type", "reason", "caused_by"]
