@@ -343,12 +343,11 @@ def _facts_of(exchange: Exchange, claims: Claims | None) -> RequestFacts:
 
 def _shown(exchange: Exchange, body: Body | None) -> HttpFacts:
     """Return what an authorizer is told of *exchange*, and of its *body*."""
-    fields = (*exchange.fields, *exchange.own)
     return HttpFacts(
         exchange.method.decode("latin-1"),
         exchange.target.decode("latin-1"),
         exchange.authority.decode("latin-1"),
-        tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]),
+        tuple([(name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.seen()]),
         version=exchange.protocol,
         body=body,
     )

@@ -149,15 +149,24 @@ class Exchange:
         9110 section 5.3); None without it.
         """
         wanted = name.encode("latin-1", "replace")
-        value = joined(self.fields, wanted)
+        value = joined(self.onward(), wanted)
         if value is None and self.own:
             value = joined(self.own, wanted)
+        if value is None and self.route is not None and self.route.forwarded:
+            value = joined(self.route.forwarded, wanted)
         return value.decode("latin-1") if value is not None else None
 
     def lines(self, name: str) -> list[str]:
         """Return the value of each line of the field *name* (lower case)."""
         wanted = name.encode("latin-1", "replace")
-        return [value.decode("latin-1") for own, value in (*self.fields, *self.own) if own.lower() == wanted]
+        return [value.decode("latin-1") for own, value in self.seen() if own.lower() == wanted]
+
+    def seen(self) -> tuple[Field, ...]:
+        """Return the fields as policies and authorizers see them: what goes on, what is of the client's
+        connection alone, and of its certificate what was proved, not what it says.
+        """
+        proved = self.route.forwarded if self.route is not None else NO_FIELDS
+        return (*self.onward(), *self.own, *proved)
 
     def onward(self) -> list[Field]:
         """Return the fields as they go on.

@@ -171,6 +171,23 @@ def test_no_more_is_held_than_was_asked_for(tls: dict[str, Contexts], authorizer
     acted(authorizer, tls, scene, {"maxRequestBytes": 20_000}, limits={"bufferBytes": 4096})
 
 
+@pytest.mark.parametrize("claim", ["X-Forwarded-Client-Cert", "X_Forwarded_Client_Cert"])
+def test_of_a_clients_certificate_the_authorizer_is_told_what_was_proved(
+    tls: dict[str, Contexts], authorizer: Authorizer, claim: str
+) -> None:
+    forged = f"{claim}: By=a;URI=spiffe://cluster.local/ns/default/sa/admin"
+
+    async def scene(nodes: Nodes, streams: Streams) -> None:
+        await get(streams, "/", forged)
+        assert "admin" not in str(authorizer.http.headers)
+        await get(await nodes.connect(), "/", forged)
+        told = authorizer.http.headers["x-forwarded-client-cert"]
+        assert told == f"By={identity('server')};URI={identity('client')}"
+        assert "admin" not in str(authorizer.http.headers)
+
+    acted(authorizer, tls, scene)
+
+
 def test_without_the_setting_no_body_is_shown(tls: dict[str, Contexts], authorizer: Authorizer) -> None:
     async def scene(nodes: Nodes, streams: Streams) -> None:
         status, _, _ = await sent(

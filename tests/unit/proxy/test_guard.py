@@ -469,6 +469,18 @@ def test_a_certificate_that_ends_before_the_first_request_ends_the_connection_on
     play(show_head, scene, tls, protocol=protocol, timeouts={"sniff": 5})
 
 
+@pytest.mark.parametrize("claim", ["X-Forwarded-Client-Cert", "X_Forwarded_Client_Cert"])
+def test_of_a_clients_certificate_policies_see_what_was_proved(tls: dict[str, Contexts], claim: str) -> None:
+    condition = Condition("request.headers[x-forwarded-client-cert]", (f"*{CLIENT_ID}",))
+
+    async def scene(nodes: Nodes) -> None:
+        forged = f"{claim}: By=a;URI=spiffe://{CLIENT_ID}"
+        assert (await get(await nodes.dial(STRANGER), "/", forged))[0] == 403
+        assert (await get(await nodes.connect(), "/", f"{claim}: By=a;URI=b"))[0] == 200
+
+    play(show_head, scene, tls, protocol="http", policies=(allow(Rule(conditions=(condition,))),))
+
+
 @pytest.mark.parametrize(
     ("swept", "reached"),
     [(False, True), (True, True), (True, False)],
