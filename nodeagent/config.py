@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_va
 
 from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
-from nodeagent.sections import ConfigSection, Duration, told
+from nodeagent.sections import ConfigSection, told
 from nodeagent.services.settings import ServiceSettings
 from nodeagent.vocabulary import WhenDead
 
@@ -244,63 +245,6 @@ class Telemetry(ConfigSection):
     exactly that port and path, whatever mTLS mode and policies say (as a sidecar's merged metrics
     are open in Istio); or who may ask anything else.
     """
-
-
-MeshHost = Annotated[
-    str, Field(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?$")
-]
-"""A Service's host name or an address, with its namespace and a slash before it where the name alone does not tell."""
-
-
-class RequestBody(ConfigSection):
-    """How much of a request's body an external authorizer sees."""
-
-    max_request_bytes: int = Field(ge=1, le=16 << 20)
-    """Bytes of a body that are held until the verdict."""
-    allow_partial_message: bool = False
-    """Whether the beginning of a longer body will do; otherwise such a request is refused with 413."""
-    pack_as_bytes: bool = False
-    """Whether the body is sent as bytes; otherwise as UTF-8, with a replacement character for what is not."""
-
-
-class EnvoyExtAuthzGrpc(ConfigSection):
-    """A service of envoy.service.auth.v3, for AuthorizationPolicies with action CUSTOM."""
-
-    service: MeshHost
-    port: int = Field(ge=1, le=65535)
-    timeout: Duration = 600
-    """Istio's default."""
-    fail_open: bool = False
-    """Whether a request passes when the service does not answer."""
-    status_on_error: int = Field(403, ge=200, le=599)
-    """The refusal's status when it does not."""
-    clear_route_cache: bool = False
-    """Taken as Istio has it; no route here depends on what an authorizer changes."""
-    include_request_body_in_check: RequestBody | None = None
-    """Without it no body is asked about."""
-
-
-class RateLimitGrpc(ConfigSection):
-    """A service of envoy.service.ratelimit.v3, for RateLimits with ``global``."""
-
-    service: MeshHost
-    port: int = Field(ge=1, le=65535)
-    timeout: Duration = 0.02
-    """Envoy's default; a RateLimit may ask for another."""
-
-
-class ExtensionProvider(ConfigSection):
-    """Somebody else who decides about requests, under the name that policies use: exactly one kind."""
-
-    name: str = Field(min_length=1, max_length=253)
-    envoy_ext_authz_grpc: EnvoyExtAuthzGrpc | None = None
-    rate_limit_grpc: RateLimitGrpc | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.envoy_ext_authz_grpc is None) == (self.rate_limit_grpc is None):
-            raise ValueError("exactly one of envoyExtAuthzGrpc and rateLimitGrpc must be given")
-        return self
 
 
 class Kubernetes(ConfigSection):

@@ -101,8 +101,8 @@ class Reason:
 
     ``flag`` is Envoy's response flag, as Istio's metrics and access log carry it; ``details`` its
     response code details; ``hint`` the likely cause and the next step, for the one who reads the
-    5xx body. ``body`` stands in its stead where Envoy's words are part of the interface;
-    ``headers`` go with the answer.
+    5xx body. ``body`` stands in its stead where Envoy's words are part of the interface, or an
+    authorizer's; ``headers`` go with the answer.
     """
 
     code: str
@@ -110,7 +110,7 @@ class Reason:
     flag: str
     details: str
     hint: str
-    body: bytes = b""
+    body: bytes | None = None
     headers: tuple[tuple[str, str], ...] = ()
     denies: bool = False
     """Somebody's rule says no; otherwise something failed."""

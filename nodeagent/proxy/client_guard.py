@@ -273,7 +273,7 @@ class ClientGuard:
             RATE_LIMITED,
             status=verdict.status,
             details="request_rate_limited",
-            body=verdict.body,
+            body=verdict.body or None,
             headers=verdict.headers,
             policy=limit.provider,
         )

@@ -22,7 +22,8 @@ from nodeagent.health import CHECK
 from nodeagent.identity.grpc_socket import GrpcSocket
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError
-from nodeagent.proxy.external.call import CallError, Inside, unary
+from nodeagent.proxy.external.bounds import CallError
+from nodeagent.proxy.external.call import Inside, unary
 
 
 def answering(services: frozenset[str], dial: Dial, context: Context, ended: Callable[[], None]) -> asyncio.Protocol:

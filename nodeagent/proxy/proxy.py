@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
-from nodeagent.config import ExtensionProvider
+from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.mesh.entries import Delta
 from nodeagent.proxy.accept import Accepted, Entrance
 from nodeagent.proxy.carry import Carrier

@@ -196,7 +196,7 @@ class Routing:
         if pod is None:
             return None
         dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
-        return Way(*where, dial, partial(dial.connect, self._context, "tcp"))
+        return Way(*where, dial, partial(dial.connect, self._context))
 
     def _pool(self, dial: Dial) -> Pool:
         pool = self._pools.get(dial)

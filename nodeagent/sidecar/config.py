@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from nodeagent.config import ExtensionProvider, Mtls, ProxySettings
+from nodeagent.config import Mtls, ProxySettings
+from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.sections import ConfigSection
 
 

@@ -4,7 +4,7 @@ then forwarded as if nothing had been.
 
 from __future__ import annotations
 
-from nodeagent.config import RequestBody
+from nodeagent.extension_providers import RequestBody
 from nodeagent.proxy.external.model import Body
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.fields import without

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -17,69 +17,31 @@ from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 
-from nodeagent.errors import NodeagentError
 from nodeagent.grpc_answers import AnswerError, next_answer
 from nodeagent.proxy.dial import DialError, Dialled
+from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallBounds, CallError
 from nodeagent.proxy.external.model import Resolve, Way
 
-MAX_ANSWER: Final = 256 << 10
-"""Bytes of an answer."""
-MAX_CALLS: Final = 1024
-"""Calls to one provider under way at once; more are refused at once, so that a slow provider does
-not pile requests up.
-"""
-MAX_CONNECTIONS: Final = 64
-"""Connections to one provider that are kept: one for each of its endpoints, or each pod for which
-an endpoint is asked.
-"""
 _WINDOW: Final = Configuration(http2_stream_window_size=(1 << 16) - 1, http2_connection_window_size=1 << 20)
 _Answer = TypeVar("_Answer", bound=Message)
-log = logging.getLogger("nodeagent.proxy")
-
-
-class CallError(NodeagentError):
-    """There is no answer; says why, without anything that the other side said at length."""
 
 
 class ProviderCalls:
     """The calls of one worker to one method of a provider."""
 
     def __init__(self, name: str, service: str, port: int, path: str, resolve: Resolve) -> None:
-        self._name = name
+        self._bounds = CallBounds(name, service, port)
         self._service = service
         self._port = port
         self._path = path
         self._resolve = resolve
         self._channels: OrderedDict[Way, _Shared] = OrderedDict()
-        self._calls = 0
-        self._failing = False
 
     async def call(self, request: Message, answer: type[_Answer], timeout: float, asker: str) -> _Answer:
         """Send *request* for the pod *asker*; return the answer, which must come within *timeout*
         seconds. Raises CallError.
         """
-        try:
-            if self._calls >= MAX_CALLS:
-                raise CallError(f"{MAX_CALLS} calls wait for an answer already")
-            self._calls += 1
-            try:
-                async with asyncio.timeout(timeout) as limit:
-                    result = await self._call(request, answer, asker, limit)
-            except TimeoutError:
-                raise CallError(f"no answer within {timeout:g} s") from None
-            finally:
-                self._calls -= 1
-        except CallError as error:
-            if not self._failing:
-                log.warning(
-                    "extension provider %s (%s:%d) does not answer: %s", self._name, self._service, self._port, error
-                )
-            self._failing = True
-            raise
-        if self._failing:
-            self._failing = False
-            log.info("extension provider %s answers again", self._name)
-        return result
+        return await self._bounds.run(timeout, partial(self._call, request, answer, asker))
 
     def close(self) -> None:
         """Close the connections; calls under way fail."""
@@ -131,7 +93,7 @@ class ProviderCalls:
         shared = self._channels.get(way)
         if shared is None:
             shared = self._channels[way] = _Shared(
-                Inside(way.connect, way.address, way.port)
+                Inside(partial(way.connect, "tcp"), way.address, way.port)
                 if way.connect
                 else Channel(way.address, way.port, config=_WINDOW)
             )

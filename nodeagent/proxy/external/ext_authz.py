@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nodeagent.config import EnvoyExtAuthzGrpc, RequestBody
+from nodeagent.extension_providers import EnvoyExtAuthzGrpc, RequestBody
 from nodeagent.protocols.envoy_auth_pb2 import AttributeContext, CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_core_pb2 import HeaderValueOption
-from nodeagent.proxy.external.call import CallError, ProviderCalls
+from nodeagent.proxy.external.bounds import CallError
+from nodeagent.proxy.external.call import ProviderCalls
 from nodeagent.proxy.external.fields import MAX_FIELDS, changeable, parameter, read, utf8
 from nodeagent.proxy.external.model import AnswerAction, AnswerField, CheckVerdict, Header, HttpFacts, Party, Resolve
 

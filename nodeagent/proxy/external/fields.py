@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from nodeagent.protocols.envoy_core_pb2 import HeaderValue
-from nodeagent.proxy.external.call import CallError
+from nodeagent.proxy.external.bounds import CallError
 from nodeagent.proxy.external.model import Header
+
+if TYPE_CHECKING:
+    from nodeagent.protocols.envoy_core_pb2 import HeaderValue
 
 MAX_FIELDS: Final = 128
 """Header fields in an answer."""
@@ -55,10 +57,16 @@ def read(values: Iterable[HeaderValue]) -> tuple[Header, ...]:
     """Return the fields of *values* that may be put, one character a byte. Raises CallError when
     one cannot be a header field.
     """
+    return sound((value.key, (value.raw_value or value.value.encode()).decode("latin-1")) for value in values)
+
+
+def sound(fields: Iterable[Header]) -> tuple[Header, ...]:
+    """Return those of *fields*, which have one character a byte, that may be put. Raises CallError
+    when one cannot be a header field.
+    """
     found = []
-    for value in values:
-        name = changeable(value.key)
-        text = (value.raw_value or value.value.encode()).decode("latin-1")
+    for given, text in fields:
+        name = changeable(given)
         if not _VALUE.fullmatch(text):
             raise CallError("the answer holds a header field whose value cannot be")
         if name:

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Literal
 from nodeagent.policy.model import GlobalLimit
 
 if TYPE_CHECKING:
+    from nodeagent.identity.tls import Inside
     from nodeagent.proxy.dial import Dialled
+
+    Connect = Callable[[Inside], Awaitable[Dialled]]
+    """What the connection shall carry -> the connection, established."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class Way:
     port: int
     through: Hashable = None
     """Whose connection it is; None: the node's own, in plaintext."""
-    connect: Callable[[], Awaitable[Dialled]] | None = field(default=None, compare=False)
+    connect: Connect | None = field(default=None, compare=False)
     """Makes a connection ``through`` that."""
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nodeagent.config import ExtensionProvider, RequestBody
+from nodeagent.extension_providers import ExtensionProvider, RequestBody
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.proxy.external.model import CheckVerdict, Descriptor, HttpFacts, Party, RateVerdict, Resolve
 
 if TYPE_CHECKING:
     from nodeagent.proxy.external.ext_authz import ExtAuthz
+    from nodeagent.proxy.external.http_authz import HttpAuthz
     from nodeagent.proxy.external.rate_limit import RateLimitService
 
 
@@ -20,13 +21,17 @@ class Providers:
     """Made once a worker, in its event loop. gRPC is loaded only where a provider is configured."""
 
     def __init__(self, providers: Iterable[ExtensionProvider], resolve: Resolve) -> None:
-        self._authorizers: dict[str, ExtAuthz] = {}
+        self._authorizers: dict[str, ExtAuthz | HttpAuthz] = {}
         self._limits: dict[str, RateLimitService] = {}
         for provider in providers:
             if provider.envoy_ext_authz_grpc is not None:
                 from nodeagent.proxy.external.ext_authz import ExtAuthz
 
                 self._authorizers[provider.name] = ExtAuthz(provider.name, provider.envoy_ext_authz_grpc, resolve)
+            if provider.envoy_ext_authz_http is not None:
+                from nodeagent.proxy.external.http_authz import HttpAuthz
+
+                self._authorizers[provider.name] = HttpAuthz(provider.name, provider.envoy_ext_authz_http, resolve)
             if provider.rate_limit_grpc is not None:
                 from nodeagent.proxy.external.rate_limit import RateLimitService
 
@@ -45,9 +50,7 @@ class Providers:
         """
         authorizer = self._authorizers.get(provider)
         if authorizer is None:
-            return CheckVerdict(
-                False, failed=f"no envoyExtAuthzGrpc provider is named {provider!r:.80} in extensionProviders"
-            )
+            return CheckVerdict(False, failed=f"no external authorizer is named {provider!r:.80} in extensionProviders")
         return await authorizer.check(source, destination, http, sni, asker)
 
     async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor], asker: str = "") -> RateVerdict:

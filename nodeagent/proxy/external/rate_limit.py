@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nodeagent.config import RateLimitGrpc
+from nodeagent.extension_providers import RateLimitGrpc
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitDescriptor, RateLimitRequest, RateLimitResponse
-from nodeagent.proxy.external.call import CallError, ProviderCalls
+from nodeagent.proxy.external.bounds import CallError
+from nodeagent.proxy.external.call import ProviderCalls
 from nodeagent.proxy.external.fields import read, utf8
 from nodeagent.proxy.external.model import Descriptor, Header, RateVerdict, Resolve
 

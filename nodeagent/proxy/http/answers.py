@@ -10,7 +10,9 @@ def refusal(method: bytes, reason: Reason) -> tuple[int, list[Field], bytes]:
     """Return status, fields and body of the answer to a request by *method* that says why it is
     refused: flag, likely cause and next step, or what an authorizer or a policy wants said.
     """
-    body = reason.body or f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
+    body = reason.body
+    if body is None:
+        body = f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
     # RFC 9110 sections 15.3.5, 15.4.5: what follows would be taken for the next answer
     bodiless = reason.status in (204, 304)
     own = () if bodiless else (("content-type", "text/plain"), ("content-length", str(len(body))))

@@ -57,13 +57,15 @@ _KEEP_ALIVE: Final = (b"keep-alive", b"Keep-Alive")
 class Http1Upstream(Upstream):
     """The protocol of a connection to an endpoint."""
 
-    def __init__(self, keeper: Keeper, owner: Connection, header_bytes: int) -> None:
+    def __init__(self, keeper: Keeper, owner: Connection | None, header_bytes: int) -> None:
         """*keeper* has it between exchanges; *owner*: the client's connection for whose request it
-        was dialled; *header_bytes*: what an answer may take before there is a body.
+        was dialled, None where *keeper* does not ask; *header_bytes*: what an answer may take before
+        there is a body.
         """
         self._keeper = keeper
         self._header_limit = header_bytes
-        self.owner = owner
+        if owner is not None:
+            self.owner = owner
         self.transport: Transport
         self.write: Callable[[bytes], None]
         self.exchange: Exchange | None = None

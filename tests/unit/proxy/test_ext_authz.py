@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from nodeagent.config import ExtensionProvider
+from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.identity.tls import Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Rule
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse

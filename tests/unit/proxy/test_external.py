@@ -17,13 +17,13 @@ import grpc
 import pytest
 import uvloop
 
-from nodeagent.config import ExtensionProvider
+from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.policy.authorization_facts import RequestFacts
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.policy.rate_limit import descriptors
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitRequest, RateLimitResponse
-from nodeagent.proxy.external import call
+from nodeagent.proxy.external import bounds, call
 from nodeagent.proxy.external.model import CheckVerdict, HttpFacts, Party, RateVerdict, Way
 from nodeagent.proxy.external.providers import Providers
 from tests.fakes import ext_authz, rate_limit
@@ -332,7 +332,7 @@ def test_a_peer_that_does_not_speak_grpc(junk: bytes) -> None:
 
 
 def test_an_endless_answer_is_cut_off(start: Start) -> None:
-    port = start(ext_authz.METHOD, lambda request, context: ext_authz.denied(body="x" * (call.MAX_ANSWER + 1)))
+    port = start(ext_authz.METHOD, lambda request, context: ext_authz.denied(body="x" * (bounds.MAX_ANSWER + 1)))
     assert "longer than" in checked(port).failed
     port = start(ext_authz.METHOD, lambda request, context: ext_authz.denied(body="x" * 100_000))
     assert len(checked(port).body) == 100_000, "more than one window of flow control"
@@ -412,7 +412,7 @@ def test_a_client_that_goes_leaves_the_connection_to_others(start: Start) -> Non
 
 
 def test_calls_beyond_the_bound_fail_at_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "MAX_CALLS", 2)
+    monkeypatch.setattr(bounds, "MAX_CALLS", 2)
     port = start(ext_authz.METHOD, ext_authz.by_header)
 
     async def use(made: Providers) -> list[CheckVerdict]:
