@@ -52,6 +52,10 @@ class AnswerTooLargeError(ApiError):
     """An answer has more than MAX_ANSWER bytes."""
 
 
+class LateAnswerError(ApiError):
+    """Whoever took the request has not answered it in time."""
+
+
 class KubeClient:
     """Asks the API server that *access* leads to."""
 
@@ -114,7 +118,7 @@ class KubeClient:
                         whose = f"{method} {self._url(path)}"
                         raise AnswerTooLargeError(f"{whose}: the answer has more than {MAX_ANSWER} bytes")
         except TimeoutError:
-            raise ApiError(f"{method} {self._url(path)}: no whole answer within {self._seconds:g} s") from None
+            raise LateAnswerError(f"{method} {self._url(path)}: no whole answer within {self._seconds:g} s") from None
         return answer.status, bytes(content)
 
     async def lines(self, path: str, granted: Callable[[], None] | None = None) -> AsyncGenerator[bytes, None]:
@@ -164,7 +168,7 @@ class KubeClient:
                 async with asyncio.timeout(BEGIN_SECONDS):
                     await answer.begin()
             except TimeoutError:
-                raise ApiError(f"{whose}: no answer within {BEGIN_SECONDS:g} s") from None
+                raise LateAnswerError(f"{whose}: no answer within {BEGIN_SECONDS:g} s") from None
             yield answer
         except OSError as error:
             raise ApiError(f"{whose}: the connection broke: {error}") from None

@@ -18,8 +18,9 @@ no progress) is asked for pages.
       ▲         │ error, or a stream that said nothing: a pause that grows, with jitter
       └─────────┴─ 404: the kind is gone, if discovery says so too; it is looked for again
 
-A stream that says nothing for three minutes is left, and the server asked how far it is: it may be
-stuck, or behind the version that was watched from, as after its etcd was restored; then everything is
+A stream that says nothing for three minutes is left, as is one that goes on though its time is over
+(whoever is between may repeat himself for ever), and the server asked how far it is: it may be stuck,
+or behind the version that was watched from, as after its etcd was restored; then everything is
 listed anew. The kernel notices neither, as somebody still acknowledges. Most are just quiet: there is
 no bookmark either while the kind's version stays.
 
@@ -37,9 +38,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlencode
 
@@ -47,8 +47,9 @@ import orjson
 
 from nodeagent.kube import shallow
 from nodeagent.kube.access import ApiError, KubeObject
-from nodeagent.kube.client import JSON, MAX_LINE, PROTOBUF, AnswerTooLargeError, KubeClient, as_document
+from nodeagent.kube.client import JSON, MAX_LINE, PROTOBUF, KubeClient, as_document
 from nodeagent.kube.kinds import WatchedKind
+from nodeagent.kube.pages import Page, as_page, pages
 from nodeagent.memory import uncollected
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ LOOK_SECONDS: Final = 30.0
 """How often a kind is looked for that the cluster does not have."""
 WATCH_SECONDS: Final = (300.0, 600.0)
 """How long one stream is asked for: not all end at once."""
+LATE_SECONDS: Final = 30.0
+"""After which a stream is left that the server should have ended."""
 SILENT_SECONDS: Final = 180.0
 """After which a stream is left, and the server asked how far it is."""
 LISTING_SECONDS: Final = 60.0
@@ -87,16 +90,6 @@ class _NoStreamsError(ApiError):
 
 class _UnreadableError(ApiError):
     """Everything is to be listed by pages: the stream has something that cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """A part of a list."""
-
-    items: Iterable[KubeObject | Pod]
-    more: str
-    """Where the next page is; empty: there is none."""
-    version: str
 
 
 class Sink(Protocol):
@@ -148,7 +141,6 @@ class Watch:
         self._path = ""
         self._version = ""
         """Up to which everything is known; empty: nothing is."""
-        self._page_size = PAGE
         self._streamed = True
         """The last listing was asked for by a stream."""
         self._missed = False
@@ -218,14 +210,16 @@ class Watch:
 
     async def _stream(self) -> bool:
         """Follow one stream to its end; say whether it said anything. Raises ApiError; TimeoutError when it
-        has said nothing for too long.
+        has said nothing for too long, or the server does not end it.
         """
         heard = False
-        lines = self._client.lines(f"{self._path}?{self._query()}", self._granted)
-        async with asyncio.timeout(None) as limit, aclosing(lines):
+        seconds = int(self._uniform(*WATCH_SECONDS))
+        lines = self._client.lines(f"{self._path}?{self._query(seconds)}", self._granted)
+        last = asyncio.get_running_loop().time() + seconds + LATE_SECONDS
+        async with asyncio.timeout_at(last) as limit, aclosing(lines):
             if not self._version:
                 self._sink.begin()
-            self._wait(limit)
+            self._wait(limit, last)
             async for line in lines:
                 self._take(line)
                 heard = True
@@ -233,21 +227,23 @@ class Watch:
                     self._relist_at = self._now() + RELIST_SECONDS
                     self._version = ""
                     break
-                self._wait(limit)
+                self._wait(limit, last)
         return heard
 
-    def _wait(self, limit: asyncio.Timeout) -> None:
-        """Have *limit* end when nothing comes for too long."""
+    def _wait(self, limit: asyncio.Timeout, last: float) -> None:
+        """Have *limit* end when nothing comes for too long, or at *last* whatever comes, by the loop's clock."""
         seconds = SILENT_SECONDS if self._version else LISTING_SECONDS
-        limit.reschedule(asyncio.get_running_loop().time() + seconds)
+        limit.reschedule(min(asyncio.get_running_loop().time() + seconds, last))
 
     async def _silent(self) -> bool:
-        """The stream has said nothing for too long: see whether the server is behind what is known from it.
-        Raises ApiError, while the stream lists too.
+        """The stream has said nothing for too long, or does not end: see whether the server is behind what
+        is known from it. Raises ApiError, while the stream lists too.
         """
         if not self._version:
-            raise ApiError(f"watch {self._path}: the listing stopped: nothing came for {LISTING_SECONDS:g} s")
-        there = _text(await self._client.get(f"{self._path}?limit=1"), "resourceVersion")
+            raise ApiError(
+                f"watch {self._path}: the listing stopped: nothing came for {LISTING_SECONDS:g} s, or it has no end"
+            )
+        there = as_page(await self._client.get(f"{self._path}?limit=1")).version
         if newer(self._version, there):
             log.warning("%s: the server is at %s, behind %s: all are listed anew", self._path, there, self._version)
             self._version = ""
@@ -260,9 +256,8 @@ class Watch:
         if self._version and self._status in DENIED:
             self._tell("")
 
-    def _query(self) -> str:
-        low, high = WATCH_SECONDS
-        wanted = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(int(self._uniform(low, high)))}
+    def _query(self, seconds: int) -> str:
+        wanted = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(seconds)}
         wanted |= self._selected()
         if self._version:
             wanted["resourceVersion"] = self._version
@@ -274,44 +269,26 @@ class Watch:
         return {"labelSelector": self._kind.labels} if self._kind.labels else {}
 
     async def _list_pages(self) -> None:
-        """List everything, page by page; the server works on the next one while this one is read.
-        Raises ApiError.
-        """
+        """List everything, page by page. Raises ApiError."""
         self._sink.begin()
-        self._page_size = PAGE
-        page = await self._page("")
-        while page.more:
-            following = asyncio.ensure_future(self._page(page.more))
-            try:
+        version = ""
+        async with aclosing(pages(self._page, PAGE)) as listed:
+            async for page in listed:
                 await self._put(page)
-                page = await following
-            finally:
-                following.cancel()
-        await self._put(page)
-        self._version = page.version
-        if not self._version:
+                version = page.version
+        if not version:
             raise ApiError(f"GET {self._path}: the list says no metadata.resourceVersion")
+        self._version = version
         self._missed = False
         self._listed()
 
-    async def _page(self, more: str) -> _Page:
-        """Return the page at *more*, with so many objects as are not too large together. Raises ApiError."""
-        while True:
-            try:
-                return await self._asked(more)
-            except AnswerTooLargeError:
-                if self._page_size == 1:
-                    raise
-                self._page_size //= 2
-
-    async def _asked(self, more: str) -> _Page:
-        wanted = {"limit": str(self._page_size), **({"continue": more} if more else {}), **self._selected()}
-        path = f"{self._path}?{urlencode(wanted)}"
+    async def _page(self, wanted: dict[str, str]) -> Page:
+        path = f"{self._path}?{urlencode({**wanted, **self._selected()})}"
         if self._kind.many:
             return await _pods(self._client, path)
-        return _objects(await self._client.get(path))
+        return as_page(await self._client.get(path))
 
-    async def _put(self, page: _Page) -> None:
+    async def _put(self, page: Page) -> None:
         for number, item in enumerate(page.items):
             if isinstance(item, dict):
                 self._sink.put(item)
@@ -436,7 +413,7 @@ def newer(version: str, other: str) -> bool:
     return int(version) > int(other)
 
 
-async def _pods(client: KubeClient, path: str) -> _Page:
+async def _pods(client: KubeClient, path: str) -> Page:
     """Return the page at *path* of a list of pods: in JSON too, where somebody stands before the API
     server who has no other. Raises ApiError.
     """
@@ -447,24 +424,11 @@ async def _pods(client: KubeClient, path: str) -> _Page:
     except ApiError as error:
         if not error.status:
             raise
-        return _objects(await client.get(path))  # why not is in protobuf, too: JSON says it in words
+        return as_page(await client.get(path))  # why not is in protobuf, too: JSON says it in words
     if not content.startswith(pod_messages.MAGIC):
-        return _objects(as_document(f"GET {path}", content))
+        return as_page(as_document(f"GET {path}", content))
     found = pod_messages.read_list(content)
-    return _Page(found.items, getattr(found.metadata, "continue"), found.metadata.resourceVersion)
-
-
-def _objects(document: KubeObject) -> _Page:
-    """Return the page that *document*, a list, is."""
-    items = document.get("items")
-    listed = [_mapping(item) for item in (items if isinstance(items, list) else ())]
-    return _Page(listed, _text(document, "continue"), _text(document, "resourceVersion"))
-
-
-def _text(document: KubeObject, name: str) -> str:
-    """Return the field *name* of a list's metadata, empty where it says none."""
-    value = _mapping(document.get("metadata")).get(name)
-    return value if isinstance(value, str) else ""
+    return Page(found.items, getattr(found.metadata, "continue"), found.metadata.resourceVersion)
 
 
 def _mapping(value: object) -> KubeObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -9,15 +10,20 @@ from urllib.parse import quote, urlencode
 
 from nodeagent.errors import ConfigError, ControlError
 from nodeagent.kube.access import ApiError, KubeObject
-from nodeagent.kube.client import APPLY, KubeClient
+from nodeagent.kube.client import APPLY, REQUEST_SECONDS, KubeClient
+from nodeagent.kube.pages import Page, as_page, pages
 from nodeagent.rollout.manifests import ObjectName, name_of
 
 MANAGER: Final = "nodeagent"
 """Who owns the fields that are applied (server-side apply)."""
 PAGE: Final = 500
+"""Objects of a listing in pages, where they are not too large together."""
+LISTINGS: Final = 3
+"""How often a list is begun that the server forgets while it is read."""
 MAX_LOG: Final = 1 << 20
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
+GONE: Final = 410
 KEEPING: Final = ("Namespace", "Terminating")
 """With what conditions begin that say what keeps a namespace or a definition that is being removed."""
 
@@ -97,15 +103,28 @@ class ClusterObjects:
         found = await self.find(api_version, kind)
         if found is None:
             return []
+        for _ in range(LISTINGS - 1):
+            try:
+                return await self._listed(found.path(namespace), labels)
+            except ApiError as error:
+                if error.status != GONE:
+                    raise
+        return await self._listed(found.path(namespace), labels)
+
+    async def _listed(self, path: str, labels: str) -> list[KubeObject]:
+        """Return what is in the collection *path* with *labels*. Raises ApiError, with GONE where it takes so
+        long that the server has forgotten what it began with.
+        """
+        selected = {"labelSelector": labels} if labels else {}
+
+        async def ask(wanted: dict[str, str]) -> Page:
+            return as_page(await self.client.get(f"{path}?{urlencode({**wanted, **selected})}"))
+
         items: list[KubeObject] = []
-        query = {"limit": str(PAGE), **({"labelSelector": labels} if labels else {})}
-        while True:
-            answer = await self.client.get(f"{found.path(namespace)}?{urlencode(query)}")
-            items += answer.get("items") or ()
-            more = answer.get("metadata", {}).get("continue")
-            if not more:
-                return items
-            query["continue"] = more
+        async with aclosing(pages(ask, PAGE)) as listed:
+            async for page in listed:
+                items += [each for each in page.items if isinstance(each, dict)]
+        return items
 
     async def apply(self, document: KubeObject, *, force: bool = False) -> KubeObject:
         """Have the object of *document* be as it says, and return it. Raises ConfigError, ApiError;
@@ -138,8 +157,11 @@ class ClusterObjects:
     async def log(self, pod: ObjectName) -> str:
         """Return what the only container of *pod* printed. Raises ApiError."""
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log?limitBytes={MAX_LOG}"
-        async with aclosing(self.client.lines(path)) as found:
-            return "\n".join([line.decode(errors="replace") async for line in found])
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS), aclosing(self.client.lines(path)) as found:
+                return "\n".join([line.decode(errors="replace") async for line in found])
+        except TimeoutError:
+            raise ApiError(f"the log of {pod}: it has no end after {REQUEST_SECONDS:g} s") from None
 
     async def _discover(self, api_version: str) -> dict[str, ResourceType]:
         root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"

@@ -31,6 +31,7 @@ Key = tuple[str, str, str]
 DEEP = "something deep"
 """A text in a document for which it says lists in lists, deeper than most can read."""
 _DEEP = b"[" * 2000 + b"]" * 2000
+CLUSTER_WIDE = ("Namespace", "Node", "NodeStatus")
 EVENTS = WatchedKind("Event", "events.k8s.io", ("v1",), "events")
 
 
@@ -62,8 +63,16 @@ class FakeKubeApi:
         """Plurals of kinds that it has and does not find, as behind a load balancer that is wrong."""
         self.streams = True
         """It can list by a stream."""
+        self.trickles = False
+        """Watches that are stuck say again and again that nothing has changed, and never end."""
         self.stuck = False
         """It agrees to every watch, and says nothing."""
+        self.most = 1_000_000
+        """Objects of a page that it can give; what it answers who asks for more says ``unable``."""
+        self.unable = 413
+        """A status; 0: it says nothing."""
+        self.forgets = 0
+        """How many of the next pages behind a first one it has forgotten."""
         self.protobuf = True
         """It answers in protobuf who asks for it."""
         self.objects: dict[Key, Document] = {}
@@ -161,12 +170,14 @@ class FakeKubeApi:
         parts = request.path.strip("/").split("/")
         if request.path == "/apis":
             return web.json_response(self._groups())
-        if parts[0] == "apis" and len(parts) == 3:
-            return self._resources(parts[1], parts[2])
+        if len(parts) == (3 if parts[0] == "apis" else 2):
+            return self._resources(parts[1] if parts[0] == "apis" else "", parts[-1])
         rest = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = rest[1] if rest[0] == "namespaces" and len(rest) > 2 else ""
         plural, *name = rest[2:] if namespace else rest
         kind = self.kinds.get(plural)
+        if name[1:] == ["log"]:
+            return await self._endless(request)
         if kind is None or plural not in self.served or plural in self.misrouted:
             return web.Response(status=404, text="404 page not found\n")
         if plural in self.starting:
@@ -191,8 +202,13 @@ class FakeKubeApi:
         return {"kind": "APIGroupList", "groups": [{"name": name, "versions": found} for name, found in groups.items()]}
 
     def _resources(self, group: str, version: str) -> web.Response:
-        names = [each.plural for each in self.kinds.values() if each.group == group and version in each.versions]
-        resources = [{"name": name} for name in names if name in self.served - self.undiscovered]
+        kinds = [each for each in self.kinds.values() if each.group == group and version in each.versions]
+        known = self.served - self.undiscovered
+        resources = [
+            {"name": each.plural, "kind": each.kind, "namespaced": each.kind not in CLUSTER_WIDE}
+            for each in kinds
+            if each.plural in known
+        ]
         return web.json_response({"kind": "APIResourceList", "resources": resources})
 
     def _in_protobuf(self, request: web.Request, kind: WatchedKind) -> bool:
@@ -207,7 +223,13 @@ class FakeKubeApi:
         _, _, name = request.query.get("fieldSelector", "").partition("metadata.name=")
         items = [item for item in items if not name or item["metadata"]["name"] == name]
         begin = int(request.query.get("continue", "0"))
-        end = begin + int(request.query.get("limit", "1000000"))
+        limit = int(request.query.get("limit", "1000000"))
+        if limit > self.most:
+            return await self._unable()
+        if begin and self.forgets:
+            self.forgets -= 1
+            return _status(410, "The provided continue parameter is too old")
+        end = begin + limit
         metadata = {"resourceVersion": str(self._version)}
         if end < len(items):
             metadata["continue"] = str(end)
@@ -215,6 +237,19 @@ class FakeKubeApi:
             return web.Response(body=encoded(items[begin:end], metadata), content_type=PROTOBUF)
         bare = [{name: value for name, value in item.items() if name != "kind"} for item in items[begin:end]]
         return web.Response(body=_line({"kind": f"{kind.kind}List", "metadata": metadata, "items": bare}))
+
+    async def _endless(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a log that has no end, and says nothing."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    async def _unable(self) -> web.Response:
+        """Answer for what is too much."""
+        if not self.unable:
+            await asyncio.Event().wait()
+        return _status(self.unable, "too much")
 
     async def _watch(self, request: web.Request, kind: WatchedKind) -> web.StreamResponse:
         initial = "sendInitialEvents" in request.query
@@ -235,6 +270,11 @@ class FakeKubeApi:
             elif initial:
                 await response.write(b"".join(self._initial(kind, since, chosen)))
             while True:
+                if self.trickles and task in self._stuck:
+                    metadata = {"resourceVersion": str(since)}
+                    await response.write(_line({"type": "BOOKMARK", "object": {"metadata": metadata}}))
+                    await asyncio.sleep(0.01)  # it is slow
+                    continue
                 for version, what, plural, document in [] if task in self._stuck else list(self._history):
                     if version > since and plural == kind.plural and _selected(document, chosen):
                         await response.write(_line({"type": what, "object": document}))

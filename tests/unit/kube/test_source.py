@@ -169,6 +169,50 @@ def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(
     play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("unable", [413, 504, 0])
+def test_a_server_that_cannot_give_so_much_at_once_is_asked_for_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unable: int
+) -> None:
+    """Input: one that refuses a large page, or does not answer it in time. Verdict: all is known, and none is told."""
+    monkeypatch.setattr("nodeagent.kube.client.BEGIN_SECONDS", 0.3)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = False
+        api.most = 8
+        api.unable = unable
+        names = [f"p{number:02}" for number in range(20)]
+        for name in names:
+            api.put(pod(name))
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == [f"+Pod/{name}" for name in names]
+        assert source.outages.warnings() == []
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_server_that_answers_no_page_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Verdict: it is asked for less a few times, and then it is away."""
+    monkeypatch.setattr("nodeagent.kube.client.BEGIN_SECONDS", 0.02)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = False
+        api.most = 0
+        api.unable = 0
+        source = KubernetesSource(client, "node1", sleep=soon)
+        waiting = asyncio.ensure_future(following(source))
+        await until(lambda: "no answer within 0.02 s" in caplog.text)
+        monkeypatch.undo()
+        api.most = 100
+        api.put(pod("web"))
+        assert await waiting == ["+Pod/web"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_policy_that_is_too_deep_keeps_no_other_from_being_known(tmp_path: Path, streams: bool, listed: bool) -> None:
@@ -276,17 +320,40 @@ def test_a_watch_that_says_nothing_is_made_anew(
     play(tmp_path, scene)
 
 
+def test_a_watch_that_does_not_end_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: one in which something comes all the time, and nothing of what changes. Verdict: what changed is known."""
+    monkeypatch.setattr("nodeagent.kube.watch.WATCH_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("nodeagent.kube.watch.LATE_SECONDS", 0.3)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(pod("stays"))
+        assert await following(source) == ["+Pod/stays"]
+        api.trickles = True
+        api.stick()
+        api.put(pod("comes"))
+        assert await following(source) == ["+Pod/comes"]
+        assert listings(api, "pods") == 1
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("trickles", [True, False])
 def test_a_listing_that_says_nothing_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trickles: bool
 ) -> None:
     monkeypatch.setattr("nodeagent.kube.watch.LISTING_SECONDS", 0.05)
+    monkeypatch.setattr("nodeagent.kube.watch.WATCH_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("nodeagent.kube.watch.LATE_SECONDS", 0.2)
 
     async def scene(api: FakeKubeApi, client: KubeClient) -> None:
         api.stuck = True
+        api.trickles = trickles
         api.put(pod("web"))
         source = KubernetesSource(client, "node1", sleep=soon)
         waiting = asyncio.ensure_future(following(source))
-        await until(lambda: "the listing stopped: nothing came for 0.05 s" in caplog.text)
+        await until(lambda: "the listing stopped: nothing came for 0.05 s, or it has no end" in caplog.text)
         assert not waiting.done()
         monkeypatch.undo()
         api.stuck = False
