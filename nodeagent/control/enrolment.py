@@ -68,6 +68,8 @@ class Member:
     bypass: bool = False
     probed: frozenset[int] = frozenset()
     """Ports at which TCP probes ask."""
+    unlooked: int = 0
+    """How many more of these there are than the kernel is told."""
 
     def alike(self, other: Member) -> bool:
         """Say whether the kernel has to know the same of both."""
@@ -75,7 +77,8 @@ class Member:
 
 
 def _described(member: Member) -> tuple[object, ...]:
-    return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass, member.probed
+    probed = member.probed, member.unlooked
+    return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass, probed
 
 
 class Enrolment:
@@ -178,15 +181,15 @@ class Enrolment:
         if not isinstance(workload, Workload):
             return Member(pod)
         protected = protection(workload, policies_of(workload, snapshot.entries.get), self._when_dead)
-        probed = frozenset(probe.port for probe in workload.probes if probe.kind == "tcp") - pod.exclude_inbound
-        probed = frozenset(sorted(probed)[:MAX_PORTS])
+        probed = sorted({probe.port for probe in workload.probes if probe.kind == "tcp"} - pod.exclude_inbound)
         return Member(
             pod,
             mtls=workload.mtls,
             port_mtls=workload.port_mtls,
             protection=protected,
             bypass=workload.bypass,
-            probed=probed,
+            probed=frozenset(probed[:MAX_PORTS]),
+            unlooked=len(probed[MAX_PORTS:]),
         )
 
     def certified(self, certificate: Certificate) -> None:
@@ -235,7 +238,7 @@ class Enrolment:
             return
         member.cookie = netns.cookie
         member.excused = False
-        for words in self._unjoined(member):
+        for words in self._unmet(member):
             log.warning("pod %s/%s: %s", pod.namespace, pod.pod, words)
         self._hand_on(uid, member, listeners)
         self._judge(uid, member, [])
@@ -251,10 +254,22 @@ class Enrolment:
         if not missing and not member.published and not self._resigned:
             self._publish(uid, member)
 
-    def _unjoined(self, member: Member) -> list[str]:
-        """Say that the pod asks for the bypass and does not get it, and why."""
-        refusal = self._plane.joining.refusal
-        return [f"{BYPASS} is refused: {refusal}"] if member.bypass and refusal else []
+    def _unmet(self, member: Member) -> list[str]:
+        """Say what the pod asks for and does not get, and why."""
+        found = []
+        if member.bypass and (refusal := self._plane.joining.refusal):
+            found.append(f"{BYPASS} is refused: {refusal}")
+        if member.protection.crowded:
+            found.append(
+                f"mTLS modes and probes of {member.protection.crowded} ports are to be told apart, {MAX_PORTS} are at "
+                "most: all of it is refused while no daemon looks; declare fewer"
+            )
+        if member.unlooked:
+            found.append(
+                f"TCP probes at {MAX_PORTS + member.unlooked} ports, {MAX_PORTS} are looked at: at the others one "
+                "succeeds though nobody listens; declare fewer"
+            )
+        return found
 
     def _publish(self, uid: PodUid, member: Member) -> None:
         """Tell the other nodes; where that fails they keep sending plaintext, and it is tried again."""
@@ -372,7 +387,7 @@ class Enrolment:
             self.check()
 
     def _faults(self, member: Member) -> list[str]:
-        return [*member.faults, *member.pod.faults, *self._unjoined(member)]
+        return [*member.faults, *member.pod.faults, *self._unmet(member)]
 
     def rows(self) -> list[dict[str, object]]:
         """Return the pods as ``nodeagent get pods`` shows them."""

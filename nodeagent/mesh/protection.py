@@ -11,7 +11,7 @@ for ``redirect.kernelPathTimeoutSeconds``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nodeagent.mesh.entries import Entry, Workload
@@ -33,6 +33,8 @@ class Protection:
     """Workload ports at which the node's own processes are let in all the same: kubelet would
     restart what it cannot probe.
     """
+    crowded: int = 0
+    """How many ports would be told apart, were there room for so many; 0: there is."""
 
 
 MAX_PORTS: Final = 64
@@ -60,8 +62,9 @@ def protection(workload: Workload, policies: Iterable[Entry], setting: WhenDead)
         else tuple((port, mode == "STRICT") for port, mode in workload.port_mtls if (mode == "STRICT") != strict)
     )
     probed = sorted({probe.port for probe in workload.probes if dict(ports).get(probe.port, closed)})
-    if len({*dict(ports), *probed}) > MAX_PORTS:
-        return CLOSED
+    apart = len({*dict(ports), *probed})
+    if apart > MAX_PORTS:
+        return replace(CLOSED, crowded=apart)
     return Protection(closed, closed, ports, tuple(probed))
 
 

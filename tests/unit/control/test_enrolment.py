@@ -8,13 +8,17 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
 from nodeagent.errors import ResourceError
+from nodeagent.mesh.entries import DeclaredProbe
+from nodeagent.mesh.protection import MAX_PORTS
 from nodeagent.parts import Parts
+from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.telemetry.metrics import ENROLLED_PODS, FAULTY_PODS
 from nodeagent.telemetry.store import Store
@@ -143,6 +147,40 @@ def test_an_identity_that_the_authority_refuses_stops_no_rollout_and_all_do(stag
     stage.enrolment.check()
     assert stage.enrolment.missing() == refused, "it is being asked for: that does not take long"
     assert stage.enrolment.warnings() == []
+
+
+@pytest.mark.parametrize("mode", ["PERMISSIVE", "STRICT"])
+def test_a_pod_with_more_ports_than_the_kernel_tells_apart_is_named(
+    stage: Stage, caplog: pytest.LogCaptureFixture, mode: MtlsMode
+) -> None:
+    """Verdict: it is captured, and refused as a whole where no daemon looks; its row and the log say so. With as
+    many ports as there is room for, nothing is said.
+    """
+    other: MtlsMode = "STRICT" if mode == "PERMISSIVE" else "PERMISSIVE"
+    stage.certificates.good = {identity("a")}
+    for count in (MAX_PORTS, MAX_PORTS + 1, MAX_PORTS):
+        caplog.clear()
+        ports = tuple((port, other) for port in range(1, count + 1))
+        pod = replace(workload("a"), mtls=mode, port_mtls=ports)
+        now = snapshot(["a"], entries=[pod])
+        stage.enrolment.changed(now)
+        stage.enrolment.grown(now)
+        (row,) = stage.enrolment.rows()
+        said = [f"mTLS modes and probes of {count} ports are to be told apart"] if count > MAX_PORTS else []
+        assert [str(words).split(",")[0] for words in cast("list[str]", row["faults"])] == said
+        assert row["state"] == "enrolled"
+        assert row["when_dead"] == ("refuse" if said or mode == "STRICT" else "pass")
+        assert all(words in caplog.text for words in said) and bool(caplog.text) == bool(said)
+
+
+def test_probes_at_more_ports_than_are_looked_at_are_named(stage: Stage) -> None:
+    stage.certificates.good = {identity("a")}
+    probes = tuple(DeclaredProbe("tcp", port) for port in range(1, MAX_PORTS + 3))
+    stage.enrolment.grown(snapshot(["a"], entries=[replace(workload("a"), probes=probes)]))
+    (row,) = stage.enrolment.rows()
+    assert row["faults"] == [
+        "TCP probes at 66 ports, 64 are looked at: at the others one succeeds though nobody listens; declare fewer"
+    ]
 
 
 def test_programs_of_others_are_told_when_that_changes(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
