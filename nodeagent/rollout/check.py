@@ -27,16 +27,25 @@ from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, NODES, WatchedK
 from nodeagent.redirect.preflight import FOR_THE_LAB
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import NodeRuns, Told
+from nodeagent.rollout.placement import (
+    DAEMON_SET,
+    OWN_NODE,
+    PART_OF,
+    account,
+    agents,
+    authority_configurations,
+    bounds,
+    wrong_authority,
+)
 from nodeagent.rollout.progress import waited
-from nodeagent.rollout.remove import DAEMON_SET, NAMESPACE, PART_OF
 from nodeagent.rollout.resources import ClusterObjects
 from nodeagent.rollout.workloads import behind
 
 OLDEST: Final = (1, 30)
 """Of Kubernetes: the manifests use its fields (a preStop that sleeps, AppArmor profiles)."""
-ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:nodeagent"
 REVIEWS: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
-ROOTS: Final = ObjectName("v1", "ConfigMap", NAMESPACE, "nodeagent-ca-root-cert")
+ROOTS: Final = "nodeagent-ca-root-cert"
+"""The ConfigMap of what the authority says is to be trusted."""
 CHECK: Final = ("nodeagent", "check", "-o", "json", "-c", "/etc/nodeagent/agent.yaml")
 CALLS: Final = (
     *((kind.group, kind.plural, ("list", "watch")) for kind in FOLLOWED),
@@ -71,17 +80,25 @@ class ClusterCheck:
         self._objects = objects
         self._documents = documents
         self._seconds = seconds
+        self._agents = DAEMON_SET
+        self._account = account(DAEMON_SET, None)
 
     async def run(self) -> list[ClusterFinding]:
         """Return what was found, the cluster's first. Raises ApiError where the API server does not answer at all."""
         found = [await self._version()]
         installed = () if self._documents else (self._rights, self._rollouts, self._trust)
-        for look in (self._kinds, *installed):
+        for look in (self._place, self._kinds, self._own_node, self._authority, *installed, self._nodes):
             try:
                 found += await look()
             except NodeagentError as error:
                 found.append(ClusterFinding("cluster", look.__name__.strip("_"), "missing", str(error)))
-        return found + await self._nodes()
+        return found
+
+    async def _place(self) -> list[ClusterFinding]:
+        """Find where the agents are, and as whom they ask."""
+        self._agents = await agents(self._objects, self._documents)
+        self._account = account(self._agents, await self._template())
+        return []
 
     async def _version(self) -> ClusterFinding:
         answer = await self._objects.client.get("/version")
@@ -127,7 +144,7 @@ class ClusterCheck:
             if not await self._may(group, plural, verbs)
         ]
         if not missing:
-            return [ClusterFinding("cluster", "agents' rights", "ok", f"{ACCOUNT} may do what it has to")]
+            return [ClusterFinding("cluster", "agents' rights", "ok", f"{self._account.user} may do what it has to")]
         add = "add it to the ClusterRole nodeagent"
         return [ClusterFinding("cluster", "agents' rights", "missing", f"{rule}: {add}") for rule in missing]
 
@@ -135,29 +152,56 @@ class ClusterCheck:
         """Say whether the agents' account may do all *verbs* with *plural* of *group*. Raises ApiError."""
         for verb in verbs:
             attributes = {"group": group, "resource": plural, "verb": verb}
-            spec = {"user": ACCOUNT, "resourceAttributes": attributes}
+            spec = {"user": self._account.user, "resourceAttributes": attributes}
             body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
             answer = await self._objects.client.post(REVIEWS, body)
             if not (answer.get("status") or {}).get("allowed"):
                 return False
         return True
 
-    async def _rollouts(self) -> list[ClusterFinding]:
-        others = await self._objects.list("apps/v1", "Deployment", namespace=NAMESPACE, labels=PART_OF)
-        named = [ObjectName("apps/v1", "Deployment", NAMESPACE, item["metadata"]["name"]) for item in others]
+    async def _own_node(self) -> list[ClusterFinding]:
+        """Return whether an agent is bound to what is of its own node."""
+        policies = [each for each in self._documents if name_of(each) == OWN_NODE]
+        if not self._documents and (there := await self._objects.get(OWN_NODE)) is not None:
+            policies = [there]
+        lost = "who takes one node over writes the objects of all"
+        if not policies:
+            words = f"{OWN_NODE} is not there: apply daemonset/base/own-node.yaml"
+            return [ClusterFinding("cluster", "own node", "absent", words, lost)]
+        if all(bounds(each, self._account) for each in policies):
+            return [ClusterFinding("cluster", "own node", "ok", f"{self._account.user} is bound to it")]
+        words = f"{OWN_NODE} is not for {self._account.user}: name it there (daemonset/base/own-node.yaml)"
+        return [ClusterFinding("cluster", "own node", "missing", words, lost)]
+
+    async def _authority(self) -> list[ClusterFinding]:
+        """Return whether nodeagent's own authority, where it is the mesh's, knows the agents as such."""
         found = []
-        for name in (DAEMON_SET, *named):
+        where = self._agents.namespace
+        for name, content in await authority_configurations(self._objects, self._documents, where):
+            why = wrong_authority(content, self._account)
+            state: State = "missing" if why else "ok"
+            words = f"{name}: {why}" if why else f"{name} names {self._account.namespace}/{self._account.name}"
+            found.append(ClusterFinding("cluster", "authority's agents", state, words, "certificates"))
+        return found
+
+    async def _rollouts(self) -> list[ClusterFinding]:
+        others = await self._objects.list("apps/v1", "Deployment", namespace=self._agents.namespace, labels=PART_OF)
+        where = self._agents.namespace
+        named = [ObjectName("apps/v1", "Deployment", where, item["metadata"]["name"]) for item in others]
+        found = []
+        for name in (self._agents, *named):
             why = await behind(self._objects, name)
             found.append(ClusterFinding("cluster", str(name), "missing" if why else "ok", why or "rolled out"))
         return found
 
     async def _trust(self) -> list[ClusterFinding]:
         """Return whether the authority has said what is to be trusted, and for how long it is."""
-        found = await self._objects.get(ROOTS)
+        name = ObjectName("v1", "ConfigMap", self._agents.namespace, ROOTS)
+        found = await self._objects.get(name)
         if found is None:
-            words = f"{ROOTS} is not there: it is written by nodeagent-ca: see its log"
+            words = f"{name} is not there: it is written by nodeagent-ca: see its log"
             return [ClusterFinding("cluster", "authority", "missing", words, "certificates")]
-        with translated(NodeagentError, f"{ROOTS}: no certificates in it"):
+        with translated(NodeagentError, f"{name}: no certificates in it"):
             roots = authority_directory.certificates(str(found["data"][authority_directory.ROOTS]).encode())
         return [_root(root) for root in roots]
 
@@ -165,14 +209,17 @@ class ClusterCheck:
         template = await self._template()
         nodes = [each["metadata"]["name"] for each in await self._objects.list("v1", "Node")]
         if template is None:
-            words = f"{DAEMON_SET} is not there: apply daemonset/, or give --overlay to look before that"
+            words = f"{self._agents} is not there: apply daemonset/, or give --overlay to look before that"
             return [ClusterFinding("cluster", "preflight", "missing", words)]
-        if self._documents and await self._objects.get(ObjectName("v1", "Namespace", "", NAMESPACE)) is None:
+        if (
+            self._documents
+            and await self._objects.get(ObjectName("v1", "Namespace", "", self._agents.namespace)) is None
+        ):
             return await self._before(template, nodes)
         return await self._tried(template, nodes)
 
     async def _tried(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:
-        runs = NodeRuns(self._objects, NAMESPACE, template)
+        runs = NodeRuns(self._objects, self._agents.namespace, template)
         found: list[ClusterFinding] = []
         for told in await runs.run("check", CHECK, nodes, self._seconds):
             found += said(told)
@@ -181,7 +228,7 @@ class ClusterCheck:
     async def _before(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:
         """Look at the nodes of a cluster that has nothing of the agent yet, and leave it so."""
         wanted = ("Namespace", "ServiceAccount", "ConfigMap")
-        namespace = ObjectName("v1", "Namespace", "", NAMESPACE)
+        namespace = ObjectName("v1", "Namespace", "", self._agents.namespace)
         try:
             for document in self._documents:
                 if name_of(document).kind in wanted:
@@ -195,10 +242,10 @@ class ClusterCheck:
     async def _template(self) -> KubeObject | None:
         """Return the pod template of the agents, as it is to be or as it is."""
         for document in self._documents:
-            if name_of(document) == DAEMON_SET:
+            if name_of(document) == self._agents:
                 found: KubeObject = document["spec"]["template"]
                 return found
-        there = await self._objects.get(DAEMON_SET)
+        there = await self._objects.get(self._agents)
         return there["spec"]["template"] if there is not None else None
 
 

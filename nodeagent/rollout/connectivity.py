@@ -28,11 +28,11 @@ from typing import Final
 
 from nodeagent.errors import ControlError
 from nodeagent.kube.access import ApiError, KubeObject
+from nodeagent.rollout import placement
 from nodeagent.rollout.check import ClusterFinding
 from nodeagent.rollout.manifests import ObjectName
 from nodeagent.rollout.on_nodes import agent_container
 from nodeagent.rollout.progress import LOOK_SECONDS, Say, waited
-from nodeagent.rollout.remove import DAEMON_SET, PART_OF
 from nodeagent.rollout.resources import ClusterObjects
 from nodeagent.rollout.workloads import unready
 
@@ -131,9 +131,10 @@ class Connectivity:
         """Return a finding for each attempt. Raises ControlError, ApiError when it cannot be made;
         what was made is removed in any case.
         """
-        agents = await self._objects.get(DAEMON_SET)
+        name = await placement.agents(self._objects)
+        agents = await self._objects.get(name)
         if agents is None:
-            raise ControlError(f"{DAEMON_SET} is not there: nodeagent install comes first")
+            raise ControlError(f"{name} is not there: nodeagent install comes first")
         nodes = await self._nodes()
         kinds = [kind for kind in ("PeerAuthentication", "AuthorizationPolicy") if await self._version(kind)]
         container = agent_container(agents["spec"]["template"]["spec"])
@@ -264,7 +265,7 @@ class Connectivity:
 
     async def _remove(self) -> None:
         """Remove the namespace, and those that an earlier test could not remove."""
-        for item in await self._objects.list("v1", "Namespace", labels=PART_OF):
+        for item in await self._objects.list("v1", "Namespace", labels=placement.PART_OF):
             name = item["metadata"]["name"]
             if name.startswith(PREFIX):
                 with suppress(ApiError):

@@ -24,14 +24,11 @@ from nodeagent.kube.access import KubeObject
 from nodeagent.kube.client import MERGE
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import agent_container, unbound
+from nodeagent.rollout.placement import DAEMON_SET, NAMESPACE, PART_OF, agents
 from nodeagent.rollout.progress import Say, waited
 from nodeagent.rollout.resources import ClusterObjects
 from nodeagent.rollout.workloads import behind
 
-NAMESPACE: Final = "nodeagent-system"
-DAEMON_SET: Final = ObjectName("apps/v1", "DaemonSet", NAMESPACE, "nodeagent")
-PART_OF: Final = "app.kubernetes.io/part-of=nodeagent"
-"""What every object of daemonset/ is labelled with."""
 OWN: Final = "nodeagent.io/"
 """With what the agent's labels, annotations and taints of nodes begin."""
 GROUP: Final = "nodeagent.io"
@@ -94,6 +91,7 @@ class Removal:
         self._objects = objects
         self._say = say
         self._seconds = seconds
+        self._agents = DAEMON_SET
 
     async def run(self, documents: Sequence[KubeObject], *, nodes: bool, policies: bool, volumes: bool) -> None:
         """Remove everything. *documents*: the manifests, for a cluster whose DaemonSet is gone already;
@@ -102,6 +100,8 @@ class Removal:
 
         Raises ControlError, ApiError, saying what is left.
         """
+        self._agents = await agents(self._objects, documents)
+        await self._refuse_namespace()
         await self._refuse_policies(policies)
         if not volumes:
             await self._refuse_volumes()
@@ -111,13 +111,27 @@ class Removal:
         await self._unmark()
         for kind in (*ELSEWHERE, *CLUSTER_WIDE):
             await self._each(kind)
-        namespace = ObjectName("v1", "Namespace", "", NAMESPACE)
+        namespace = self._namespace()
         for definition in await self._definitions():
             if await self._objects.delete(definition):
                 self._say(f"{definition}: removed")
         if await self._objects.delete(namespace):
             await waited(partial(self._objects.remains, namespace), self._say, self._seconds, str(namespace))
             self._say(f"{namespace}: removed, with all that was in it")
+
+    def _namespace(self) -> ObjectName:
+        return ObjectName("v1", "Namespace", "", self._agents.namespace)
+
+    async def _refuse_namespace(self) -> None:
+        """Raise ControlError where the agents are in a namespace that is not theirs: it would go with them."""
+        name = self._namespace()
+        found = await self._objects.get(name) if name.name != NAMESPACE else None
+        label, _, value = PART_OF.partition("=")
+        if found is not None and (found["metadata"].get("labels") or {}).get(label) != value:
+            raise ControlError(
+                f"the agents are in {name}, which is not theirs alone (it has no label {PART_OF}), and what else is in "
+                "it would go with them: label it, or follow docs/kubernetes.md, kubectl alone; nothing has been removed"
+            )
 
     async def _refuse_policies(self, allowed: bool) -> None:
         """Raise ControlError for objects of the own group that people wrote, unless they may go."""
@@ -155,33 +169,33 @@ class Removal:
 
     async def _clean(self, documents: Sequence[KubeObject]) -> None:
         """Have every node cleaned. Raises ControlError, naming the nodes that are not."""
-        found = await self._objects.get(DAEMON_SET)
+        found = await self._objects.get(self._agents)
         if found is None:
             found = await self._made_again(documents)
         first = found["spec"]["template"]["spec"].get("initContainers") or [{}]
         if first[0].get("name") != "uninstall":
             await self._change(found)
-        await waited(partial(behind, self._objects, DAEMON_SET), self._say, self._seconds, "nodes that are cleaned")
+        await waited(partial(behind, self._objects, self._agents), self._say, self._seconds, "nodes that are cleaned")
         self._say("every node that can be reached is clean")
 
     async def _change(self, found: KubeObject) -> None:
-        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{DAEMON_SET.name}"
+        path = f"/apis/apps/v1/namespaces/{self._agents.namespace}/daemonsets/{self._agents.name}"
         changed = cleaning(found)
         changed.pop("status", None)
         await self._objects.client.put(path, changed)
         # The old pods may have long to end: connections are let go on only where a successor comes.
         labels = found["spec"]["selector"]["matchLabels"]
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        for pod in await self._objects.list("v1", "Pod", namespace=NAMESPACE, labels=selector):
-            name = ObjectName("v1", "Pod", NAMESPACE, pod["metadata"]["name"])
+        for pod in await self._objects.list("v1", "Pod", namespace=self._agents.namespace, labels=selector):
+            name = ObjectName("v1", "Pod", self._agents.namespace, pod["metadata"]["name"])
             await self._objects.delete(name, grace=GRACE_SECONDS)
 
     async def _made_again(self, documents: Sequence[KubeObject]) -> KubeObject:
         """Apply what the agent needs to run on the nodes once more. Raises ControlError."""
-        made = [each for each in documents if name_of(each) == DAEMON_SET]
+        made = [each for each in documents if name_of(each) == self._agents]
         if not made:
             raise ControlError(
-                f"{DAEMON_SET} is not there, so that nothing can clean the nodes: what is pinned on them keeps "
+                f"{self._agents} is not there, so that nothing can clean the nodes: what is pinned on them keeps "
                 "protected pods refused: give the manifests that it came from (--overlay or -f), or --skip-nodes "
                 "where no node has anything"
             )
@@ -189,7 +203,7 @@ class Removal:
             if name_of(document).kind in ("Namespace", "ServiceAccount", "ConfigMap"):
                 await self._objects.apply(document, force=True)
         await self._objects.apply(cleaning(made[0]), force=True)
-        again = await self._objects.get(DAEMON_SET)
+        again = await self._objects.get(self._agents)
         assert again is not None
         return again
 

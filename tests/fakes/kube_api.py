@@ -31,7 +31,7 @@ Key = tuple[str, str, str]
 DEEP = "something deep"
 """A text in a document for which it says lists in lists, deeper than most can read."""
 _DEEP = b"[" * 2000 + b"]" * 2000
-CLUSTER_WIDE = ("Namespace", "Node", "NodeStatus")
+CLUSTER_WIDE = ("Namespace", "Node", "NodeStatus", "ValidatingAdmissionPolicy")
 EVENTS = WatchedKind("Event", "events.k8s.io", ("v1",), "events")
 
 
@@ -170,6 +170,8 @@ class FakeKubeApi:
         parts = request.path.strip("/").split("/")
         if request.path == "/apis":
             return web.json_response(self._groups())
+        if request.path == "/version":
+            return web.json_response({"gitVersion": "v1.36.0"})
         if len(parts) == (3 if parts[0] == "apis" else 2):
             return self._resources(parts[1] if parts[0] == "apis" else "", parts[-1])
         rest = parts[2:] if parts[0] == "api" else parts[3:]
