@@ -1,22 +1,29 @@
 """Follows the source: each batch of changes becomes the snapshot's next generation, and every concern
 is brought to it.
+
+A large mesh takes seconds to compile: meanwhile everything else has its turns, and what was in force
+stays so. From the first word that workers hear of a batch to the last concern's there are none.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Protocol
 
 from nodeagent.control.concern import Concern, Snapshot
 from nodeagent.control.in_force import Behind, InForce
 from nodeagent.errors import shown
-from nodeagent.mesh.compile import Mesh
+from nodeagent.memory import uncollected
+from nodeagent.mesh.compile import MANY, Mesh
 from nodeagent.mesh.entries import Delta, Entry
 from nodeagent.parts import Parts
 from nodeagent.resources.changes import AnyChange
 from nodeagent.resources.source import Source
+from nodeagent.steps import Steps, in_turns
 from nodeagent.telemetry.http_request import Response, Routes
 
 log = logging.getLogger("nodeagent.control")
@@ -27,8 +34,8 @@ class TakesSnapshot(Protocol):
 
     generation: int
 
-    def apply(self, delta: Delta) -> None:
-        """Take a change of the snapshot, as its next generation."""
+    def steps(self, delta: Delta) -> Steps[None]:
+        """Take a change of the snapshot, as its next generation, in the last of many steps."""
 
     def snapshot(self) -> Mapping[str, Entry]:
         """Return the entries, by key."""
@@ -44,6 +51,9 @@ class SourceReader:
         self._in_force = InForce()
         self._concerns: tuple[Concern, ...] = ()
         self._enforcing: tuple[Behind, ...] = ()
+        self._settled = asyncio.Event()
+        """No batch is half taken in."""
+        self._settled.set()
         self.batches = 0
         """Of changes that were taken in."""
 
@@ -60,7 +70,7 @@ class SourceReader:
         """Wait for the source's next batch of changes, and take it into the snapshot; the first one
         is everything. Raises ConfigError, KernelError: the source cannot be read.
         """
-        self._apply(await self._source.changes())
+        await self._apply(await self._source.changes())
 
     def begin(self, concerns: Iterable[Concern], enforcing: Iterable[Behind]) -> None:
         """Take the node over: bring *concerns* to what was read, and to every change from now on.
@@ -105,6 +115,7 @@ class SourceReader:
         """A row for each policy, which says whether it is in force everywhere, and for each document
         that was refused.
         """
+        await self._settled.wait()
         return Response.json(self._in_force.tell(self._mesh.policies(self._source.refused()), self._behind))
 
     def _behind(self, generation: int) -> list[str]:
@@ -113,11 +124,19 @@ class SourceReader:
             found += behind(generation)
         return found
 
-    def _apply(self, changes: list[AnyChange]) -> None:
-        self.batches += 1  # until a concern has the change, whatever of another one fails before
-        delta = self._mesh.apply(changes)
-        self._workers.apply(delta)
-        self._in_force.bring(changes, self._workers.generation)
+    async def _apply(self, changes: list[AnyChange]) -> None:
+        stays = not self.batches and len(changes) > MANY
+        self._settled.clear()
+        try:
+            with uncollected() if stays else nullcontext():
+                delta = await in_turns(self._mesh.steps(changes))
+                if stays:
+                    gc.freeze()  # or the collector would look through all of it, in one turn
+            await in_turns(self._workers.steps(delta))
+            self._in_force.bring(changes, self._workers.generation)
+        finally:
+            self._settled.set()
+            self.batches += 1  # until a concern has the change, whatever of another one fails before
 
     def _snapshot(self) -> Snapshot:
         pods = self._mesh.node_pods

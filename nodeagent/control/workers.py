@@ -21,8 +21,8 @@ from typing import Final, assert_never
 
 from nodeagent.channel import DESCRIPTORS, Channel, pair
 from nodeagent.control.concern import Snapshot
+from nodeagent.control.snapshot_parts import encoded, parts_of
 from nodeagent.control.snapshot_parts import parts as in_parts
-from nodeagent.control.snapshot_parts import unsendable
 from nodeagent.control.worker_process import KnownToWorkers, Needs, TellsSupervisor, WorkerProcess
 from nodeagent.control.worker_questions import Questions
 from nodeagent.errors import ControlError, KernelError, shown, translated
@@ -58,6 +58,7 @@ from nodeagent.messages import (
 from nodeagent.parts import Parts
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.resources.objects import POD_UID
+from nodeagent.steps import Steps, drained
 from nodeagent.supervisor import SILENT_SECONDS
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.vocabulary import PodUid
@@ -293,7 +294,18 @@ class Workers:
 
     def apply(self, delta: Delta) -> None:
         """Send the changed entries of the snapshot, as its next generation."""
-        upserts = [entry for entry in delta.upserts if self._fits(entry)]
+        drained(self.steps(delta))
+
+    def steps(self, delta: Delta) -> Steps[None]:
+        """Do the same step by step, one entry each. Nothing is told, nor in the snapshot, before the last one."""
+        upserts: list[Entry] = []
+        contents: list[bytes] = []
+        for entry in delta.upserts:
+            content = self._encoded(entry)
+            if content:
+                upserts.append(entry)
+                contents.append(content)
+            yield
         if not upserts and not delta.removals:
             return
         self.generation += 1
@@ -301,18 +313,20 @@ class Workers:
             self._state.entries.pop(key, None)
         for entry in upserts:
             self._state.entries[entry.key] = entry
-        for part in in_parts(upserts, delta.removals, self.generation):
+        for part in parts_of(contents, delta.removals, self.generation):
             self._broadcast(part)
 
-    def _fits(self, entry: Entry) -> bool:
-        """Say whether *entry* can be sent; one that cannot takes no other along."""
-        why = unsendable(entry)
-        if not why:
-            self._unsent.pop(entry.key, None)
-        elif self._unsent.get(entry.key) != why:
-            self._unsent[entry.key] = why
-            log.error("%s cannot be sent to the workers: %s", entry.key, why)
-        return not why
+    def _encoded(self, entry: Entry) -> bytes:
+        """Return *entry* as it is sent; empty: it cannot be, and takes no other along."""
+        try:
+            content = encoded(entry)
+        except TypeError as error:
+            if self._unsent.get(entry.key) != str(error):
+                self._unsent[entry.key] = str(error)
+                log.error("%s cannot be sent to the workers: %s", entry.key, error)
+            return b""
+        self._unsent.pop(entry.key, None)
+        return content
 
     def behind(self, generation: int) -> list[str]:
         """Return the workers, in words, in which *generation* of the snapshot is not in force."""

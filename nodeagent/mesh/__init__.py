@@ -2,7 +2,7 @@
 a workload and one a Service. Pure: it reads no file and opens no socket.
 
 ``cluster_state.py`` keeps the objects and knows what a change touches; ``compile.py`` makes that
-anew and nothing else. ``entries.py`` are the entries, which go to the workers as deltas and become
+anew and nothing else, once for all that are alike (``alike.py``). ``entries.py`` are the entries, which go to the workers as deltas and become
 indexes there (``proxy/view.py``); a request keeps the entries with which it started. Policies go
 only to nodes with a pod that they are for. One that selects a pod and did not arrive denies
 everything there (``entries.py: policies_of``). A change is a generation, which each worker

@@ -36,12 +36,28 @@ class Touched:
     modes: set[NamespacedName] = field(default_factory=set)
     services: set[NamespacedName] = field(default_factory=set)
     policies: set[ObjectKey] = field(default_factory=set)
+    _together: dict[int, tuple[NamespacedName, ...]] = field(default_factory=dict)
+    """Whose names were added together, by the object's identity, for which it is kept."""
+
+    def add_pods(self, names: tuple[NamespacedName, ...]) -> None:
+        """Touch *names*: at no cost where the same object was added before."""
+        self._add(self.pods, names)
+
+    def add_services(self, names: tuple[NamespacedName, ...]) -> None:
+        """The same of Services."""
+        self._add(self.services, names)
+
+    def _add(self, touched: set[NamespacedName], names: tuple[NamespacedName, ...]) -> None:
+        if names and id(names) not in self._together:
+            self._together[id(names)] = names
+            touched.update(names)
 
     def clear(self) -> None:
         """Say that all of it has been made anew."""
         for touched in (self.pods, self.modes, self.services):
             touched.clear()
         self.policies.clear()
+        self._together.clear()
 
 
 class ClusterState:
@@ -223,7 +239,7 @@ class ClusterState:
             self.touched.services |= self.slices.services_at(address)
         for each in concerned:
             self.touched.pods.add(each)
-            self.touched.services.update(self.selection.services_of(each))
+            self.touched.add_services(self.selection.services_of(each))
 
     def _put_node(self, name: str, node: NodeObject | None) -> None:
         before = self.nodes.pop(name, None)
@@ -237,13 +253,13 @@ class ClusterState:
 
     def _put_service(self, key: NamespacedName, service: ServiceObject | None) -> None:
         self.touched.services.add(key)
-        self.touched.pods.update(self.selection.pods_of(key))
+        self.touched.add_pods(self.selection.pods_of(key))
         self.services.pop(key, None)
         self.selection.drop_service(key)
         if service is not None and not service.external:
             self.services[key] = service
             self.selection.put_service(key, service.selector)
-            self.touched.pods.update(self.selection.pods_of(key))
+            self.touched.add_pods(self.selection.pods_of(key))
 
     def _put_namespace(self, name: str, namespace: NamespaceObject | None) -> None:
         self.namespaces.pop(name, None)

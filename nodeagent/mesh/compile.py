@@ -41,9 +41,9 @@ worker hears only of what differs for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar, cast
 
@@ -52,6 +52,7 @@ from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.memory import uncollected
 from nodeagent.mesh import rules
+from nodeagent.mesh.alike import Alike
 from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.entries import (
     UNREAD,
@@ -82,12 +83,41 @@ from nodeagent.places.place import Places
 from nodeagent.policy.model import MtlsMode
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
+from nodeagent.steps import Steps, drained
 from nodeagent.vocabulary import Address, ObjectKey
 
 MANY: Final = 1000
 """Changes of a batch that is worth a collector that stands still meanwhile."""
 _Made = TypeVar("_Made", Workload, Service)
+_Reached = tuple[objects.PodObject, tuple[Address, ...]]
+"""A pod, and the addresses at which it is reached."""
 log = logging.getLogger("nodeagent.mesh")
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Pods that are endpoints of a Service, and of each with the same that they *rest on*."""
+
+    rests_on: Hashable
+    pods: list[_Reached]
+
+
+@dataclass(slots=True)
+class _Fresh:
+    """What is made in one batch."""
+
+    used: set[str]
+    """Keys of entries of policies of which somebody uses another one now, or that are others."""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    stale: set[str] = field(default_factory=set)
+    """Keys whose entries are gone, unless they are in ``entries``."""
+
+    def put(self, key: str, entry: Entry | None) -> None:
+        """*entry* stands under *key*, or nothing any more."""
+        if entry is None:
+            self.stale.add(key)
+        else:
+            self.entries[key] = entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +161,25 @@ class Mesh:
         self._using: dict[NamespacedName, tuple[str, ...]] = {}
         self._entries: dict[str, Entry] = {}
         self._made: dict[NamespacedName, str] = {}
+        self._alike = Alike()
+        """What many of one batch have in common."""
         self.faults: dict[str, str] = {}
         """Objects that could not be taken in or compiled, and why: their last entries stay."""
 
     def apply(self, changes: Iterable[AnyChange]) -> Delta:
         """Take *changes* in and return the entries that differ for it."""
+        return drained(self.steps(changes))
+
+    def steps(self, changes: Iterable[AnyChange]) -> Steps[Delta]:
+        """Do the same step by step, one object each. Between two of them others may have a turn, but for
+        another :meth:`apply`: until the last one, what is told of objects is of neither before nor after.
+        """
         changes = list(changes)
         with uncollected() if len(changes) > MANY else nullcontext():
             for change in changes:
                 self._take(change)
-            return self._recompile()
+                yield
+            return (yield from self._recompile())
 
     def local_pods(self) -> tuple[LocalPod, ...]:
         """Return the pods of this node that shall be enrolled, as they are after the last :meth:`apply`."""
@@ -202,46 +241,52 @@ class Mesh:
         else:
             self.faults.pop(whose, None)
 
-    def _recompile(self) -> Delta:
+    def _recompile(self) -> Steps[Delta]:
         touched = self._state.touched
         touched.pods |= self.node_pods.concerned(touched.pods)
-        fresh: dict[str, Entry] = {}
-        stale: set[str] = set()
-        used = {entry for key in touched.policies if (entry := entry_key(*key))}
-        for key in touched.modes - touched.pods:
+        made = _Fresh(used={entry for key in touched.policies if (entry := entry_key(*key))})
+        self._alike.clear()
+        yield from self._govern(touched.modes - touched.pods, made)
+        yield from self._make_pods(touched.pods, made)
+        yield from self._make_services(touched.services, made)
+        for entry in made.used:
+            spec = self._state.policies.entries.get(entry) if self._users.get(entry) else None
+            made.put(entry, spec)
+        unread = self._state.network.unread()
+        made.put(UNREAD, UnreadPolicies(unread) if unread else None)
+        touched.clear()
+        self._alike.clear()
+        self._state.selection.forget()
+        return (yield from self._commit(made))
+
+    def _govern(self, keys: Iterable[NamespacedName], fresh: _Fresh) -> Steps[None]:
+        """Make anew what policies say of the pods *keys*, whose entries are good otherwise."""
+        for key in keys:
+            yield
             made = self._entries.get(self._made.get(key, ""))
             if isinstance(made, Workload):
                 governed = self._compiled(_policies_of(key), made.key, partial(self._governed, key, made))
-                fresh[made.key] = governed or made
-                used |= self._use(key, governed)
-        for key in touched.pods:
+                fresh.put(made.key, governed or made)
+                fresh.used |= self._use(key, governed)
+
+    def _make_pods(self, keys: Iterable[NamespacedName], fresh: _Fresh) -> Steps[None]:
+        for key in keys:
+            yield
             previous = self._made.pop(key, None)
             if previous is not None:
-                stale.add(previous)
+                fresh.stale.add(previous)
             self.faults.pop(_policies_of(key), None)
             workload = self._compiled(f"Pod {'/'.join(key)}", previous, partial(self._governed_pod, key))
             if workload is not None:
-                fresh[workload.key] = workload
+                fresh.entries[workload.key] = workload
                 self._made[key] = workload.key
-            used |= self._use(key, workload)
-        for key in touched.services:
+            fresh.used |= self._use(key, workload)
+
+    def _make_services(self, keys: Iterable[NamespacedName], fresh: _Fresh) -> Steps[None]:
+        for key in keys:
+            yield
             name = f"service/{key[0]}/{key[1]}"
-            stale.add(name)
-            service = self._compiled(f"Service {'/'.join(key)}", name, partial(self._service, key))
-            if service is not None:
-                fresh[service.key] = service
-        for entry in used:
-            spec = self._state.policies.entries.get(entry) if self._users.get(entry) else None
-            if spec is None:
-                stale.add(entry)
-            else:
-                fresh[entry] = spec
-        if unread := self._state.network.unread():
-            fresh[UNREAD] = UnreadPolicies(unread)
-        else:
-            stale.add(UNREAD)
-        touched.clear()
-        return self._commit(fresh, stale)
+            fresh.put(name, self._compiled(f"Service {'/'.join(key)}", name, partial(self._service, key)))
 
     def _compiled(self, whose: str, previous: str | None, make: Callable[[], _Made | None]) -> _Made | None:
         """Return what *make* makes of an object, or its last entry where that fails: one object
@@ -260,10 +305,15 @@ class Mesh:
         self.node_pods.note(key)
         return self._workload(key)
 
-    def _commit(self, fresh: dict[str, Entry], stale: set[str]) -> Delta:
-        """Replace entries; what came out as it was is no change."""
-        removals = sorted(key for key in stale - fresh.keys() if self._entries.pop(key, None) is not None)
-        upserts = [fresh[key] for key in sorted(fresh) if self._entries.get(key) != fresh[key]]
+    def _commit(self, made: _Fresh) -> Steps[Delta]:
+        """Replace entries, in the last step; what came out as it was is no change."""
+        upserts = []
+        for key in sorted(made.entries):
+            if self._entries.get(key) != made.entries[key]:
+                upserts.append(made.entries[key])
+            yield
+        gone = made.stale - made.entries.keys()
+        removals = sorted(key for key in gone if self._entries.pop(key, None) is not None)
         self._entries.update((entry.key, entry) for entry in upserts)
         return Delta(tuple(upserts), tuple(removals))
 
@@ -283,11 +333,17 @@ class Mesh:
         """Return what policies say of *pod*, which *services* select; Istio's themselves matter on
         its own node only.
         """
+        rests_on = ("said", self._state.labels.likeness(key), pod.host_network, pod.node == self._node)
+        said = self._alike.once(rests_on, lambda: self._said_alike(key, pod, services))
+        network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
+        return replace(said, network=network) if network else said
+
+    def _said_alike(self, key: NamespacedName, pod: objects.PodObject, services: Iterable[NamespacedName]) -> _Said:
+        """Return what policies say of all pods that are like *pod*, but for those for the network."""
         is_own = pod.node == self._node
         found = self._state.policies.of(key, services) if is_own else self._state.policies.peers(key)
-        network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
         own = names(found) if is_own and not pod.host_network else ()
-        return _Said(self._state.policies.mtls(found), own, network)
+        return _Said(self._state.policies.mtls(found), own, "")
 
     def _use(self, key: NamespacedName, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""
@@ -315,7 +371,11 @@ class Mesh:
         addresses = self._state.owned(key, pod)
         selecting = self._state.selection.services_of(key)
         said = self._said(key, pod, selecting)
-        ports, services = rules.served(pod, [self._state.services[service] for service in selecting])
+        declared = tuple(container.ports for container in pod.containers)
+        ports, services = self._alike.once(
+            ("served", self._state.labels.likeness(key), declared),
+            lambda: rules.served(pod, [self._state.services[service] for service in selecting]),
+        )
         name = rules.workload_name(pod)
         return Workload(
             uid=pod.uid,
@@ -356,12 +416,8 @@ class Mesh:
         service = self._state.services.get(key)
         if service is None or not (service.selector or self._state.slices.known(key)):
             return None
-        pods = [(pod, self._state.pods[pod]) for pod in sorted(self._state.selection.pods_of(key))]
-        chosen = [
-            (pod, self._reachable(where, pod))
-            for where, pod in pods
-            if _serving(pod) or (service.publish_not_ready and not finished(pod))
-        ]
+        rests_on = (key[0], self._state.selection.selector_of(key), service.publish_not_ready)
+        chosen = _Chosen(rests_on, self._alike.once(("chosen", rests_on), lambda: self._chosen(key, service)))
         ports = tuple(
             ServicePort(port.port, port.name, rules.port_protocol(port), self._served(key, port, chosen))
             for port in service.ports
@@ -372,14 +428,24 @@ class Mesh:
             service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", [])
         )
 
-    def _served(
-        self,
-        key: NamespacedName,
-        port: objects.ServiceObjectPort,
-        chosen: Iterable[tuple[objects.PodObject, tuple[Address, ...]]],
-    ) -> tuple[Endpoint, ...]:
+    def _chosen(self, key: NamespacedName, service: objects.ServiceObject) -> list[_Reached]:
+        """Return the pods that are endpoints of *service*, known as *key*, and their addresses."""
+        pods = [(pod, self._state.pods[pod]) for pod in sorted(self._state.selection.pods_of(key))]
+        return [
+            (pod, self._reachable(where, pod))
+            for where, pod in pods
+            if _serving(pod) or (service.publish_not_ready and not finished(pod))
+        ]
+
+    def _served(self, key: NamespacedName, port: objects.ServiceObjectPort, chosen: _Chosen) -> tuple[Endpoint, ...]:
         """Return where *port* of the Service *key* is served: by the *chosen* pods, and as its EndpointSlices say."""
-        found = dict.fromkeys(_endpoints(port, chosen))
+        selected = self._alike.once(
+            ("endpoints", chosen.rests_on, port.target),
+            lambda: tuple(dict.fromkeys(_endpoints(port, chosen.pods))),
+        )
+        if not self._state.slices.known(key):
+            return selected
+        found = dict.fromkeys(selected)
         for endpoint, number in self._state.slices.ready(key, port.name):
             uid = self._state.pod_at(endpoint.address, key[0], endpoint.pod)
             found[Endpoint(endpoint.address, number, uid)] = None
@@ -398,9 +464,7 @@ def _serving(pod: objects.PodObject) -> bool:
     return pod.ready and not pod.terminating and not finished(pod)
 
 
-def _endpoints(
-    port: objects.ServiceObjectPort, pods: Iterable[tuple[objects.PodObject, tuple[Address, ...]]]
-) -> Iterable[Endpoint]:
+def _endpoints(port: objects.ServiceObjectPort, pods: Iterable[_Reached]) -> Iterable[Endpoint]:
     for pod, addresses in pods:
         number = rules.target_port(port, pod)
         if number is not None:

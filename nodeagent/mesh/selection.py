@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Generic, TypeVar
+
+from nodeagent.mesh.alike import Alike
 
 NamespacedName = tuple[str, str]
 """Namespace and name."""
 Term = tuple[str, str, str]
 """Namespace, label, value."""
+Likeness = tuple[str, frozenset[Term]]
 _Name = TypeVar("_Name")
 _Item = TypeVar("_Item")
 
@@ -46,16 +49,20 @@ class PodLabels:
         self._asked: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """By scope, how often for which names of labels."""
         self._pods: Postings[Term, NamespacedName] = Postings()
+        self._alike = Alike()
+        """Which pods a selector selects."""
 
     def put(self, pod: NamespacedName, labels: Mapping[str, str]) -> None:
         """Know *pod*, or know it anew."""
         self.drop(pod)
+        self._alike.clear()
         self._labels[pod] = labels
         self._in.add(pod[0], pod)
         for term in self.terms(pod):
             self._pods.add(term, pod)
 
     def drop(self, pod: NamespacedName) -> None:
+        self._alike.clear()
         for term in self.terms(pod):
             self._pods.discard(term, pod)
         self._in.discard(pod[0], pod)
@@ -73,6 +80,14 @@ class PodLabels:
             asked: Mapping[str, int] = self._asked.get(scope, {})
             found += [(scope, name, labels[name]) for name in asked.keys() & labels.keys()]
         return found
+
+    def forget(self) -> None:
+        """Keep no result: there will not soon be many questions that are alike."""
+        self._alike.clear()
+
+    def likeness(self, pod: NamespacedName) -> Likeness:
+        """Return what every selector makes the same of: the namespace, and the labels that are asked for."""
+        return pod[0], frozenset(self.terms(pod))
 
     def matches(self, pod: NamespacedName, selector: Mapping[str, str]) -> bool:
         """Say whether *pod* has all labels of *selector*."""
@@ -101,10 +116,13 @@ class PodLabels:
                 if name in self._labels[pod]:
                     self._pods.discard((scope, name, self._labels[pod][name]), pod)
 
-    def selected(self, scope: str, selector: Mapping[str, str]) -> list[NamespacedName]:
+    def selected(self, scope: str, selector: Mapping[str, str]) -> tuple[NamespacedName, ...]:
         """Return the pods of *scope* that *selector* selects, in no order; its names are asked for there."""
+        return self._alike.once((scope, frozenset(selector.items())), lambda: self._selected(scope, selector))
+
+    def _selected(self, scope: str, selector: Mapping[str, str]) -> tuple[NamespacedName, ...]:
         fewest = min((self._pods.get((scope, *item)) for item in selector.items()), key=len)
-        return [pod for pod in fewest if self.matches(pod, selector)]
+        return tuple(pod for pod in fewest if self.matches(pod, selector))
 
 
 class Selection:
@@ -117,10 +135,13 @@ class Selection:
         self._pods = pods
         self._services: Postings[Term, NamespacedName] = Postings()
         self._selectors: dict[NamespacedName, Mapping[str, str]] = {}
+        self._alike = Alike()
+        """Which Services select pods that are alike."""
 
     def put_service(self, key: NamespacedName, selector: Mapping[str, str]) -> None:
         self.drop_service(key)
         if selector:
+            self._alike.clear()
             self._selectors[key] = selector
             self._pods.ask(key[0], selector)
             self._services.add((key[0], *min(selector.items())), key)
@@ -128,18 +149,35 @@ class Selection:
     def drop_service(self, key: NamespacedName) -> None:
         selector = self._selectors.pop(key, None)
         if selector:
+            self._alike.clear()
             self._services.discard((key[0], *min(selector.items())), key)
             self._pods.release(key[0], selector)
 
-    def services_of(self, pod: NamespacedName) -> list[NamespacedName]:
-        """Return the Services that select *pod*, in no order."""
-        found: list[NamespacedName] = []
-        for term in self._pods.terms(pod):
-            candidates = self._services.get(term)
-            found += [service for service in candidates if self._pods.matches(pod, self._selectors[service])]
-        return found
+    def services_of(self, pod: NamespacedName) -> tuple[NamespacedName, ...]:
+        """Return the Services that select *pod*, in no order; the same object for pods that are alike, while
+        no Service changes.
+        """
+        likeness = self._pods.likeness(pod)
+        return self._alike.once(likeness, lambda: tuple(self._selecting(pod, likeness[1])))
 
-    def pods_of(self, service: NamespacedName) -> list[NamespacedName]:
-        """Return the pods that *service* selects, in no order."""
+    def _selecting(self, pod: NamespacedName, terms: Iterable[Term]) -> Iterator[NamespacedName]:
+        for term in terms:
+            for service in self._services.get(term):
+                if self._pods.matches(pod, self._selectors[service]):
+                    yield service
+
+    def pods_of(self, service: NamespacedName) -> tuple[NamespacedName, ...]:
+        """Return the pods that *service* selects, in no order; the same object for Services with one
+        selector, while no pod changes.
+        """
         selector = self._selectors.get(service)
-        return self._pods.selected(service[0], selector) if selector else []
+        return self._pods.selected(service[0], selector) if selector else ()
+
+    def forget(self) -> None:
+        """Keep no result: there will not soon be many questions that are alike."""
+        self._alike.clear()
+        self._pods.forget()
+
+    def selector_of(self, service: NamespacedName) -> frozenset[tuple[str, str]]:
+        """Return what *service* selects pods of its namespace by; empty: nothing."""
+        return frozenset(self._selectors.get(service, {}).items())

@@ -2,7 +2,7 @@
 --cluster`` and ``nodeagent check --cluster``.
 
 ``manifests.py`` reads what is to be there, ``resources.py`` finds where the API server keeps
-objects of a kind, ``install.py`` applies and waits, ``on_nodes.py`` has a command run on every node
+objects of a kind, ``placement.py`` where the agents are, ``install.py`` applies and waits, ``on_nodes.py`` has a command run on every node
 as the agent would run there, ``remove.py`` takes everything away again, ``check.py`` and
 ``connectivity.py`` look whether it works.
 

@@ -65,8 +65,8 @@ def account(daemon_set: ObjectName, template: KubeObject | None) -> Account:
 def bounds(policy: KubeObject, account: Account) -> bool:
     """Say whether *policy*, an OWN_NODE, is for *account*: its conditions name the user, in quotes."""
     conditions = (policy.get("spec") or {}).get("matchConditions") or ()
-    said = [str(each.get("expression")) for each in conditions]
-    return not said or any(f"{quote}{account.user}{quote}" in each for each in said for quote in "\"'")
+    said = [str(each.get("expression")).replace("'", '"') for each in conditions]
+    return not said or any(f'"{account.user}"' in each for each in said)
 
 
 def certified(content: str) -> list[str]:

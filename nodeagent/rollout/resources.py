@@ -105,26 +105,11 @@ class ClusterObjects:
             return []
         for _ in range(LISTINGS - 1):
             try:
-                return await self._listed(found.path(namespace), labels)
+                return await _listed(self.client, found.path(namespace), labels)
             except ApiError as error:
                 if error.status != GONE:
                     raise
-        return await self._listed(found.path(namespace), labels)
-
-    async def _listed(self, path: str, labels: str) -> list[KubeObject]:
-        """Return what is in the collection *path* with *labels*. Raises ApiError, with GONE where it takes so
-        long that the server has forgotten what it began with.
-        """
-        selected = {"labelSelector": labels} if labels else {}
-
-        async def ask(wanted: dict[str, str]) -> Page:
-            return as_page(await self.client.get(f"{path}?{urlencode({**wanted, **selected})}"))
-
-        items: list[KubeObject] = []
-        async with aclosing(pages(ask, PAGE)) as listed:
-            async for page in listed:
-                items += [each for each in page.items if isinstance(each, dict)]
-        return items
+        return await _listed(self.client, found.path(namespace), labels)
 
     async def apply(self, document: KubeObject, *, force: bool = False) -> KubeObject:
         """Have the object of *document* be as it says, and return it. Raises ConfigError, ApiError;
@@ -176,3 +161,19 @@ class ClusterObjects:
             for each in answer.get("resources") or ()
             if "/" not in each["name"]
         }
+
+
+async def _listed(client: KubeClient, path: str, labels: str) -> list[KubeObject]:
+    """Return what is in the collection *path* with *labels*. Raises ApiError, with GONE where it takes so
+    long that the server has forgotten what it began with.
+    """
+    selected = {"labelSelector": labels} if labels else {}
+
+    async def ask(wanted: dict[str, str]) -> Page:
+        return as_page(await client.get(f"{path}?{urlencode({**wanted, **selected})}"))
+
+    items: list[KubeObject] = []
+    async with aclosing(pages(ask, PAGE)) as found:
+        async for page in found:
+            items += [each for each in page.items if isinstance(each, dict)]
+    return items

@@ -21,6 +21,7 @@ from nodeagent.places.place import Place
 from nodeagent.redirect.bypass import Joining
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.steps import Steps, drained
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.waiting import DEADLINE
@@ -130,6 +131,10 @@ class Workers:
         self.addresses = addresses
 
     def apply(self, delta: Delta) -> None:
+        drained(self.steps(delta))
+
+    def steps(self, delta: Delta) -> Steps[None]:
+        yield
         self.generation += 1
         for key in delta.removals:
             self.entries.pop(key, None)

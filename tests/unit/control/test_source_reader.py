@@ -12,9 +12,10 @@ import pytest
 from nodeagent.control.source_reader import SourceReader
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Workload
 from nodeagent.parts import Parts
 from nodeagent.places.annotation import AnnotationPlaces
-from nodeagent.resources import security
+from nodeagent.resources import objects, security
 from nodeagent.resources.changes import AnyChange, Change, Refused
 from nodeagent.resources.seen import SeenMapping
 from tests.unit.control.scene import Noted, Workers, play
@@ -137,6 +138,67 @@ def test_a_source_that_is_not_there_is_no_start() -> None:
         stage.source.waiting.put_nowait(ConfigError("source: no such folder"))
         with pytest.raises(ConfigError, match="no such folder"):
             await stage.reader.read()
+
+    play(scene)
+
+
+def pod(name: str) -> Change:
+    document = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "uid": name},
+        "spec": {"nodeName": "n2", "containers": [{"name": "a"}]},
+        "status": {"phase": "Running", "podIP": f"10.0.0.{name}", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    return Change("Pod", "shop", name, objects.parse(document))
+
+
+def peer_authentication(mode: str) -> Change:
+    document = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": "all", "namespace": "shop"},
+        "spec": {"mtls": {"mode": mode}},
+    }
+    return Change("PeerAuthentication", "shop", "all", security.parse(document))
+
+
+def test_while_a_mesh_compiles_others_have_their_turns_and_what_was_in_force_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Input: a mode for a hundred pods, and another one while that is compiled. Verdict: there are turns meanwhile, in
+    which all pods have one mode, whichever, in the snapshot; the page of policies waits; the last mode stays.
+    """
+    monkeypatch.setattr("nodeagent.steps.SLICE_SECONDS", 0.0)
+
+    async def scene() -> None:
+        stage = Stage("pods")
+        stage.says(*(pod(str(number)) for number in range(1, 100)))
+        await stage.reader.read()
+        stage.reader.begin(stage.concerns, enforcing=())
+        modes: list[frozenset[str]] = []
+
+        async def look() -> None:
+            while True:
+                pods = [each for each in stage.reader.entries() if isinstance(each, Workload)]
+                modes.append(frozenset(each.mtls for each in pods))
+                await asyncio.sleep(0)
+
+        looking = asyncio.ensure_future(look())
+        async with stage.reader.run(stage.parts):
+            stage.says(peer_authentication("STRICT"))
+            await until(lambda: stage.reader.batches == 1 and len(modes) > 50)
+            stage.says(peer_authentication("DISABLE"))
+            page = asyncio.ensure_future(stage.reader.routes()["GET", "/policies"]({}))
+            await until(lambda: stage.reader.batches == 3)
+            assert b"DISABLE" in bytes((await page).body) or b"STRICT" in bytes((await page).body)  # type: ignore[arg-type]
+        looking.cancel()
+        stage.parts.stop()
+        assert all(len(each) == 1 for each in modes), "never some pods by one and some by the other"
+        told = list(dict.fromkeys(modes))
+        assert told[0] == {"PERMISSIVE"} and told[-1] <= {"STRICT", "DISABLE"}
+        last = [each.mtls for each in stage.reader.entries() if isinstance(each, Workload)]
+        assert last == ["DISABLE"] * 99
 
     play(scene)
 

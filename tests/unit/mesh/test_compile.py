@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.mesh import compile as compiler
+from nodeagent.mesh import rules
 from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.mesh.membership import MembershipRules
+from nodeagent.mesh.policies import Policies
+from nodeagent.mesh.selection import PodLabels
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.places.place import Place
 from nodeagent.resources import objects, security
@@ -310,6 +314,43 @@ def test_a_policy_recompiles_those_whose_entries_say_something_of_it(monkeypatch
     monkeypatch.setattr("nodeagent.mesh.policies.Policies.of", lambda *_: pytest.fail("it is of another node"))
     made.apply([pod("2", "10.0.0.2", node="node2", app="app2", ready=False)])
     assert entry(made, "workload/uid-2").mtls == "STRICT"
+
+
+@pytest.mark.parametrize("pods_first", [True, False])
+def test_what_is_alike_is_worked_out_once(monkeypatch: pytest.MonkeyPatch, pods_first: bool) -> None:
+    """Input: 30 pods with the same labels, 40 Services with the same selector, then a policy for all, then no
+    Services. Verdict: labels are compared, ports worked out and endpoints made for one pod and one Service.
+    """
+    counts: Counter[str] = Counter()
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*given: Any) -> Any:
+            counts[name] += 1
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, call)
+
+    counted(PodLabels, "matches")
+    counted(rules, "served")
+    counted(compiler, "_endpoints")
+    counted(Policies, "mtls")
+    pods = [pod(f"p{number}", f"10.0.0.{number}") for number in range(1, 31)]
+    services = [service(f"s{number:02}") for number in range(40)]
+    made = mesh(*(pods + services if pods_first else services + pods))
+    assert [len(entry(made, f"service/default/{each.name}").ports[0].endpoints) for each in services] == [30] * 40
+    (ports,) = {tuple(entry(made, f"workload/uid-p{number}").services) for number in range(1, 31)}
+    assert ports == ((8080, "default/s00"),)
+    assert counts["served"] == counts["_endpoints"] == counts["mtls"] == 1
+    assert counts["matches"] <= 40 * 2 + 30 * 2, counts
+    counts.clear()
+    made.apply([policy("PeerAuthentication", {"mtls": {"mode": "STRICT"}})])
+    assert {entry(made, f"workload/uid-p{number}").mtls for number in range(1, 31)} == {"STRICT"}
+    assert counts["mtls"] == 1 and counts["matches"] <= 40 + 2, counts
+    counts.clear()
+    made.apply([gone(each) for each in services])
+    assert counts["matches"] <= 40 * 2 + 30 * 2, counts
 
 
 def test_enrolment_marks_may_come_before_the_pod_and_stay() -> None:
