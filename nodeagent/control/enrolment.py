@@ -32,6 +32,7 @@ from nodeagent.messages import PodCaptured
 from nodeagent.parts import Parts
 from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.steps import Steps, drained, in_turns
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.telemetry.metrics import ENROLLED_PODS, FAULTY_PODS
 from nodeagent.telemetry.store import Store
@@ -323,19 +324,28 @@ class Enrolment:
 
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
+        drained(self._check())
+
+    def _check(self) -> Steps[None]:
+        """Do that step by step, a pod each; between two of them pods may come and go."""
         if self._resigned:
             return
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
         self._tell_others()
         for uid, member in list(self._members.items()):
-            if member.state == "failed":
-                self._enrol(uid, member)
-                continue
-            name = f"pod {member.pod.namespace}/{member.pod.pod}"
-            found, left = self._mend(name, partial(self._plane.verify, uid), partial(self._plane.repair, uid))
-            member.repaired += len(found)
-            self._hand_on(uid, member, self._plane.listeners(uid))
-            self._judge(uid, member, left)
+            yield
+            if self._members.get(uid) is member and not self._resigned:
+                self._check_pod(uid, member)
+
+    def _check_pod(self, uid: PodUid, member: Member) -> None:
+        if member.state == "failed":
+            self._enrol(uid, member)
+            return
+        name = f"pod {member.pod.namespace}/{member.pod.pod}"
+        found, left = self._mend(name, partial(self._plane.verify, uid), partial(self._plane.repair, uid))
+        member.repaired += len(found)
+        self._hand_on(uid, member, self._plane.listeners(uid))
+        self._judge(uid, member, left)
 
     def _tell_others(self) -> None:
         """Say which programs of somebody else are in the way, when that has changed."""
@@ -384,7 +394,7 @@ class Enrolment:
     async def _keep_checking(self) -> None:
         while not self._resigned:
             await asyncio.sleep(self._check_seconds)
-            self.check()
+            await in_turns(self._check())
 
     def _faults(self, member: Member) -> list[str]:
         return [*member.faults, *member.pod.faults, *self._unmet(member)]

@@ -273,6 +273,35 @@ def run(scene: Callable[[Stage], Awaitable[None]]) -> None:
     play(whole)
 
 
+def test_pods_that_go_while_all_are_compared_are_compared_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: while the first of three is compared, the last two go, one of them comes again. Verdict: others have a
+    turn between two pods; a pod that is gone is not asked for, which would be told as a fault, and is captured once.
+    """
+    monkeypatch.setattr("nodeagent.steps.SLICE_SECONDS", 0.0)
+
+    async def scene(stage: Stage) -> None:
+        asked: list[str] = []
+        stage.bring("a", "b", "c")
+
+        def verify(uid: str) -> list[str]:
+            if uid != "node" and not asked:
+                asyncio.get_running_loop().call_soon(stage.bring, "a")
+                asyncio.get_running_loop().call_soon(stage.bring, "a", "c")
+            assert uid == "node" or uid in stage.plane.captured
+            asked.extend([uid] if uid != "node" else [])
+            return []
+
+        monkeypatch.setattr(stage.plane, "verify", verify)
+        parts = Parts(sleep=lambda _: asyncio.sleep(0))
+        async with stage.enrolment.run(parts):
+            await until(lambda: len(asked) > 3)
+            assert asked[:3] == ["a", "a", "c"], "the first look ends with what was there all the time"
+            assert parts.failing() == []
+            parts.stop()
+
+    run(scene)
+
+
 def test_it_compares_for_ever_and_on_leaving_tells_the_other_nodes() -> None:
     async def scene(stage: Stage) -> None:
         parts = Parts(sleep=lambda _: asyncio.sleep(0))
