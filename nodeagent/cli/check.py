@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
 from nodeagent.cli.output import Column, Output, Row, emit, output_option
@@ -95,7 +96,8 @@ def check(
     from nodeagent.config import load
     from nodeagent.redirect import preflight
 
-    config = load(path) if path != AGENT_YAML or path.exists() else None
+    given = click.get_current_context().get_parameter_source("path") is not ParameterSource.DEFAULT
+    config = load(path) if given or path.exists() else None
     redirect = config.redirect if config is not None else None
     setting = redirect.when_dead if redirect is not None else "policy"
     tried = preflight.run(redirect.cgroup, redirect.pin_directory) if redirect is not None else preflight.run()

@@ -11,9 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Literal
 
 from cryptography import x509
@@ -25,7 +23,9 @@ from nodeagent.kube.access import KubeObject
 from nodeagent.kube.events import GROUP as EVENTS
 from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, NODES, WatchedKind
 from nodeagent.redirect.preflight import FOR_THE_LAB
+from nodeagent.rollout.lending import lent
 from nodeagent.rollout.manifests import ObjectName, name_of
+from nodeagent.rollout.node_choice import chosen
 from nodeagent.rollout.on_nodes import NodeRuns, Told
 from nodeagent.rollout.placement import (
     DAEMON_SET,
@@ -37,7 +37,6 @@ from nodeagent.rollout.placement import (
     bounds,
     wrong_authority,
 )
-from nodeagent.rollout.progress import waited
 from nodeagent.rollout.resources import ClusterObjects
 from nodeagent.rollout.workloads import behind
 
@@ -207,16 +206,13 @@ class ClusterCheck:
 
     async def _nodes(self) -> list[ClusterFinding]:
         template = await self._template()
-        nodes = [each["metadata"]["name"] for each in await self._objects.list("v1", "Node")]
         if template is None:
             words = f"{self._agents} is not there: apply daemonset/, or give --overlay to look before that"
             return [ClusterFinding("cluster", "preflight", "missing", words)]
-        if (
-            self._documents
-            and await self._objects.get(ObjectName("v1", "Namespace", "", self._agents.namespace)) is None
-        ):
-            return await self._before(template, nodes)
-        return await self._tried(template, nodes)
+        found = chosen(template["spec"], await self._objects.list("v1", "Node"))
+        nodes = [each["metadata"]["name"] for each in found]
+        async with lent(self._objects, self._documents, template, self._seconds) as own:
+            return await self._tried(own, nodes)
 
     async def _tried(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:
         runs = NodeRuns(self._objects, self._agents.namespace, template)
@@ -224,20 +220,6 @@ class ClusterCheck:
         for told in await runs.run("check", CHECK, nodes, self._seconds):
             found += said(told)
         return found
-
-    async def _before(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:
-        """Look at the nodes of a cluster that has nothing of the agent yet, and leave it so."""
-        wanted = ("Namespace", "ServiceAccount", "ConfigMap")
-        namespace = ObjectName("v1", "Namespace", "", self._agents.namespace)
-        try:
-            for document in self._documents:
-                if name_of(document).kind in wanted:
-                    await self._objects.apply(document)
-            return await self._tried(template, nodes)
-        finally:
-            await self._objects.delete(namespace)
-            with suppress(NodeagentError):  # an installation would wait for it, too
-                await waited(partial(self._objects.remains, namespace), lambda _: None, self._seconds, str(namespace))
 
     async def _template(self) -> KubeObject | None:
         """Return the pod template of the agents, as it is to be or as it is."""

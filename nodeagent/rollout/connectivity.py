@@ -31,6 +31,7 @@ from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.rollout import placement
 from nodeagent.rollout.check import ClusterFinding
 from nodeagent.rollout.manifests import ObjectName
+from nodeagent.rollout.node_choice import chosen
 from nodeagent.rollout.on_nodes import agent_container
 from nodeagent.rollout.progress import LOOK_SECONDS, Say, waited
 from nodeagent.rollout.resources import ClusterObjects
@@ -135,7 +136,7 @@ class Connectivity:
         agents = await self._objects.get(name)
         if agents is None:
             raise ControlError(f"{name} is not there: nodeagent install comes first")
-        nodes = await self._nodes()
+        nodes = await self._nodes(agents["spec"]["template"]["spec"])
         kinds = [kind for kind in ("PeerAuthentication", "AuthorizationPolicy") if await self._version(kind)]
         container = agent_container(agents["spec"]["template"]["spec"])
         try:
@@ -144,15 +145,15 @@ class Connectivity:
         finally:
             await self._remove()
 
-    async def _nodes(self) -> list[str]:
-        """Return up to two nodes that can run pods. Raises ControlError where there is none."""
+    async def _nodes(self, spec: KubeObject) -> list[str]:
+        """Return up to two nodes that can run pods, and agents with *spec*. Raises ControlError where there is none."""
         found = [
             node["metadata"]["name"]
-            for node in await self._objects.list("v1", "Node")
+            for node in chosen(spec, await self._objects.list("v1", "Node"))
             if not (node.get("spec") or {}).get("unschedulable") and _is_ready(node)
         ]
         if not found:
-            raise ControlError("no node is Ready and takes pods")
+            raise ControlError("no node that has an agent is Ready and takes pods")
         return found[:2]
 
     async def _version(self, kind: str) -> str:
@@ -169,8 +170,8 @@ class Connectivity:
         for account in ("client", "server", "outsider"):
             await self._apply("v1", "ServiceAccount", account, {})
         for kind in kinds:
-            name, spec = POLICIES[kind]
-            await self._apply(await self._version(kind), kind, name, {"spec": spec})
+            for name, spec in POLICIES[kind].items():
+                await self._apply(await self._version(kind), kind, name, {"spec": spec})
         ports = [{"name": "http", "port": 80, "targetPort": PORT}]
         await self._apply("v1", "Service", "service", {"spec": {"selector": {"app": "open"}, "ports": ports}})
         for server in servers(nodes):
@@ -272,14 +273,19 @@ class Connectivity:
                     await self._objects.delete(ObjectName("v1", "Namespace", "", name))
 
 
-POLICIES: Final[dict[str, tuple[str, KubeObject]]] = {
-    "PeerAuthentication": ("strict", {"selector": {"matchLabels": {"app": "strict"}}, "mtls": {"mode": "STRICT"}}),
-    "AuthorizationPolicy": (
-        "denied",
-        {"selector": {"matchLabels": {"app": "denied"}}, "action": "DENY", "rules": [{"to": [{"operation": {}}]}]},
-    ),
-}
-"""By kind: a policy's name and spec."""
+POLICIES: Final[dict[str, dict[str, KubeObject]]] = {
+    "PeerAuthentication": {
+        "default": {"mtls": {"mode": "PERMISSIVE"}},
+        "strict": {"selector": {"matchLabels": {"app": "strict"}}, "mtls": {"mode": "STRICT"}},
+    },
+    "AuthorizationPolicy": {
+        "all": {"action": "ALLOW", "rules": [{}]},
+        "denied": {
+            "selector": {"matchLabels": {"app": "denied"}}, "action": "DENY", "rules": [{"to": [{"operation": {}}]}],
+        },
+    },
+}  # fmt: skip
+"""By kind: specs by the policies' names. The first ones are for a mesh that is STRICT, or allows little, as a whole."""
 
 
 def findings(tried: Sequence[Attempt], words: str) -> list[ClusterFinding]:

@@ -22,6 +22,7 @@ from nodeagent.rollout.workloads import unready
 
 JOB: Final = "nodeagent.io/job"
 """The label of pods that are made here: what they are for."""
+ENDED: Final = ("Succeeded", "Failed")
 AT_ONCE: Final = 20
 """Nodes that are worked on at the same time."""
 
@@ -119,12 +120,14 @@ class NodeRuns:
                     pod = await self._objects.get(name)
                     if pod is None:
                         return Told(node, None, "its pod was removed by somebody else")
-                    if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                    if pod.get("status", {}).get("phase") in ENDED:
                         break
                     await asyncio.sleep(LOOK_SECONDS)
         ended = _ended(pod)
         if ended is None:
-            return Told(node, None, f"not after {seconds:g} s: {unready(pod) if pod else 'no pod'}")
+            why = unready(pod) if pod is not None else "no pod"
+            over = pod is not None and pod.get("status", {}).get("phase") in ENDED
+            return Told(node, None, why if over else f"not after {seconds:g} s: {why}")
         return Told(node, ended, await self._objects.log(name))
 
 

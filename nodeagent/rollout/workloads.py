@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import quote, urlencode
 
 from nodeagent.kube.access import KubeObject
 from nodeagent.rollout.manifests import ObjectName
@@ -40,8 +41,27 @@ async def behind(objects: ClusterObjects, name: ObjectName) -> str:
     if observed and updated >= wanted and ready >= wanted:
         return ""
     reasons = [f"{pod['metadata']['name']}: {why}" for pod in pods if (why := unready(pod))]
+    if len(pods) < wanted:
+        reasons = [*await _not_made(objects, found, name), *reasons]
     words = f"{ready} of {wanted} ready, {updated} of this version"
     return "; ".join([words, *reasons[:SHOWN], *(["…"] if len(reasons) > SHOWN else [])])
+
+
+async def _not_made(objects: ClusterObjects, found: KubeObject, name: ObjectName) -> list[str]:
+    """Return why no pod could be made for *found*, which is *name*: a quota, say, or an account that is not there.
+    Raises ApiError.
+    """
+    conditions = found.get("status", {}).get("conditions") or ()
+    said = [str(each.get("message")) for each in conditions if each.get("type") == "ReplicaFailure"]
+    if name.kind == "DaemonSet":
+        chosen = f"involvedObject.kind={name.kind},involvedObject.name={name.name},reason=FailedCreate"
+        path = (
+            f"/api/v1/namespaces/{quote(name.namespace)}/events?{urlencode({'fieldSelector': chosen, 'limit': '50'})}"
+        )
+        events = (await objects.client.get(path)).get("items") or []
+        latest = max(events, key=lambda each: str(each.get("lastTimestamp") or ""), default=None)
+        said += [str(latest.get("message"))] if latest is not None else []
+    return [f"no pod can be made: {words}" for words in said]
 
 
 def unready(pod: KubeObject) -> str:
@@ -54,6 +74,8 @@ def unready(pod: KubeObject) -> str:
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         if why := _waiting(container):
             return f"{container.get('name')} {why}{where}"
+    if status.get("phase") == "Failed" and status.get("reason"):  # by the kubelet, which refused or removed it
+        return f"{status['reason']}: {status.get('message') or 'no message'}{where}"
     unscheduled = conditions.get("PodScheduled", {})
     if unscheduled.get("status") == "False":
         return f"not scheduled: {unscheduled.get('message') or unscheduled.get('reason')}"

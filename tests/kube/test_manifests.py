@@ -95,7 +95,7 @@ def _definitions(cluster: Cluster, group: str) -> list[str]:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_is_taken_whole_and_goes_whole(defined: Cluster, overlay: str) -> None:
+def test_an_overlay_is_taken_whole_and_changes_nothing_again(defined: Cluster, overlay: str) -> None:
     folder = str(DAEMONSET / "overlays" / overlay)
     applied = defined.kubectl("apply", "-k", folder, "-o", "name").split()
     again = defined.kubectl("diff", "-k", folder)

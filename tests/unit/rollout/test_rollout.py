@@ -11,7 +11,7 @@ import pytest
 from nodeagent.errors import ConfigError
 from nodeagent.rollout import manifests
 from nodeagent.rollout.check import said
-from nodeagent.rollout.connectivity import attempts, findings, servers
+from nodeagent.rollout.connectivity import POLICIES, attempts, findings, servers
 from nodeagent.rollout.on_nodes import Told, alone
 from nodeagent.rollout.remove import cleaning, unmarked
 from nodeagent.rollout.workloads import unready
@@ -118,6 +118,7 @@ def test_only_the_agents_marks_are_taken_off_a_node() -> None:
             {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]},
             "not scheduled: 0/2 nodes",
         ),
+        ({"phase": "Failed", "reason": "OutOfpods", "message": "no room"}, "OutOfpods: no room on n"),
     ],
 )  # fmt: skip
 def test_why_a_pod_is_not_ready(status: Any, words: str) -> None:
@@ -149,6 +150,13 @@ def test_every_path_is_tried_that_the_cluster_can_have() -> None:
     assert [each.what for each in attempts(["a"], [])] == ["same node", "Service", "from outside of the mesh"]
     assert [each.name for each in servers(["a", "b"])] == ["near", "strict", "denied", "far"]
     assert [each.name for each in servers(["a"])] == ["near", "strict", "denied"]
+
+
+def test_policies_of_the_whole_mesh_decide_nothing_of_the_test() -> None:
+    """A mesh may be STRICT, or allow nothing, as a whole: the test's namespace says otherwise of all its pods."""
+    assert POLICIES["PeerAuthentication"]["default"] == {"mtls": {"mode": "PERMISSIVE"}}
+    everything = [spec for spec in POLICIES["AuthorizationPolicy"].values() if "selector" not in spec]
+    assert everything == [{"action": "ALLOW", "rules": [{}]}]
 
 
 def test_what_a_client_did_not_come_to_is_told_with_its_last_words() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -86,3 +87,19 @@ def test_what_the_controller_has_not_seen_yet_is_not_rolled_out() -> None:
     assert asyncio.run(behind(late, NAME)).startswith("2 of 2 ready")
     unborn = Cluster(STATUS, Pod=pods, ControllerRevision=[])
     assert asyncio.run(behind(unborn, NAME)).startswith("0 of 2 ready")
+
+
+def test_why_no_pod_can_be_made_is_said() -> None:
+    """Of a DaemonSet its controller tells Events."""
+    asked: list[str] = []
+
+    class Client:
+        async def get(self, path: str) -> KubeObject:
+            asked.append(unquote(path))
+            older = {"lastTimestamp": "2026-01-31T12:00:00Z", "message": "no account"}
+            return {"items": [older, {"lastTimestamp": "2026-01-31T12:05:00Z", "message": "exceeded quota"}]}
+
+    cluster = Cluster(STATUS, Pod=[], ControllerRevision=REVISIONS)
+    cluster.client = Client()  # type: ignore[assignment]
+    assert asyncio.run(behind(cluster, NAME)).endswith("0 of this version; no pod can be made: exceeded quota")
+    assert "involvedObject.name=nodeagent,reason=FailedCreate" in asked[0]
