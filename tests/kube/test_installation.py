@@ -136,10 +136,26 @@ def host(kube: Kube, node: str) -> str:
     return str(get(kube, "pod", "-n", "home", f"server-{node}")["status"]["podIP"])
 
 
-def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path) -> None:
+@pytest.fixture
+def wrong_overlay(tmp_path: Path) -> Path:
+    """An overlay whose agent.yaml no agent would start with."""
+    document = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(OVERLAYS / "minimal", tmp_path)],
+        "configMapGenerator": [{"name": "nodeagent", "behavior": "replace", "files": ["agent.yaml"]}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(document))
+    settings = yaml.safe_load((ROOT / "daemonset" / "base" / "agent.yaml").read_text())
+    (tmp_path / "agent.yaml").write_text(yaml.safe_dump(settings | {"unheardOf": 1}))
+    return tmp_path
+
+
+def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path, wrong_overlay: Path) -> None:
     """Verdict: the preflight says yes and leaves nothing; the installation is waited for; everything is
-    well, on every path; STRICT pods are protected meanwhile, and open again afterwards; programs, pins,
-    listeners, files, marks, kinds and objects are then those of before.
+    well, on every path, in a mesh that is STRICT and allows nothing as a whole; an agent.yaml that is wrong is seen
+    before it is applied; STRICT pods are protected meanwhile, and open again afterwards; programs, pins, listeners,
+    files, marks, kinds and objects are then those of before.
     """
     before = traces(home)
     first = nodeagent(home, commands, "check", "--cluster", "--overlay", "minimal", "-o", "json")
@@ -158,7 +174,11 @@ def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path) 
     for node in NODES:
         assert all(now[node][what] != before[node][what] for what in before[node]), "what is looked for is found"
 
+    whole = [policy("PeerAuthentication", "default", "istio-system", {"mtls": {"mode": "STRICT"}})]
+    whole += [policy("AuthorizationPolicy", "nothing", "istio-system", {})]
+    apply(home, namespace("istio-system"), *whole)
     checked = nodeagent(home, commands, "check", "--cluster", "--connectivity", "-o", "json")
+    home.kubectl("delete", "namespace", "istio-system", f"--timeout={SECONDS:g}s", seconds=SECONDS)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     rows = findings(checked)
     for who, tried in TRIED.items():
@@ -169,6 +189,14 @@ def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path) 
     for node in NODES:
         assert curl(home, "home/client-node-a", host(home, node)).stdout == "200"
         assert curl(home, "default/visitor", host(home, node)).returncode == 56
+
+    maps = get(home, "configmaps", "-n", SYSTEM)["items"]
+    refused = nodeagent(home, commands, "check", "--cluster", "--overlay", str(wrong_overlay), "-o", "json")
+    assert refused.returncode == 1
+    assert all("unheardOf" in findings(refused)[node, "preflight"]["detail"] for node in NODES), refused.stdout
+    assert [each["metadata"]["name"] for each in get(home, "configmaps", "-n", SYSTEM)["items"]] == [
+        each["metadata"]["name"] for each in maps
+    ]
 
     home.kubectl("label", "node", "node-a", "nodeagent.io/by-hand=yes")
     removed = nodeagent(home, commands, "uninstall", "--cluster")
