@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from nodeagent import config
@@ -35,6 +36,11 @@ METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 MAX_TOKEN_BYTES: Final = 16 << 10
 MAX_WORDS: Final = 300
 """Characters of a server's message that are repeated."""
+UNTRUSTED: Final = (
+    ": is the token's account one that the authority gives pods' certificates to? istiod is told by "
+    "CA_TRUSTED_NODE_ACCOUNTS, nodeagent's by nodeAgents in ca.yaml"
+)
+"""What is likely: istiod does not tell an account that it does not know from a token that is wrong."""
 
 
 class IstioCa:
@@ -90,6 +96,7 @@ class IstioCa:
         except GRPCError as error:
             raise IdentityError(
                 f"refused: {error.status.name}: {(error.message or 'no reason given')[:MAX_WORDS]!r}"
+                f"{UNTRUSTED if error.status is Status.UNAUTHENTICATED else ''}"
             ) from None
         except TimeoutError:
             raise IdentityError(f"no answer within {self._settings.timeout:g} s") from None

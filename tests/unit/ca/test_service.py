@@ -293,7 +293,7 @@ def test_the_token_is_read_for_each_request(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         client = stage.client()
         stage.token_file.write_text("old")
-        with pytest.raises(IdentityError, match="refused: UNAUTHENTICATED"):
+        with pytest.raises(IdentityError, match=r"refused: UNAUTHENTICATED: .*CA_TRUSTED_NODE_ACCOUNTS"):
             await client.issue(WEB, 60)
         stage.token_file.write_text(AGENT_TOKEN)
         await client.issue(WEB, 60)
