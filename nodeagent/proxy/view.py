@@ -46,6 +46,7 @@ class ClusterView:
         self._by_vip: dict[tuple[Address, int], tuple[Service, ServicePort]] = {}
         self._vip_addresses: dict[Address, Service] = {}
         self._targets: dict[tuple[str, int], Resolved] = {}
+        self._turn = -1
 
     def apply(self, delta: Delta) -> None:
         """Put and drop entries; the cost is the size of the delta."""
@@ -120,7 +121,7 @@ class ClusterView:
 
     def endpoint_of(self, host: str, port: int) -> tuple[str, int] | None:
         """Return where *host* (a Service's ``[namespace/]name``, short or whole, or an address)
-        serves *port* now; None: nowhere.
+        serves *port* now, of several endpoints of the first one's family the next; None: nowhere.
         """
         namespace, _, name = host.rpartition("/")
         if ":" in name or name.replace(".", "").isdigit():
@@ -128,9 +129,13 @@ class ClusterView:
         own, _, rest = name.removesuffix(".svc.cluster.local").removesuffix(".svc").partition(".")
         service = self._services.get(f"service/{rest or namespace or 'default'}/{own}")
         served = next((each for each in service.ports if each.port == port), None) if service is not None else None
-        return (
-            (served.endpoints[0].address, served.endpoints[0].port) if served is not None and served.endpoints else None
-        )
+        if served is None or not served.endpoints:
+            return None
+        v6 = ":" in served.endpoints[0].address
+        endpoints = [each for each in served.endpoints if (":" in each.address) == v6]
+        self._turn += 1
+        endpoint = endpoints[self._turn % len(endpoints)]
+        return endpoint.address, endpoint.port
 
     def resolve(self, address: str, port: int) -> Resolved:
         """Return what *address* and *port*, as an application dialled them, stand for."""

@@ -25,6 +25,10 @@ class CallError(NodeagentError):
     """There is no answer; says why, without anything that the other side said at length."""
 
 
+class UnreachedError(CallError):
+    """Nobody was asked: another endpoint may answer."""
+
+
 class CallBounds:
     """The calls of one worker to one provider."""
 

@@ -19,7 +19,7 @@ from grpclib.protocol import H2Protocol
 
 from nodeagent.grpc_answers import AnswerError, next_answer
 from nodeagent.proxy.dial import DialError, Dialled
-from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallBounds, CallError
+from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallBounds, CallError, UnreachedError
 from nodeagent.proxy.external.model import Resolve, Way
 
 _WINDOW: Final = Configuration(http2_stream_window_size=(1 << 16) - 1, http2_connection_window_size=1 << 20)
@@ -53,9 +53,9 @@ class ProviderCalls:
     async def _call(self, request: Message, answer: type[_Answer], asker: str, limit: asyncio.Timeout) -> _Answer:
         try:
             return await self._attempt(request, answer, asker, limit)
-        except StreamTerminatedError:
-            # The connection went away under the call: a provider that restarts or renews
-            # connections. Its next endpoint is asked once.
+        except (StreamTerminatedError, UnreachedError):
+            # The connection went away under the call, or there was none: a provider that restarts
+            # or renews connections. Its next endpoint is asked once.
             pass
         try:
             return await self._attempt(request, answer, asker, limit)
@@ -81,9 +81,9 @@ class ProviderCalls:
             keep = not limit.expired()  # the client went, or the connection may lead nowhere any more
             raise
         except DialError as error:
-            raise CallError(f"cannot connect: {error.reason.code}") from None
+            raise UnreachedError(f"cannot connect: {error.reason.code}") from None
         except OSError as error:
-            raise CallError(f"cannot connect: {error.strerror or type(error).__name__}") from None
+            raise UnreachedError(f"cannot connect: {error.strerror or type(error).__name__}") from None
         except Exception as error:  # noqa: BLE001 - the library asserts, and raises others' errors, on what a broken peer sends
             raise CallError(f"the answer is not valid gRPC ({type(error).__name__})") from None
         finally:

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from nodeagent.errors import UPSTREAM_RESET
 from nodeagent.proxy.dial import DialError, Dialled
-from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallError
+from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallError, UnreachedError
 from nodeagent.proxy.external.model import Resolve, Way
 from nodeagent.proxy.http.exchange import Downstream, Exchange, Upstream
 from nodeagent.proxy.http.fields import Field
@@ -71,14 +71,15 @@ class HttpConnections:
         """Ask for the pod *asker*; at the end of *limit* what came by then is the answer, if that is
         its head at least. Raises CallError.
 
-        Where a connection that was used before has ended, the question is asked once more on a new
-        one: nobody had looked at it, or nobody acts on it but the one who asks.
+        Where no connection can be made, or it ends before the answer, the next endpoint is asked once on
+        a new one: nobody had looked at the question, or nobody acts on it but the one who asks.
         """
-        way = self._way(asker)
-        kept = self._lent(way)
-        answer = await self._answer(kept, question, limit) if kept is not None else None
+        try:
+            answer = await self._attempt(question, asker, limit, fresh=False)
+        except UnreachedError:
+            answer = None
         if answer is None:
-            answer = await self._answer(await self._connected(self._way(asker)), question, limit)
+            answer = await self._attempt(question, asker, limit, fresh=True)
         if answer is None:
             raise CallError("the connection was closed before the answer")
         return answer
@@ -116,11 +117,15 @@ class HttpConnections:
 
     # -- parts --
 
-    def _way(self, asker: str) -> Way:
+    async def _attempt(
+        self, question: HttpCheck, asker: str, limit: asyncio.Timeout, *, fresh: bool
+    ) -> CheckAnswer | None:
+        """Ask once, where *fresh* says so on a new connection; None: it ended before the answer. Raises CallError."""
         way = self._resolve(self._service, self._port, asker)
         if way is None:
             raise CallError("no such Service, or it has no ready endpoint")
-        return way
+        kept = None if fresh else self._lent(way)
+        return await self._answer(kept or await self._connected(way), question, limit)
 
     def _lent(self, way: Way) -> Upstream | None:
         """Return a connection by *way* that idles, the last used one; None: there is none."""
@@ -134,9 +139,9 @@ class HttpConnections:
         try:
             dialled = await (way.connect("http") if way.connect is not None else _dialled(way))
         except DialError as error:
-            raise CallError(f"cannot connect: {error.reason.code}") from None
+            raise UnreachedError(f"cannot connect: {error.reason.code}") from None
         except OSError as error:
-            raise CallError(f"cannot connect: {error.strerror or type(error).__name__}") from None
+            raise UnreachedError(f"cannot connect: {error.strerror or type(error).__name__}") from None
         if dialled.early or dialled.ended or dialled.lost or self._closed:
             dialled.transport.abort()
             raise CallError("the service spoke before it was asked, or closed the connection")

@@ -164,3 +164,16 @@ def test_what_an_endpoint_slice_names_outside_the_mesh_is_passed_through() -> No
         assert [route.path for routes in stage.pods["client"].routes.values() for route in routes] == ["passthrough"]
 
     play(SERVE, scene)
+
+
+def test_a_providers_endpoints_are_asked_in_turn() -> None:
+    """Those of the first one's family: a provider may listen in that alone."""
+
+    async def scene(stage: Stage) -> None:
+        addresses = ("10.0.0.1", "fd00::1", "10.0.0.2")
+        stage.publish(tuple([Endpoint(Address(each), 1, PodUid("")) for each in addresses]))
+        found = [stage.context.view.endpoint_of("default/web", 80) for _ in range(3)]
+        assert found == [("10.0.0.1", 1), ("10.0.0.2", 1), ("10.0.0.1", 1)]
+        assert stage.context.view.endpoint_of("default/web", 81) is None
+
+    play(SERVE, scene)

@@ -387,6 +387,15 @@ def test_a_connection_that_ends_under_a_call_is_tried_once_more(start: Start) ->
     assert len(calls) == 2
 
 
+def test_the_next_endpoint_is_asked_where_one_is_not_there(start: Start) -> None:
+    good = start(ext_authz.METHOD, ext_authz.by_header)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        places = iter([unused.getsockname()[1], good])
+        made = providers(0, where=lambda service, port: ("127.0.0.1", next(places)))
+        assert run(lambda: made, lambda made: made.check("authz", CLIENT, SERVER, REQUEST)).allowed
+
+
 def test_a_client_that_goes_leaves_the_connection_to_others(start: Start) -> None:
     peers: set[str] = set()
 

@@ -242,6 +242,18 @@ def test_a_provider_that_is_not_there() -> None:
     uvloop.run(run())
 
 
+def test_the_next_endpoint_is_asked_where_one_is_not_there() -> None:
+    async def scene(authorizer: Authorizer, check: Asking) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            places = iter([unused.getsockname()[1], authorizer.port])
+            made = provider(lambda *_: Way("127.0.0.1", next(places)))
+            assert (await made.check(CLIENT, SERVER, REQUEST)).allowed
+            made.close()
+
+    played(lambda head, body: OK, scene)
+
+
 def provider(resolve: Callable[[str, int, str], Way | None]) -> HttpAuthz:
     document = {"name": "authz", "envoyExtAuthzHttp": {"service": "authz", "port": 8000, "timeout": "5s"}}
     settings = ExtensionProvider.model_validate(document).envoy_ext_authz_http
