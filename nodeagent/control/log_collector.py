@@ -3,7 +3,7 @@ replaced when it dies, and a control that succeeds another one goes on with the 
 
 What it is told is what the finder (``log_finder.py``) finds. A new collector knows nothing, so the
 finder tells everything anew; to one that an earlier control started too, and then what is not
-among it is gone.
+among it is gone. That one is told its first words anew as well: where it was told others, it ends.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class LogCollector:
             self._adopted = True
             self._counts_known = False
             self._gone.clear()
+            self._send(self._start)
         else:
             self._surplus.append(process)
             try:

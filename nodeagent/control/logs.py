@@ -50,10 +50,13 @@ class NodeLogs:
         loop: asyncio.AbstractEventLoop,
         supervisor: TellsSupervisor,
         config: AgentConfig,
-        settings: LogSettings,
         store: Store,
+        settings: LogSettings,
+        unloaded: str = "",
     ) -> None:
-        """*settings*: section ``logs`` of *config*. *store* has the metrics."""
+        """*settings*: section ``logs`` to go by; *unloaded*: why that of agent.yaml as it is now is not. *store* has
+        the metrics.
+        """
         self._settings = settings
         self._metrics = LogMetrics(store)
         self._warnings: tuple[str, ...] = ()
@@ -62,7 +65,7 @@ class NodeLogs:
         """Why nothing is read; empty: it is."""
         self._config = config
         self._services: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
-        self._unloaded = ""
+        self._unloaded = unloaded
         """Why section ``logs`` of agent.yaml is not what is in force; empty: it is, as far as is known."""
         start = self._first_words(settings)
         self.collector = LogCollector(
@@ -235,17 +238,17 @@ def with_troubles(files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> Ite
         yield {**row, "why": "; ".join(found)} if found else row
 
 
-def in_force(path: Path | None, settings: LogSettings) -> LogSettings:
-    """Return section ``logs`` of the agent.yaml at *path* as it is now: a control that succeeds another one goes on
-    with what that one was told to reload. *settings*, as the daemon was started with, where it is wrong or none.
+def in_force(path: Path | None, settings: LogSettings) -> tuple[LogSettings, str]:
+    """Return section ``logs`` of the agent.yaml at *path* as it is now, for a control that succeeds another one, which
+    may have been told to reload; where it is wrong or none, *settings*, as the daemon was started with, and why.
     """
     if path is None:
-        return settings
+        return settings, ""
     try:
-        return load(path).logs or settings
+        return load(path).logs or settings, ""
     except ConfigError as error:
         log.error("%s; the logs go by what the daemon was started with", error)
-        return settings
+        return settings, str(error)
 
 
 def written(settings: LogSettings) -> Iterator[tuple[Path, str]]:

@@ -144,7 +144,7 @@ class Beginning:
             hand_over_seconds=config.proxy.timeouts.hand_over,
         )
         self.link.observe(WORKER, self.workers)
-        self.logs = self._logs()
+        self.logs = self._logs(path)
         if self.logs is not None:
             self.link.observe(COLLECTOR, self.logs.collector)
             if path is not None:
@@ -152,13 +152,13 @@ class Beginning:
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
-    def _logs(self) -> NodeLogs | None:
+    def _logs(self, path: Path | None) -> NodeLogs | None:
         """Return who has logs read, imported where they are."""
         if self.config.logs is None:
             return None
-        from nodeagent.control.logs import NodeLogs
+        from nodeagent.control.logs import NodeLogs, in_force
 
-        return NodeLogs(self.loop, self.link, self.config, self.config.logs, self.store)
+        return NodeLogs(self.loop, self.link, self.config, self.store, *in_force(path, self.config.logs))
 
     @property
     def beside(self) -> tuple[Beside, ...]:

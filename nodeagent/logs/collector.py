@@ -91,6 +91,7 @@ class Collector:
         self._waiting: list[ToCollector] = []
         """What was told before it could begin."""
         self._reading: Intake | None = None
+        self._told: StartCollector | None = None
         self._finishing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: Channel[ToCollector, FromCollector] = Channel(
@@ -103,8 +104,11 @@ class Collector:
 
     def _hear(self, message: ToCollector) -> None:
         match message:
-            case StartCollector():
+            case StartCollector() if self._told is None:
+                self._told = message
                 self._start(self._begin(message))
+            case StartCollector():
+                self._compare(message)
             case FinishLogs():
                 self._start(self._finish(message.seconds))
             case _ if self._reading is None:
@@ -132,6 +136,18 @@ class Collector:
                 self._answer(reading, message.number)
             case _:
                 assert_never(message)
+
+    def _compare(self, start: StartCollector) -> None:
+        """Another control goes by *start*. What it tells next means that, so who was told something else ends: a
+        source would go to sinks, or by rules, that are others here.
+        """
+        if start == self._told or self._finishing:
+            return
+        log.info("another control goes by other settings of logs; the collector ends, for one that goes by those")
+        settings = LogSettings.model_validate(start.settings)
+        if self._reading is not None:
+            self._reading.streams.stop()
+        self._start(self._finish(settings.stop_seconds))
 
     async def _begin(self, start: StartCollector) -> None:
         privilege.drop(start.supervisor)

@@ -41,7 +41,8 @@ class FileStream:
 
     def room(self) -> bool:
         """Return whether every sink of it takes more."""
-        return self._followed.reading() and all(lane.room() for lane in self._followed.lanes)
+        followed = self._followed
+        return followed.reading() and not followed.unknown and all(lane.room() for lane in followed.lanes)
 
     def take(self, chunk: Chunk) -> None:
         """Make records of *chunk*, and offer them."""
@@ -86,7 +87,6 @@ class FollowedSource:
         self,
         facts: SourceFacts,
         origin: LogOrigin,
-        lanes: tuple[Lane, ...],
         recipes: Recipes,
         reading: Callable[[], bool],
         holding: set[FileStream],
@@ -99,11 +99,13 @@ class FollowedSource:
         self.reading = reading
         self.facts = facts
         self.origin = origin
-        self.lanes = lanes
+        self.lanes: tuple[Lane, ...] = ()
         self.counts = ProcessCounts()
         self.streams: set[FileStream] = set()
         self.gone = False
         """Its pod is."""
+        self.unknown: tuple[str, ...] = ()
+        """Sinks of it that are none of the settings': nothing is read, for it would be settled without them."""
 
     @property
     def pod(self) -> PodName:
@@ -144,9 +146,13 @@ class FileStreams:
             start(lane.run())
         start(self._keep_flushing())
 
+    def stop(self) -> None:
+        """Read no more."""
+        self._ending = True
+
     async def end(self, seconds: float) -> None:
         """Read no more, and give what was read so many *seconds* to be delivered."""
-        self._ending = True
+        self.stop()
         async with asyncio.TaskGroup() as group:
             for lane in self.lanes.values():
                 group.create_task(lane.close(seconds))
@@ -154,16 +160,15 @@ class FileStreams:
     def describe(self, facts: SourceFacts) -> None:
         """A source is as told from now on; files that are open go on with it."""
         origin = self._origin(facts)
-        lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
         followed = self.sources.get(facts.key)
         if followed is None:
-            self.sources[facts.key] = FollowedSource(
-                facts, origin, lanes, self._recipes, self._is_reading, self._holding
+            followed = self.sources[facts.key] = FollowedSource(
+                facts, origin, self._recipes, self._is_reading, self._holding
             )
-            return
         followed.facts = facts
         followed.origin = origin
-        followed.lanes = lanes
+        followed.lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
+        followed.unknown = tuple(name for name in facts.reading.sinks if name not in self.lanes)
         followed.gone = False
         for stream in followed.streams:
             stream.described(origin)
@@ -219,7 +224,8 @@ class FileStreams:
 
     def warnings(self) -> list[str]:
         """Return, in words, which sinks take nothing, and why."""
-        result: list[str] = []
+        unknown = {name for each in self.sources.values() for name in each.unknown}
+        result = [f"sink {name} is unknown to the collector; nothing is read that goes there" for name in sorted(unknown)]
         for name, lane in self.lanes.items():
             result += [f"sink {name}: {each}" for each in lane.troubles()]
         return result

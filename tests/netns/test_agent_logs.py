@@ -266,6 +266,25 @@ def test_a_reload_goes_by_the_section_as_it_is_then(lab: Lab) -> None:
     eventually(lambda: of(lab, "talks")[-1]["log"].startswith("line "), "records without the rule")
 
 
+def test_what_was_reloaded_is_in_force_with_the_next_control_too(lab: Lab) -> None:
+    agent = lab.agent("node1")
+    good = yaml.safe_load(agent.config_path.read_text())
+    out = collected(lab).with_name("renamed.jsonl")
+    renamed = [{"name": "renamed", "file": {"path": str(out)}}]
+    agent.config_path.write_text(yaml.safe_dump({**good, "logs": {**good["logs"], "sinks": renamed}}))
+    os.kill(agent.pid, signal.SIGHUP)
+    eventually(lambda: out.exists() and out.read_text().count("\n") > 5, "records by the section as it is now")
+    os.kill(control(lab, "node1"), signal.SIGKILL)
+    agent.wait_ready()
+    seen = out.read_text().count("\n")
+    eventually(lambda: out.read_text().count("\n") > seen + 20, "records by the next control's")
+    assert {each["name"] for each in admin(lab, "node1", "/logs")["sinks"]} == {"renamed"}
+    agent.config_path.write_text(yaml.safe_dump(good))
+    os.kill(agent.pid, signal.SIGHUP)
+    seen = len(of(lab, "talks"))
+    eventually(lambda: len(of(lab, "talks")) > seen, "records as before")
+
+
 def test_full_disks_are_said_and_nothing_is_lost(lab: Lab) -> None:
     """The sink's and the buffer's at once."""
     agent = lab.agent("node1")

@@ -192,8 +192,8 @@ def test_an_earlier_controls_goes_on_and_hears_what_is_gone() -> None:
         (process,) = scene.supervisor.forked
         assert scene.collector.pid == 41
         heard: list[Any] = []
-        await until(lambda: heard.extend(process.heard()) or heard)
-        assert heard == [AllLogsTold(("output/u/app",))]
+        await until(lambda: heard.extend(process.heard()) or len(heard) == 2)
+        assert heard == [START, AllLogsTold(("output/u/app",))], "it ends where its first words were others"
         assert scene.finder.forgot == 0
         process.say(CollectorCounted({"since": "the last one"}, whole=False))
         await scene.say(CollectorCounted({"since": "the start"}, whole=True), lambda: scene.counted)
