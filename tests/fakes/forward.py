@@ -12,6 +12,7 @@ from typing import Any
 
 import ormsgpack
 
+from nodeagent.logs.sinks.forward import first_message
 
 def entries_of(packed: bytes) -> list[tuple[float, Any]]:
     """Return time and record of each entry in a row of MessagePack arrays ``[EventTime, record]``."""
@@ -46,6 +47,9 @@ class ForwardInput:
     received: dict[str, list[tuple[float, Any]]] = field(default_factory=dict)
     chunks: list[str] = field(default_factory=list)
     port: int = 0
+    unread: dict[asyncio.StreamReader, bytes] = field(default_factory=dict)
+    """What came with the last message, by connection."""
+    connections: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def start(self) -> asyncio.Server:
         """Listen on a free port of 127.0.0.1."""
@@ -54,6 +58,7 @@ class ForwardInput:
         return server
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.append(writer)
         try:
             if self.key and not await self._greet(reader, writer):
                 return
@@ -68,17 +73,20 @@ class ForwardInput:
                 assert options["size"] == len(entries_of(data))
                 writer.write(ormsgpack.packb({"ack": options["chunk"]}))
         finally:
+            self.unread.pop(reader, None)
             writer.close()
 
     async def _next(self, reader: asyncio.StreamReader) -> Any:
-        data = b""
-        while more := await reader.read(1 << 16):
-            data += more
+        data = self.unread.pop(reader, b"")
+        while True:
             try:
-                return ormsgpack.unpackb(data)
+                message, self.unread[reader] = first_message(data)
             except ormsgpack.MsgpackDecodeError:
-                continue
-        return None
+                if not (more := await reader.read(1 << 16)):
+                    return None
+                data += more
+            else:
+                return message
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         nonce, auth = b"n" * 16, b"a" * 16 if self.password else b""

@@ -64,6 +64,10 @@ class Answers:
         """What comes again, each when it is due; in order where the sink wants that."""
         self.request = request
         """About how many bytes a request may have."""
+        self.others_first = False
+        """Whether what waits goes before what comes again, where the sink's order allows: a record was refused alone,
+        and only what the sink takes tells that this is its own fault.
+        """
         self.selective = False
         """Whether the sink's last answer was for each record."""
         self._sink = sink
@@ -161,14 +165,18 @@ class Answers:
         if batch.doubted is None:
             batch.doubted = self._taken
         doubted_enough = self._sink.ordered and batch.failures >= DOUBTS
-        if outcome.too_large or doubted_enough or self._taken > batch.doubted:
+        if outcome.too_large or outcome.unsendable or doubted_enough or self._taken > batch.doubted:
             await self._refuse(batch, {batch.numbers[0]: outcome.why})
             return
         self._pace.pause(outcome.why, None)
         # What the sink may take goes first: then this is known to be at fault itself.
+        self.others_first = True
         batch.due = self._pace.resume + DOUBT_SECONDS
         batch.failures += 1
         self._send_again(batch, batch.numbers)
+        if self._sink.ordered:
+            pods = batch.pods()
+            self.again.sort(key=lambda each: not pods.isdisjoint(each.pods()))
 
     def _deliver_all(self, batch: Batch) -> None:
         if batch.only is not None:
@@ -206,7 +214,7 @@ class Answers:
     def _send_again(self, batch: Batch, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._counts.of(batch.place(number)[0].records.origin).retried += 1
-        # A sink that wants order has one request under way: nothing that waits here is older.
+        # A sink that wants order has one request under way: nothing of its pods that waits here is older.
         self.again.insert(0 if self._sink.ordered else len(self.again), batch)
 
     def _halve(self, batch: Batch, outcome: Indivisible) -> None:

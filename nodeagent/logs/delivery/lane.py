@@ -11,8 +11,8 @@ the oldest has lingered. So a slow trickle is sent as it comes, and under load r
 others are under way.
 
 What an answer means is applied record by record (``answers.py``); what comes again waits for its time
-there, and keeps no slot meanwhile. Where the sink wants order there is one slot, and nothing overtakes a
-request that waits to be sent again. A sink that took nothing is left alone for a while (``pace.py``).
+there, and keeps no slot meanwhile. Where the sink wants order there is one slot, and nothing of a pod
+overtakes what of it waits to be sent again. A sink that took nothing is left alone for a while (``pace.py``).
 
 What has waited for SPILL_SECONDS shows that the sink does not keep pace: where there is a buffer, all that
 waits goes to disk, once nothing is under way any more, and so does what is offered from then on
@@ -287,6 +287,9 @@ class Lane:
             )
 
     def _next(self, now: float) -> Batch | None:
+        if self._answers.others_first and (others := self._others()):
+            self._answers.others_first = False
+            return others
         if self._answers.again:
             first = self._answers.again[0] if self.sink.ordered else min(self._answers.again, key=lambda each: each.due)
             if first.due <= now:
@@ -299,6 +302,11 @@ class Lane:
             return None
         enough = self._waiting.cost >= self._answers.request or now - since >= LINGER_SECONDS
         return self._waiting.take(self._answers.request) if enough or not self._flying else None
+
+    def _others(self) -> Batch | None:
+        """Take of what waits what may go before that which comes again."""
+        older = {pod for each in self._answers.again for pod in each.pods()} if self.sink.ordered else ()
+        return self._waiting.take_others(self._answers.request, older)
 
     def _soonest(self, now: float) -> float | None:
         if self.sink.ordered and self._answers.again:
@@ -319,7 +327,7 @@ class Lane:
         try:
             payload = self.sink.encode(records)
         except Exception as error:  # noqa: BLE001 - whatever a record made an encoder raise, others must not wait for it
-            return Indivisible(f"it cannot be encoded: {type(error).__name__}: {error}")
+            return Indivisible(f"it cannot be encoded: {type(error).__name__}: {error}", unsendable=True)
         try:
             return await self.sink.send(payload)
         except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
 from operator import not_
@@ -70,6 +70,10 @@ class Batch:
         """Which records it still has."""
         return range(self.starts[-1]) if self.only is None else self.only
 
+    def pods(self) -> set[PodName]:
+        """Return whose records it still has."""
+        return {pod_of(self.entries[self._at(number)]) for number in self.numbers}
+
     @property
     def since(self) -> float:
         """When the oldest was offered."""
@@ -124,6 +128,13 @@ class Waiting:
         """Have *entry* wait behind its pod's others."""
         self._pods.setdefault(pod_of(entry), deque()).append(entry)
         self.cost += entry.cost
+
+    def take_others(self, most: int, without: Collection[PodName]) -> Batch | None:
+        """Return what :meth:`take` does, of none of the pods *without*; None: nothing of others waits."""
+        aside = [(pod, self._pods.pop(pod)) for pod in without if pod in self._pods]
+        taken = self.take(most) if self._pods else None
+        self._pods.update(aside)
+        return taken
 
     def take(self, most: int) -> Batch:
         """Return the next entries, of about *most* bytes, one at least, a pod's turn after the other's."""

@@ -1,5 +1,5 @@
 """Fluentd and Fluent Bit, by the forward protocol, version 1: one message a tag, packed (and compressed),
-each acknowledged by its chunk's id.
+each acknowledged by its chunk's id. All of a request are sent at once; acknowledgements come in their order.
 
 The protocol has no ids of records: what is sent again, for its acknowledgement was lost, comes twice.
 A server with a shared key greets (HELO); both sides prove that they know it before a record is sent.
@@ -13,7 +13,8 @@ import hashlib
 import hmac
 import secrets as random_bytes
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -25,12 +26,14 @@ from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, readable, secret
 from nodeagent.logs.sinks.settings import ForwardSettings
 from nodeagent.logs.sinks.sink import Outcome, Payload, Taken, Untaken
-from nodeagent.logs.sinks.times import nanoseconds
+from nodeagent.logs.sinks.times import BILLION, within
 
 CONNECT_SECONDS: Final = 10.0
 MAX_ANSWER: Final = 64 << 10
 """Bytes of a message from the server."""
 GZIP_LEVEL: Final = 1
+LAST_TIME: Final = (BILLION << 32) - 1
+"""Nanoseconds since 1970: an event's time has 32 bits for the seconds."""
 _EVENT_TIME: Final = 0
 
 
@@ -50,26 +53,24 @@ class ForwardSink:
         self._connection: _ForwardConnection | None = None
 
     def encode(self, batch: Sequence[LogRecords]) -> Payload:
-        """Return each of *batch* as a message."""
-        return Payload(batch, [self._message(records) for records in batch])
+        """Return *batch* as a message for each of its tags."""
+        return Payload(batch, [self._message(tag, parts) for tag, parts in _by_tag(batch).items()])
 
     async def send(self, payload: Payload) -> Outcome:
-        """Send the messages one after the other, each after the acknowledgement of the one before."""
-        sent = 0
+        """Send the messages, and wait for their acknowledgements."""
+        acknowledged = 0
         address = self._settings.addresses[self._at % len(self._settings.addresses)]
         try:
             async with asyncio.timeout(self._timeout):
-                for records, message in zip(payload.batch, payload.body, strict=True):
-                    assert isinstance(message, bytes)
-                    await self._acknowledged(address, message)
-                    sent += len(records)
+                async for _ in self._acknowledgements(address, list(map(bytes, payload.body))):
+                    acknowledged += 1
         except (OSError, UnicodeError, SinkError) as error:
             await self.close()
             self._at += 1
             why = f"{address}: {readable(error)}"
-            if not sent:
+            if not acknowledged:
                 return Untaken(why)
-            return Taken(again=range(sent, sum(map(len, payload.batch))), why=why)
+            return Taken(again=_numbers(payload.batch, acknowledged), why=why)
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -81,31 +82,39 @@ class ForwardSink:
             self._connection.close()
             self._connection = None
 
-    def _message(self, records: LogRecords) -> bytes:
-        members = orjson.loads(b"{%b}" % records.origin.members)
-        entries: list[bytes] = []
-        columns = zip(records.times, records.streams, records.objects, strict=True)
-        for time, stream, written in columns:
-            seconds, nanos = divmod(nanoseconds(time), 1_000_000_000)
-            stamp = ormsgpack.Ext(_EVENT_TIME, seconds.to_bytes(4) + nanos.to_bytes(4))
-            record = ({"stream": stream.decode()} if stream else {}) | members
-            entries.append(_entry(stamp, record, written))
-        packed = b"".join(entries)
+    def _message(self, tag: str, parts: Sequence[LogRecords]) -> bytes:
+        packed = b"".join(entry for records in parts for entry in _entries(records))
         chunk = base64.b64encode(hashlib.blake2b(packed, digest_size=16).digest()).decode()
-        options: dict[str, object] = {"chunk": chunk, "size": len(records)}
+        options: dict[str, object] = {"chunk": chunk, "size": sum(map(len, parts))}
         if self._settings.gzip:
             packed = igzip.compress(packed, compresslevel=GZIP_LEVEL)
             options["compressed"] = "gzip"
-        return ormsgpack.packb([records.origin.tag, packed, options])
+        return ormsgpack.packb([tag, packed, options])
 
-    async def _acknowledged(self, address: str, message: bytes) -> None:
-        if self._connection is None:
-            self._connection = await self._connect(address)
-        # The chunk's id is within the message; it is the last that a server can answer with.
-        answer = await self._connection.ask(message)
-        expected = ormsgpack.unpackb(message)[2]["chunk"]
-        if not isinstance(answer, Mapping) or answer.get("ack") != expected:
-            raise SinkError("it acknowledges something else; is this a forward input with require_ack_response?")
+    async def _acknowledgements(self, address: str, messages: Sequence[bytes]) -> AsyncIterator[None]:
+        """Send *messages*, and yield for each that is acknowledged. Raises OSError and SinkError."""
+        connection, answer = await self._first_answer(address, messages)
+        for number, message in enumerate(messages):
+            # The chunk's id is within the message; it is the last that a server can answer with.
+            expected = ormsgpack.unpackb(message)[2]["chunk"]
+            if number:
+                answer = await connection.next()
+            if not isinstance(answer, Mapping) or answer.get("ack") != expected:
+                raise SinkError("it acknowledges something else; is this a forward input with require_ack_response?")
+            yield
+
+    async def _first_answer(self, address: str, messages: Sequence[bytes]) -> tuple[_ForwardConnection, object]:
+        """Return what is answered first to *messages*, and the connection: another one where that which was kept turns
+        out to have been closed while nothing was sent.
+        """
+        if (kept := self._connection) is not None:
+            kept.send(messages)
+            with suppress(ConnectionError, _Closed):
+                return kept, await kept.next()
+            await self.close()
+        made = self._connection = await self._connect(address)
+        made.send(messages)
+        return made, await made.next()
 
     async def _connect(self, address: str) -> _ForwardConnection:
         parts = urlsplit(f"//{address}")
@@ -125,35 +134,81 @@ class ForwardSink:
         return connection
 
 
+class _Closed(SinkError):
+    """The server closed the connection where an answer was due."""
+
+
 class _ForwardConnection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._received = b""
+        """What is no whole message yet."""
 
     def close(self) -> None:
         self._writer.transport.abort()
 
-    async def ask(self, message: bytes) -> object:
-        """Send *message* and return what is answered."""
-        self._writer.write(message)
-        await self._writer.drain()
-        return await self.next()
+    def send(self, messages: Sequence[bytes]) -> None:
+        """Send *messages*; what the network does not take at once goes while answers are waited for."""
+        self._writer.writelines(messages)
 
     async def next(self) -> object:
-        """Return the server's next message: it says nothing of its own accord behind it."""
-        data = b""
-        while len(data) < MAX_ANSWER:
-            more = await self._reader.read(MAX_ANSWER)
-            if not more:
-                raise SinkError(
-                    "it closed the connection without an acknowledgement; does it want a shared key or TLS?"
-                )
-            data += more
+        """Return the server's next message. Raises OSError and SinkError."""
+        while len(self._received) < MAX_ANSWER:
             try:
-                return ormsgpack.unpackb(data)
+                message, self._received = first_message(self._received)
             except ormsgpack.MsgpackDecodeError:
-                continue
+                more = await self._reader.read(MAX_ANSWER)
+                if not more:
+                    raise _Closed(
+                        "it closed the connection without an acknowledgement; does it want a shared key or TLS?"
+                    ) from None
+                self._received += more
+            else:
+                return message
         raise SinkError(f"its answer has more than {MAX_ANSWER} bytes, or is not MessagePack")
+
+
+def first_message(received: bytes) -> tuple[object, bytes]:
+    """Return the value that *received* begins with, and what follows it. Raises MsgpackDecodeError: it is not whole."""
+    message = ormsgpack.unpackb(received)
+    # The library does not say where it ends: most often where it would if it were packed here, the shortest way.
+    for end in range(len(ormsgpack.packb(message)), len(received)):
+        with suppress(ormsgpack.MsgpackDecodeError):
+            ormsgpack.unpackb(received[:end])
+            return message, received[end:]
+    return message, b""
+
+
+def _by_tag(batch: Sequence[LogRecords]) -> dict[str, list[LogRecords]]:
+    """Return *batch* by tag, in order within each."""
+    parts: dict[str, list[LogRecords]] = {}
+    for records in batch:
+        parts.setdefault(records.origin.tag, []).append(records)
+    return parts
+
+
+def _numbers(batch: Sequence[LogRecords], acknowledged: int) -> list[int]:
+    """Return which records of *batch*, numbered through all of it, are in none of its first *acknowledged* tags."""
+    left = set(list(_by_tag(batch))[acknowledged:])
+    first = 0
+    numbers: list[int] = []
+    for records in batch:
+        if records.origin.tag in left:
+            numbers += range(first, first + len(records))
+        first += len(records)
+    return numbers
+
+
+def _entries(records: LogRecords) -> Iterator[bytes]:
+    """Yield *records* as entries of a message."""
+    members = orjson.loads(b"{%b}" % records.origin.members)
+    columns = zip(records.times, records.streams, records.objects, strict=True)
+    for time, stream, written in columns:
+        seconds, nanos = divmod(within(time, 0, LAST_TIME), BILLION)
+        stamp = ormsgpack.Ext(_EVENT_TIME, seconds.to_bytes(4) + nanos.to_bytes(4))
+        record = ({"stream": stream.decode()} if stream else {}) | members
+        yield _entry(stamp, record, written)
 
 
 def _entry(stamp: ormsgpack.Ext, record: Mapping[str, object], written: bytes) -> bytes:
@@ -177,7 +232,8 @@ async def _introduce(connection: _ForwardConnection, key: str, user: str, passwo
     salt = random_bytes.token_bytes(16)
     digest = _digest(salt, name.encode(), nonce, key.encode())
     proof = _digest(auth, user.encode(), password.encode()) if auth else ""
-    answer = await connection.ask(ormsgpack.packb(["PING", name, salt, digest, user if auth else "", proof]))
+    connection.send([ormsgpack.packb(["PING", name, salt, digest, user if auth else "", proof])])
+    answer = await connection.next()
     if not (isinstance(answer, list) and len(answer) == 5 and answer[0] == "PONG"):
         raise SinkError("it does not answer PING with PONG")
     if answer[1] is not True:

@@ -52,6 +52,8 @@ class Indivisible:
     why: str
     too_large: bool = False
     """It is the size that it does not like: later requests are made smaller from the start."""
+    unsendable: bool = False
+    """It cannot even be encoded: one record alone is at fault itself, whatever the sink takes of others."""
 
 
 Outcome: TypeAlias = Taken | Untaken | Indivisible

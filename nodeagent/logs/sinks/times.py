@@ -5,7 +5,9 @@ from __future__ import annotations
 import calendar
 import time
 from functools import lru_cache
+from typing import Final
 
+BILLION: Final = 1_000_000_000
 _DIGITS = frozenset(b"0123456789")
 
 
@@ -33,6 +35,14 @@ def nanoseconds(stamp: bytes) -> int:
     else:
         at = 19
     try:
-        return _seconds(stamp[:19], stamp[at:]) * 1_000_000_000 + int(fraction.ljust(9, b"0")[:9])
+        return _seconds(stamp[:19], stamp[at:]) * BILLION + int(fraction.ljust(9, b"0")[:9])
     except (ValueError, KeyError, OverflowError):
         raise ValueError(f"{stamp!r:.60}: not a time of RFC 3339") from None
+
+
+def within(stamp: bytes, least: int, most: int) -> int:
+    """Return the nanoseconds since 1970 of *stamp*, or of *least* and *most* the one that is nearer: protocols have
+    bounds, and a pod that chooses its records' times must not make one that cannot be sent. Raises ValueError where
+    it is not RFC 3339.
+    """
+    return min(max(nanoseconds(stamp), least), most)

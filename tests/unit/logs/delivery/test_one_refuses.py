@@ -16,8 +16,8 @@ from nodeagent.logs.delivery.buffer import DiskBuffer
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.lane import Lane, LaneBounds
 from nodeagent.logs.delivery.spill import Spill
-from nodeagent.logs.records import Receipt
-from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
+from nodeagent.logs.records import LogRecords, Receipt
+from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
 from tests.unit.logs.delivery.scripted import ScriptedSink, TestClock
 from tests.unit.logs.made_records import origin, records
 from tests.waiting import until
@@ -201,6 +201,45 @@ def test_a_record_that_is_refused_alone_is_a_letter_once_others_are_taken(tmp_pa
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await lane.close(0)
+
+    asyncio.run(asyncio.wait_for(test(), 100))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_many_records_that_are_refused_alone_hold_no_other_pod_back(tmp_path: Path, ordered: bool) -> None:
+    async def test() -> None:
+        sink = ScriptedSink(lambda texts: Indivisible("400") if b"bad" in texts else Taken(), ordered)
+        scene = Scene(tmp_path, sink, buffered=False)
+        task = asyncio.create_task(scene.lane.run())
+        scene.offer(["bad"] * 40, "a")
+        await until(lambda: scene.lane.trouble)
+        start = scene.clock.now()
+        scene.offer(["good"], "b")
+        await until(lambda: sink.taken == [b"good"])
+        assert scene.clock.now() - start < 60, "a pause or two"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await scene.lane.close(0)
+
+    asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_what_cannot_be_encoded_is_a_letter_at_once_and_others_do_not_wait(tmp_path: Path) -> None:
+    class Choosy(ScriptedSink):
+        def encode(self, batch: Sequence[LogRecords]) -> Payload:
+            if any(b"bad" in each.texts for each in batch):
+                raise OverflowError("int too big to convert")
+            return super().encode(batch)
+
+    async def test() -> None:
+        scene = Scene(tmp_path, Choosy(ordered=True), buffered=False)
+        task = asyncio.create_task(scene.lane.run())
+        scene.offer(["bad", "bad", "good", "bad"], "a")
+        await until(lambda: not scene.lane.held)
+        assert scene.refused() == ["bad"] * 3 and scene.lane.trouble == ""
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await scene.lane.close(0)
 
     asyncio.run(asyncio.wait_for(test(), 100))
 

@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
 
-from nodeagent.logs.sinks.forward import ForwardSink
+from nodeagent.logs.sinks.forward import ForwardSink, first_message
 from nodeagent.logs.sinks.settings import ForwardSettings
 from nodeagent.logs.sinks.sink import Outcome, Taken, Untaken
 from tests.fakes.forward import ForwardInput
@@ -53,6 +54,69 @@ def test_the_same_records_have_the_same_chunk() -> None:
     found = ForwardInput()
     sent(found, [TWO[0]], [TWO[0]])
     assert len(found.chunks) == 2 and len(set(found.chunks)) == 1
+
+
+def test_records_of_one_tag_are_one_message_however_many_pieces_they_came_in() -> None:
+    found = ForwardInput()
+    pieces = [records([f"{pod} {piece}"], source=origin(pod)) for piece in range(20) for pod in ("web-1", "web-2")]
+    assert sent(found, pieces) == [Taken()]
+    assert len(found.chunks) == 2
+    for pod in ("web-1", "web-2"):
+        lines = [record["log"] for _, record in found.received[f"kube.shop.{pod}.app"]]
+        assert lines == [f"{pod} {piece}" for piece in range(20)]
+
+
+def test_what_comes_again_are_the_records_of_the_tags_that_were_not_acknowledged() -> None:
+    pieces = [records([f"{pod} {piece}"] * 2, source=origin(pod)) for piece in range(2) for pod in ("web-1", "web-2")]
+    [outcome] = sent(ForwardInput(acknowledges=1), pieces)
+    assert isinstance(outcome, Taken) and list(outcome.again) == [2, 3, 6, 7]
+
+
+def test_nobody_waits_for_an_acknowledgement_to_send_the_next_message() -> None:
+    """As an input that answers only once it has all."""
+
+    async def test() -> None:
+        chunks: list[str] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            data = b""
+            while len(chunks) < 3:
+                data += await reader.read(1 << 16)
+                while data:
+                    message, data = first_message(data)
+                    chunks.append(message[2]["chunk"])  # type: ignore[index]
+            answers = b"".join(ormsgpack.packb({"ack": each}) for each in chunks)
+            for at in range(0, len(answers), 7):
+                writer.write(answers[at : at + 7])
+                await writer.drain()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        sink = ForwardSink("f", ForwardSettings.model_validate({"addresses": [f"127.0.0.1:{port}"]}), 5)
+        batch = [records(["x"], source=origin(f"web-{number}")) for number in range(3)]
+        assert await sink.send(sink.encode(batch)) == Taken()
+        await sink.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
+
+
+def test_a_connection_that_was_closed_while_idle_is_made_anew_without_a_word() -> None:
+    async def test() -> None:
+        found = ForwardInput()
+        server = await found.start()
+        settings = ForwardSettings.model_validate({"addresses": [f"127.0.0.1:{found.port}"]})
+        sink = ForwardSink("forward", settings, 5)
+        for _ in range(3):
+            assert await sink.send(sink.encode(TWO)) == Taken()
+            found.connections[-1].close()
+        assert len(found.connections) == 3
+        await sink.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 def secrets(folder: Path, key: str = "abc", password: str = "") -> dict[str, str]:

@@ -11,8 +11,10 @@ import ormsgpack
 import pytest
 
 from nodeagent.logs.process.framing import Framing
+from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.parsers import AUTO, TextParser, parser
 from nodeagent.logs.process.processor import ProcessCounts, Processor, Recipe
+from nodeagent.logs.process.times import TimeKey
 from nodeagent.logs.records import Chunk, LogRecords
 from nodeagent.logs.sinks.documents import documents
 from nodeagent.logs.sinks.making import make_sink
@@ -103,3 +105,20 @@ def test_what_messagepack_cannot_hold_goes_to_a_forward_input_as_text() -> None:
         _, record = ormsgpack.unpackb(packed, ext_hook=lambda _kind, data: data)
         assert record["log"].encode() == LINES[name]
         assert record["kubernetes"]["namespace_name"] == "shop"
+
+
+TIMES = ("1960-01-01T00:00:00Z", "2200-01-01T00:00:00Z", "2600-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "99999999999",
+         "0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59.999999999Z", "0", "-1", "9" * 19)  # fmt: skip
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_a_hostile_time_is_within_what_every_sink_has_room_for(time: str) -> None:
+    text = parser("json", "", TimeKey(RecordMember("time"), ""))
+    records = processed(b'{"time":"%b"}' % time.encode(), "plain", text)
+    for sink in sinks():
+        assert sink.encode([records]).body
+    loki = make_sink(SinkSettings.model_validate({"name": "x", "loki": {"urls": ["http://x"], "gzip": False}}))
+    body = loki.encode([records]).body
+    assert isinstance(body, bytes)
+    (stream,) = json.loads(body)["streams"]
+    assert -1 << 63 <= int(stream["values"][0][0]) < 1 << 63
