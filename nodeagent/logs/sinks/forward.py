@@ -26,15 +26,15 @@ from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, readable, secret
 from nodeagent.logs.sinks.settings import ForwardSettings
 from nodeagent.logs.sinks.sink import Outcome, Payload, Taken, Untaken
-from nodeagent.logs.sinks.times import BILLION, within
+from nodeagent.logs.sinks.times import nanoseconds, within
 
 CONNECT_SECONDS: Final = 10.0
 MAX_ANSWER: Final = 64 << 10
 """Bytes of a message from the server."""
 GZIP_LEVEL: Final = 1
-LAST_TIME: Final = (BILLION << 32) - 1
-"""Nanoseconds since 1970: an event's time has 32 bits for the seconds."""
 _EVENT_TIME: Final = 0
+_LATEST: Final = (1 << 32) * 1_000_000_000 - 1
+"""Nanoseconds since 1970, whose seconds have 32 bits: in the year 2106."""
 
 
 class ForwardSink:
@@ -205,7 +205,7 @@ def _entries(records: LogRecords) -> Iterator[bytes]:
     members = orjson.loads(b"{%b}" % records.origin.members)
     columns = zip(records.times, records.streams, records.objects, strict=True)
     for time, stream, written in columns:
-        seconds, nanos = divmod(within(time, 0, LAST_TIME), BILLION)
+        seconds, nanos = divmod(within(nanoseconds(time), _LATEST), 1_000_000_000)
         stamp = ormsgpack.Ext(_EVENT_TIME, seconds.to_bytes(4) + nanos.to_bytes(4))
         record = ({"stream": stream.decode()} if stream else {}) | members
         yield _entry(stamp, record, written)

@@ -23,16 +23,14 @@ from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
 from nodeagent.logs.sinks.settings import LOKI_PUSH, LokiSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
 from nodeagent.logs.sinks.templates import filled
-from nodeagent.logs.sinks.times import within
+from nodeagent.logs.sinks.times import nanoseconds, within
 
 PATH: Final = LOKI_PUSH
 GZIP_LEVEL: Final = 1
 LINE_BYTES: Final = 256 << 10
 """Of a line, as Loki takes it unless it is told otherwise (``limits_config.max_line_size``)."""
-FIRST_TIME: Final = -1 << 63
-"""Nanoseconds since 1970, as Loki has room for; it says itself which are too old or too new for it."""
-LAST_TIME: Final = (1 << 63) - (1 << 20)
-"""Of a line's first part: each other one is a nanosecond later."""
+_LATEST: Final = (1 << 63) - (1 << 20)
+"""Nanoseconds since 1970 in 63 bits, of a line's first part, behind which others have room: in the year 2262."""
 _REST_OF_CHARACTER: Final = 3
 _IGNORED: Final = re.compile(rb"total ignored: (\d{1,9}) out of (\d{1,9})")
 _NO_LABELS: Final = {"job": "nodeagent"}
@@ -87,7 +85,7 @@ class LokiSink:
                 row.append({**metadata, "stream": stream.decode()} if stream else metadata)
         values: list[object] = []
         for time, text, stream in zip(records.times, records.texts, records.streams, strict=True):
-            at = within(time, FIRST_TIME, LAST_TIME)
+            at = within(nanoseconds(time), _LATEST)
             values += [[str(at + number), part, *beside[stream]] for number, part in enumerate(_parts(text))]
         return values
 

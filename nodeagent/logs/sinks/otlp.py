@@ -25,7 +25,7 @@ from nodeagent.logs.records import LogOrigin, LogRecords
 from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, header_secret, readable
 from nodeagent.logs.sinks.settings import OtlpSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
-from nodeagent.logs.sinks.times import within
+from nodeagent.logs.sinks.times import nanoseconds, within
 from nodeagent.protocols.otlp_logs_pb2 import (
     AnyValue,
     ExportLogsServiceRequest,
@@ -40,12 +40,12 @@ from nodeagent.protocols.otlp_logs_pb2 import (
 PATH: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 MAX_ANSWER: Final = 64 << 10
 """Bytes of an answer."""
-LAST_TIME: Final = (1 << 64) - 1
-"""Nanoseconds since 1970, as ``time_unix_nano`` has room for; of a time before that it says 0, which is none."""
 FOR_EVER: Final = frozenset(
     {Status.INVALID_ARGUMENT, Status.NOT_FOUND, Status.ALREADY_EXISTS, Status.FAILED_PRECONDITION, Status.INTERNAL}
 )
 """With these a request is refused for what is in it; all others are tried again."""
+_LATEST: Final = (1 << 64) - 1
+"""Nanoseconds since 1970 in 64 bits: in the year 2554."""
 _TRACE: Final = re.compile(rb'"trace_?[iI]d"\s*:\s*"([0-9a-fA-F]{32})"')
 _SPAN: Final = re.compile(rb'"span_?[iI]d"\s*:\s*"([0-9a-fA-F]{16})"')
 
@@ -178,7 +178,7 @@ def _records(records: LogRecords) -> list[LogRecord]:
         span = _SPAN.search(written)
         result.append(
             LogRecord(
-                time_unix_nano=within(time, 0, LAST_TIME),
+                time_unix_nano=within(nanoseconds(time), _LATEST),
                 body=AnyValue(string_value=text.decode()),
                 attributes=[*streams[stream], _attribute("log.record.uid", f"{file}-{offset:x}")],
                 trace_id=bytes.fromhex(trace[1].decode()) if trace else b"",

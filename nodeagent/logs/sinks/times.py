@@ -5,9 +5,7 @@ from __future__ import annotations
 import calendar
 import time
 from functools import lru_cache
-from typing import Final
 
-BILLION: Final = 1_000_000_000
 _DIGITS = frozenset(b"0123456789")
 
 
@@ -20,6 +18,11 @@ def _seconds(until_second: bytes, zone: bytes) -> int:
         sign = {b"+": 1, b"-": -1}[zone[:1]]
         offset = sign * (int(zone[1:3]) * 3600 + int(zone[4:6]) * 60)
     return calendar.timegm(parsed) - offset
+
+
+def within(nanos: int, most: int) -> int:
+    """Return *nanos*, or of what a protocol can say, 0 up to *most* nanoseconds since 1970, the nearest."""
+    return min(max(nanos, 0), most)
 
 
 def nanoseconds(stamp: bytes) -> int:
@@ -35,14 +38,6 @@ def nanoseconds(stamp: bytes) -> int:
     else:
         at = 19
     try:
-        return _seconds(stamp[:19], stamp[at:]) * BILLION + int(fraction.ljust(9, b"0")[:9])
+        return _seconds(stamp[:19], stamp[at:]) * 1_000_000_000 + int(fraction.ljust(9, b"0")[:9])
     except (ValueError, KeyError, OverflowError):
         raise ValueError(f"{stamp!r:.60}: not a time of RFC 3339") from None
-
-
-def within(stamp: bytes, least: int, most: int) -> int:
-    """Return the nanoseconds since 1970 of *stamp*, or of *least* and *most* the one that is nearer: protocols have
-    bounds, and a pod that chooses its records' times must not make one that cannot be sent. Raises ValueError where
-    it is not RFC 3339.
-    """
-    return min(max(nanoseconds(stamp), least), most)
