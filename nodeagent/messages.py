@@ -500,9 +500,12 @@ class LogFileRenamed:
 
 @dataclass(frozen=True, slots=True)
 class LogSourceGone:
-    """The pod of the source *key* is gone, and no more files of it will come."""
+    """No more files of the source *key* will come. What it has open is read to the end, as its pod is gone; or, where
+    the source is *left_out* of a pod that lives, dropped from now on.
+    """
 
     key: str
+    left_out: bool
 
 
 @dataclass(frozen=True, slots=True)

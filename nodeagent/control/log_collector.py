@@ -334,9 +334,9 @@ class LogCollector:
         """Tell what a file is called now."""
         self._send(LogFileRenamed(*file, name))
 
-    def source_gone(self, key: str) -> None:
-        """Tell that nothing more comes of a source."""
-        self._send(LogSourceGone(key))
+    def source_gone(self, key: str, *, left_out: bool) -> None:
+        """Tell that nothing more comes of a source, or is wanted of it."""
+        self._send(LogSourceGone(key, left_out))
 
     def _send(self, message: ToCollector) -> None:
         """One that cannot be told something would lack it for good: it is replaced."""

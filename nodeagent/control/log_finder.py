@@ -108,7 +108,7 @@ class LogFinder:
         for key, source in list(before.sources.items()):
             described = self._described(before, source.kind, source.container or source.path)
             if described is None:
-                self._give_up(before, key)
+                self._give_up(before, key, left_out=True)
             elif described != source:
                 before.sources[key] = described
                 self._tells.source(described)
@@ -330,14 +330,14 @@ class LogFinder:
         for key in idle[: len(idle) - IDLE_SOURCES]:
             self._give_up(followed, key)
 
-    def _give_up(self, followed: FollowedPod, key: str) -> None:
-        """A source is not to be read any more."""
+    def _give_up(self, followed: FollowedPod, key: str, *, left_out: bool = False) -> None:
+        """A source has no more files, or is *left_out* from now on."""
         del followed.sources[key]
         for identity, (source, _) in list(followed.files.items()):
             if source == key:
                 del followed.files[identity]
                 self._known.pop(identity, None)
-        self._tells.source_gone(key)
+        self._tells.source_gone(key, left_out=left_out)
 
     def _drop(self, uid: PodUid, followed: FollowedPod) -> None:
         """A pod is gone, and so are its files; whoever has them open reads them to their ends."""

@@ -24,8 +24,8 @@ class Tells(Protocol):
     def renamed(self, file: FileId, name: str) -> None:
         """A file has another name; empty: none."""
 
-    def source_gone(self, key: str) -> None:
-        """No more files of this source will come."""
+    def source_gone(self, key: str, *, left_out: bool) -> None:
+        """No more files of this source will come; *left_out*: nor is anything more wanted of those that are open."""
 
 
 @dataclass(slots=True)

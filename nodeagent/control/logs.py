@@ -195,6 +195,7 @@ class NodeLogs:
         """Tell a row for each file, and one for each pod or wish that is not read, with the reason."""
         answer = await self.collector.ask()
         rows: list[Mapping[str, object]] = list(with_troubles(answer.files, answer.sinks))
+        rows += unnamed_troubles(answer.files, answer.sinks)
         for followed, refusals in self._finder.rows():
             namespace, _, name = followed.name.partition("/")
             of = {"namespace": namespace, "pod": name} if followed.object is not None else {"pod": followed.name}
@@ -236,6 +237,15 @@ def with_troubles(files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> Ite
         own = [row["why"]] if row.get("why") else []
         found = [*own, *(troubles[name] for name in row["sinks"] if name in troubles)]
         yield {**row, "why": "; ".join(found)} if found else row
+
+
+def unnamed_troubles(files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> Iterator[Unchecked]:
+    """Yield a row for each of *sinks* that complains and that no file goes to: a former one with records on disk."""
+    named = set().union(*(row["sinks"] for row in files))
+    for each in sinks:
+        if each["trouble"] and each["name"] not in named:
+            why = f"sink {each['name']}: {each['trouble']}"
+            yield {"sinks": [each["name"]], "state": "not delivered", "why": why}
 
 
 def in_force(path: Path | None, settings: LogSettings) -> tuple[LogSettings, str]:

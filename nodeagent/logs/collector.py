@@ -129,7 +129,7 @@ class Collector:
             case LogFileRenamed():
                 reading.tail.named(message.device, message.inode, message.name)
             case LogSourceGone():
-                reading.source_gone(message.key)
+                reading.source_gone(message.key, left_out=message.left_out)
             case AllLogsTold():
                 reading.all_told(message.keys)
             case AskCollector():
@@ -270,23 +270,28 @@ class Intake:
             return
         self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name, message.start)
 
-    def source_gone(self, key: str) -> None:
-        """Nothing more comes of a source; what it has open is read to its end."""
-        source = self._sources.get(key)
-        if source is None:
+    def source_gone(self, key: str, *, left_out: bool) -> None:
+        """Nothing more comes of a source; what it has open is read to its end, or dropped where it is *left_out*."""
+        if key not in self._sources:
             return
-        self.streams.gone(key)
-        if source.uid and all(each.gone for each in self.streams.sources.values() if each.facts.uid == source.uid):
-            self.tail.leave(source.uid)
+        self.streams.gone(key, left_out=left_out)
+        self.tail.leave(SourceKey(key))
 
     def all_told(self, keys: Iterable[str]) -> None:
-        """Sources that are not among *keys* are gone; who says so has counted nothing."""
+        """Sources that are not among *keys* are gone, or left out where others of their pod are not; who says so has
+        counted nothing.
+        """
         self._counts = None
-        for key in self._sources.keys() - set(keys):
-            self.source_gone(key)
+        told = set(keys)
+        lives = {self._sources[key].uid for key in told & self._sources.keys()}
+        for key in self._sources.keys() - told:
+            self.source_gone(key, left_out=self._sources[key].uid in lives)
 
     def forget(self) -> None:
-        """Forget the sources that are gone and have been read to their ends."""
+        """Forget the sources that are gone and have been read to their ends, and what was counted, and told, of pods
+        that have none.
+        """
+        self.streams.forget_pods()
         gone = [key for key, each in self.streams.sources.items() if each.gone]
         if not gone:
             return
@@ -333,7 +338,8 @@ class Intake:
         """Return what is not as it should be with a file, in words."""
         dropped = self.streams.over_rate(status.source.key)
         over = f"{dropped} records were dropped, over logs.limits.bytesPerSecondPerPod" if dropped else ""
-        why = "; ".join(each for each in (status.why, over) if each)
+        out = "left out, and dropped until its file ends" if self.streams.left_out(status.source.key) else ""
+        why = "; ".join(each for each in (status.why, over, out) if each)
         return {"why": why} if why else {}
 
     def warnings(self) -> list[str]:

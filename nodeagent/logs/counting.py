@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from nodeagent.logs.delivery.counts import PodCounts
-from nodeagent.logs.delivery.lane import Lane
+from nodeagent.logs.delivery.counts import PodCounts, SinkCounts
 from nodeagent.logs.process.processor import ProcessCounts
 from nodeagent.logs.tail.interfaces import TailCounts
 from nodeagent.telemetry import metrics
@@ -76,9 +75,9 @@ def _of_tail(pod: PodName, counts: TailCounts) -> Iterator[Count]:
     yield metrics.LOG_BYTES_LOST, pod, counts.bytes_lost
 
 
-def delivered(name: str, lane: Lane) -> Iterator[Counter]:
+def delivered(name: str, sink: SinkCounts) -> Iterator[Counter]:
     """Yield what became of the records offered to the sink *name*."""
-    for pod, counts in lane.counts.pods.items():
+    for pod, counts in sink.pods.items():
         grown = counts.offered + counts.settled + counts.retried
         yield ("sink", name, *pod), grown, partial(_of_pod, (name, *pod), counts)
 
@@ -92,7 +91,7 @@ def _of_pod(labels: Labels, counts: PodCounts) -> Iterator[Count]:
         yield metrics.LOG_RECORDS_DROPPED, (*labels, reason), number
 
 
-def waiting(lane: Lane) -> int:
+def waiting(sink: SinkCounts) -> int:
     """Return how many records of those offered are not settled at their sink."""
-    total = lane.counts.total()
+    total = sink.total()
     return total.offered - total.settled

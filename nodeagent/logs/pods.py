@@ -333,6 +333,8 @@ def _fluent_names(annotations: Mapping[str, str], prefix: str) -> Iterator[tuple
 def _parsed(reading: Reading, stream: str, parser: str) -> Reading:
     if stream == "stderr":
         return replace(reading, parser_stderr=parser)
+    if stream == "stdout":
+        return replace(reading, parser=parser, parser_stderr=reading.parser_stderr or reading.parser)
     return replace(reading, parser=parser)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from typing import Final
 
 from nodeagent.logs.pods import selects
@@ -10,6 +12,8 @@ from nodeagent.logs.process.framing import Framing
 from nodeagent.logs.process.limits import ByteRate
 from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.multiline import PRESETS, Multiline, preset
+from nodeagent.logs.process.objects import renamed
+from nodeagent.logs.process.origin import NOT_THE_APPLICATIONS
 from nodeagent.logs.process.parsers import AUTO, TextParser, parser
 from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.process.processor import Recipe
@@ -34,7 +38,7 @@ class Recipes:
             )
             for each in settings.multiline
         }
-        self._rules = [(each, _rule(each)) for each in settings.rules]
+        self._rules = [(each, tuple(_rules(each))) for each in settings.rules]
         self._rates: dict[str, ByteRate] = {}
 
     def recipe(self, source: SourceFacts, framing: Framing) -> Recipe:
@@ -47,11 +51,16 @@ class Recipes:
             parser=self._parsers.get(reading.parser, AUTO),
             parser_stderr=self._parsers.get(reading.parser_stderr),
             multiline=self._lines(reading.multiline),
-            rules=tuple(rule for setting, rule in self._rules if selects(setting, source.namespace, source.labels)),
+            rules=tuple(chain.from_iterable(self._rules_for(source))),
             without=frozenset(stream.encode() for stream in reading.without),
             record_bytes=self._settings.limits.line_bytes,
             text=self._settings.metadata.text,
         )
+
+    def _rules_for(self, source: SourceFacts) -> Iterator[tuple[Rule, ...]]:
+        for setting, rules in self._rules:
+            if selects(setting, source.namespace, source.labels):
+                yield rules
 
     def rate(self, uid: str) -> ByteRate | None:
         """Return what bounds the pod *uid*; None: nothing does."""
@@ -80,11 +89,22 @@ def _parser(settings: ParserSettings) -> TextParser:
     return parser(settings.type, settings.pattern or "", time)
 
 
-def _rule(settings: LogRule) -> Rule:
-    if settings.drop is not None:
-        drop = settings.drop
-        return DropRule(LinePattern(drop.matches), RecordMember(drop.field) if drop.field else None)
-    assert settings.redact is not None  # checked as the configuration was read
-    redact = settings.redact
-    member = RecordMember(redact.field) if redact.field else None
-    return RedactRule(LinePattern(redact.matches), redact.replacement, member)
+def _rules(settings: LogRule) -> Iterator[Rule]:
+    """Yield what *settings* ask for; a member whose name records have for something else is looked for by the name
+    that it gets, too: rules go by what an application writes.
+    """
+    if (drop := settings.drop) is not None:
+        for member in _members(drop.field):
+            yield DropRule(LinePattern(drop.matches), member)
+    if (redact := settings.redact) is not None:
+        for member in _members(redact.field):
+            yield RedactRule(LinePattern(redact.matches), redact.replacement, member)
+
+
+def _members(path: str) -> Iterator[RecordMember | None]:
+    if not path:
+        yield None
+        return
+    yield RecordMember(path)
+    if path.partition(".")[0] in NOT_THE_APPLICATIONS:
+        yield RecordMember(renamed(path))

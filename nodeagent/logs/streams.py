@@ -8,11 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from nodeagent.logs.counting import Counter, PodName, delivered, processed, waiting
 from nodeagent.logs.delivery.lane import Lane
-from nodeagent.logs.delivery.making import make_lane
+from nodeagent.logs.delivery.left_behind import left_behind
+from nodeagent.logs.delivery.making import BUFFER, make_lane
 from nodeagent.logs.process.framing import Framing
 from nodeagent.logs.process.origin import OriginFacts as Described
 from nodeagent.logs.process.origin import make_origin
@@ -24,9 +26,12 @@ from nodeagent.logs.sources import SourceFacts
 from nodeagent.logs.tail.coverage import Coverage
 from nodeagent.logs.tail.interfaces import LogSource
 from nodeagent.vocabulary import PodUid
+from nodeagent.wire import Unchecked
 
 FLUSH_SECONDS: Final = 0.5
 """Between two looks for lines that are held back for too long."""
+EVERY_STREAM: Final = frozenset({b"", b"stdout", b"stderr"})
+"""A file's has no name."""
 Start = Callable[[Coroutine[object, object, None]], None]
 log = logging.getLogger("nodeagent.logs")
 
@@ -56,9 +61,7 @@ class FileStream:
     def ended(self) -> None:
         """Nothing follows."""
         self._followed.streams.discard(self)
-        self._followed.holding.discard(self)
-        if self._processor is not None:
-            self._offer(self._processor.flush(time.time(), final=True))
+        self.finish()
 
     def flush(self, now: float) -> None:
         """Offer what has been held back for too long."""
@@ -71,6 +74,13 @@ class FileStream:
         """Records carry *origin* from now on."""
         if self._processor is not None:
             self._processor.origin = origin
+
+    def finish(self) -> None:
+        """Offer what is held back; what follows is processed as the source is told then."""
+        if self._processor is not None:
+            self._offer(self._processor.flush(time.time(), final=True))
+        self._followed.holding.discard(self)
+        self._processor = None
 
     def _offer(self, records: LogRecords | None) -> None:
         if records is None:
@@ -103,7 +113,9 @@ class FollowedSource:
         self.counts = ProcessCounts()
         self.streams: set[FileStream] = set()
         self.gone = False
-        """Its pod is."""
+        """Its pod is, or it is left out of that."""
+        self.left_out = False
+        """Its pod lives: what is still read of it is dropped."""
         self.unknown: tuple[str, ...] = ()
         """Sinks of it that are none of the settings': nothing is read, for it would be settled without them."""
 
@@ -115,7 +127,18 @@ class FollowedSource:
     def processor(self, first: Chunk) -> Processor:
         """Return what makes records of a file whose *first* chunk this is."""
         recipe = self._recipes.recipe(self.facts, self._framing(first))
+        if self.left_out:
+            recipe = replace(recipe, without=EVERY_STREAM)
         return Processor(self.origin, recipe, self.counts, self._recipes.rate(self.facts.uid))
+
+    def finish(self) -> None:
+        """What follows is made into records as is told then, in files that are open too."""
+        for stream in self.streams:
+            stream.finish()
+
+    def reads_alike(self, facts: SourceFacts) -> bool:
+        """Whether records are made in the same way by *facts*."""
+        return not self.left_out and self._recipes.recipe(facts, "cri") == self._recipes.recipe(self.facts, "cri")
 
     def _framing(self, first: Chunk) -> Framing:
         if self.facts.kind != "output":
@@ -132,6 +155,10 @@ class FileStreams:
         self._recipes = Recipes(settings)
         state = settings.state_directory
         self.lanes = {each.name: make_lane(each, settings.buffer, state) for each in settings.sinks}
+        buffered = [each.name for each in settings.sinks] if settings.buffer.bytes else []
+        self._left = {each.name: each for each in left_behind(state / BUFFER, buffered)}
+        for name in self._left.keys() & self.lanes.keys():
+            self.lanes[name].counts.add(self._left[name].counts)
         self.sources: dict[str, FollowedSource] = {}
         self._holding: set[FileStream] = set()
         self._ending = False
@@ -165,7 +192,10 @@ class FileStreams:
             followed = self.sources[facts.key] = FollowedSource(
                 facts, origin, self._recipes, self._is_reading, self._holding
             )
+        elif not followed.reads_alike(facts):
+            followed.finish()
         followed.facts = facts
+        followed.left_out = False
         followed.origin = origin
         followed.lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
         followed.unknown = tuple(name for name in facts.reading.sinks if name not in self.lanes)
@@ -173,11 +203,22 @@ class FileStreams:
         for stream in followed.streams:
             stream.described(origin)
 
-    def gone(self, key: str) -> None:
-        """The pod of a source is gone; what is open of it is read to its end."""
+    def gone(self, key: str, *, left_out: bool) -> None:
+        """The pod of a source is gone, and what is open of it is read to its end; or it is *left_out* of a pod that
+        lives, and what is open is dropped.
+        """
         followed = self.sources.get(key)
-        if followed is not None:
-            followed.gone = True
+        if followed is None:
+            return
+        if left_out:
+            followed.finish()
+        followed.gone = True
+        followed.left_out = left_out
+
+    def left_out(self, key: str) -> bool:
+        """Say whether what is still read of the source *key* is dropped."""
+        followed = self.sources.get(key)
+        return followed is not None and followed.left_out
 
     def forget(self, key: str) -> bool:
         """Forget a source; return whether it was the last one of its pod."""
@@ -186,6 +227,12 @@ class FileStreams:
         if last:
             self._recipes.forget(uid)
         return last
+
+    def forget_pods(self) -> None:
+        """Forget, as far as is told, what became of records of pods that are gone."""
+        living = {each.pod for each in self.sources.values()}
+        for lane in self.lanes.values():
+            lane.counts.forget(living)
 
     def open(self, source: LogSource, file: bytes, coverage: Coverage) -> FileStream:
         """Return who takes the lines of a generation: the tail's OpenTaker."""
@@ -206,28 +253,38 @@ class FileStreams:
         for key, each in self.sources.items():
             yield processed(key, each.pod, each.counts)
         for name, lane in self.lanes.items():
-            yield from delivered(name, lane)
+            yield from delivered(name, lane.counts)
+        for name in self._left.keys() - self.lanes.keys():
+            yield from delivered(name, self._left[name].counts)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each sink."""
-        return [
-            {
-                "name": name,
-                "waiting": waiting(lane),
-                "heldBytes": lane.held,
-                "bufferedBytes": lane.buffered_bytes,
-                "delivered": lane.counts.total().delivered,
-                "trouble": "; ".join(lane.troubles()),
-            }
-            for name, lane in self.lanes.items()
-        ]
+    def rows(self) -> list[Unchecked]:
+        """Return a row for each sink, and for each that is one no more and has records on disk."""
+        return [self._row(name) for name in dict.fromkeys((*self.lanes, *self._left))]
+
+    def _row(self, name: str) -> Unchecked:
+        lane = self.lanes.get(name)
+        left = self._left.get(name)
+        counts = lane.counts if lane is not None else self._left[name].counts
+        return {
+            "name": name,
+            "waiting": waiting(counts),
+            "heldBytes": lane.held if lane is not None else 0,
+            "bufferedBytes": (lane.buffered_bytes if lane is not None else 0) + (left.bytes if left is not None else 0),
+            "delivered": counts.total().delivered,
+            "trouble": "; ".join(self._troubles(name)),
+        }
+
+    def _troubles(self, name: str) -> list[str]:
+        lane = self.lanes.get(name)
+        left = self._left.get(name)
+        return [*(lane.troubles() if lane is not None else ()), *((left.trouble,) if left is not None else ())]
 
     def warnings(self) -> list[str]:
         """Return, in words, which sinks take nothing, and why."""
-        unknown = {name for each in self.sources.values() for name in each.unknown}
-        result = [f"sink {name} is unknown to the collector; nothing is read that goes there" for name in sorted(unknown)]
-        for name, lane in self.lanes.items():
-            result += [f"sink {name}: {each}" for each in lane.troubles()]
+        unknown = sorted(set().union(*(each.unknown for each in self.sources.values())))
+        result = [f"sink {name} is unknown to the collector; nothing is read that goes there" for name in unknown]
+        for name in dict.fromkeys((*self.lanes, *self._left)):
+            result += [f"sink {name}: {each}" for each in self._troubles(name)]
         return result
 
     def _origin(self, facts: SourceFacts) -> LogOrigin:

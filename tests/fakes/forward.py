@@ -14,6 +14,7 @@ import ormsgpack
 
 from nodeagent.logs.sinks.forward import first_message
 
+
 def entries_of(packed: bytes) -> list[tuple[float, Any]]:
     """Return time and record of each entry in a row of MessagePack arrays ``[EventTime, record]``."""
     result: list[tuple[float, Any]] = []

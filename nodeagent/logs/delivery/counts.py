@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -28,6 +29,14 @@ class PodCounts:
     dropped: Counter[str] = field(default_factory=Counter)
     """By reason."""
 
+    def add(self, other: PodCounts) -> None:
+        """Add the numbers of *other*."""
+        self.offered += other.offered
+        self.delivered += other.delivered
+        self.retried += other.retried
+        self.dead_lettered += other.dead_lettered
+        self.dropped.update(other.dropped)
+
     @property
     def settled(self) -> int:
         """How many of those offered are neither in memory nor in the buffer."""
@@ -39,6 +48,8 @@ class SinkCounts:
 
     def __init__(self) -> None:
         self.pods: dict[PodName, PodCounts] = {}
+        self._gone = PodCounts()
+        """Of pods that were forgotten: the totals stay."""
 
     def of(self, origin: LogOrigin) -> PodCounts:
         """Return the counts of the pod of *origin*."""
@@ -53,26 +64,22 @@ class SinkCounts:
             found = self.pods[pod] = PodCounts()
         return found
 
-    def forget(self, pod: PodName) -> None:
-        """Count *pod*, which is gone, among the others: the totals stay."""
-        gone = self.pods.get(pod)
-        if gone is None or pod == OTHERS:
+    def add(self, other: SinkCounts) -> None:
+        """Add the numbers of *other*."""
+        for pod, counts in other.pods.items():
+            self.named(pod).add(counts)
+
+    def forget(self, living: Set[PodName]) -> None:
+        """Have no numbers of their own for pods that are not among *living* and of which nothing waits any more."""
+        if len(self.pods) <= len(living):
             return
-        del self.pods[pod]
-        others = self.pods.setdefault(OTHERS, PodCounts())
-        others.offered += gone.offered
-        others.delivered += gone.delivered
-        others.retried += gone.retried
-        others.dead_lettered += gone.dead_lettered
-        others.dropped.update(gone.dropped)
+        for pod in [each for each, counts in self.pods.items() if each not in living and each != OTHERS]:
+            if self.pods[pod].offered == self.pods[pod].settled:
+                self._gone.add(self.pods.pop(pod))
 
     def total(self) -> PodCounts:
-        """Return the sum over all pods."""
+        """Return the sum over all pods, those that were forgotten too."""
         result = PodCounts()
-        for each in self.pods.values():
-            result.offered += each.offered
-            result.delivered += each.delivered
-            result.retried += each.retried
-            result.dead_lettered += each.dead_lettered
-            result.dropped.update(each.dropped)
+        for each in (self._gone, *self.pods.values()):
+            result.add(each)
         return result

@@ -305,8 +305,8 @@ class Lane:
 
     def _others(self) -> Batch | None:
         """Take of what waits what may go before that which comes again."""
-        older = {pod for each in self._answers.again for pod in each.pods()} if self.sink.ordered else ()
-        return self._waiting.take_others(self._answers.request, older)
+        older = [each.pods() for each in self._answers.again] if self.sink.ordered else []
+        return self._waiting.take_others(self._answers.request, set().union(*older))
 
     def _soonest(self, now: float) -> float | None:
         if self.sink.ordered and self._answers.again:

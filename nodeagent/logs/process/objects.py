@@ -163,8 +163,13 @@ def _without(reserved: tuple[str, ...]) -> msgspec.json.Decoder[msgspec.Struct]:
     return msgspec.json.Decoder(msgspec.defstruct("Whole", fields, gc=False))
 
 
+def renamed(name: str) -> str:
+    """Return what a member becomes whose name is reserved, unless there is one of that name already."""
+    return "app_" + name.lstrip("@")
+
+
 def _other_name(name: str, taken: Iterable[str]) -> str:
-    found = "app_" + name.lstrip("@")
+    found = renamed(name)
     while found in taken:
         found = "app_" + found
     return found

@@ -6,11 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
+from nodeagent.logs.process.objects import OWN_MEMBERS
 from nodeagent.logs.records import LogOrigin
 from nodeagent.vocabulary import PodUid
+
+NOT_THE_APPLICATIONS: Final = frozenset({*OWN_MEMBERS, "kubernetes", "log_file"})
+"""Members that records may have of the agent's."""
 
 
 @dataclass(frozen=True, slots=True)

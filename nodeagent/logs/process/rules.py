@@ -32,6 +32,10 @@ class RedactRule:
     member: RecordMember | None = None
     """Where it is looked for; None: in the text."""
 
+    def replaced(self, value: str) -> str:
+        """Return a member's *value* without what is found."""
+        return self.pattern.replaced_in(value.encode(), self.replacement.encode()).decode("utf-8", "replace")
+
 
 Rule: TypeAlias = DropRule | RedactRule
 
@@ -71,8 +75,5 @@ def redact_members(rules: Sequence[Rule], objects: list[bytes]) -> dict[int, byt
         if not isinstance(rule, RedactRule) or rule.member is None:
             continue
         now = [changed.get(at, found) for at, found in enumerate(objects)] if changed else objects
-        for at, value in rule.member.values(now).items():
-            made = rule.pattern.replaced_in(value.encode(), rule.replacement.encode()).decode("utf-8", "replace")
-            if made != value:
-                changed[at] = rule.member.replaced(now[at], made)
+        changed |= rule.member.redacted(now, rule.replaced)
     return changed

@@ -15,6 +15,7 @@ import secrets as random_bytes
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ import ormsgpack
 from isal import igzip
 
 from nodeagent.logs.records import LogRecords
+from nodeagent.logs.sinks.names import ServerNames
 from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, readable, secret
 from nodeagent.logs.sinks.settings import ForwardSettings
 from nodeagent.logs.sinks.sink import Outcome, Payload, Taken, Untaken
@@ -49,6 +51,7 @@ class ForwardSink:
         self._tls = ClientTls(settings.tls) if settings.tls else None
         paths = [each for each in (settings.shared_key_file, settings.password_file) if each]
         self._secrets = MadeOfFiles(paths, lambda: [secret(each) for each in paths])
+        self._names = ServerNames()
         self._at = 0
         self._connection: _ForwardConnection | None = None
 
@@ -83,7 +86,7 @@ class ForwardSink:
             self._connection = None
 
     def _message(self, tag: str, parts: Sequence[LogRecords]) -> bytes:
-        packed = b"".join(entry for records in parts for entry in _entries(records))
+        packed = b"".join(chain.from_iterable(map(_entries, parts)))
         chunk = base64.b64encode(hashlib.blake2b(packed, digest_size=16).digest()).decode()
         options: dict[str, object] = {"chunk": chunk, "size": sum(map(len, parts))}
         if self._settings.gzip:
@@ -123,7 +126,9 @@ class ForwardSink:
         host = parts.hostname or ""
         name = (self._tls.server_name or host) if self._tls else None
         async with asyncio.timeout(CONNECT_SECONDS):
-            reader, writer = await asyncio.open_connection(host, parts.port, ssl=context, server_hostname=name)
+            reader, writer = await self._names.connect(
+                host, lambda address: asyncio.open_connection(address, parts.port, ssl=context, server_hostname=name)
+            )
             connection = _ForwardConnection(reader, writer)
             try:
                 if keys:

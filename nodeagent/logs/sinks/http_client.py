@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from nodeagent.logs.sinks.names import ServerNames
 from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError, readable
 from nodeagent.vocabulary import host_port
 
@@ -68,6 +69,7 @@ class HttpClient:
         self._tls = tls
         self._authorization = authorization
         self._timeout = timeout
+        self._names = ServerNames()
         self._at = 0
         self._idle: dict[_Server, list[_HttpConnection]] = {}
 
@@ -144,8 +146,11 @@ class HttpClient:
             context = self._tls.context()
             name = self._tls.server_name or server.host
         async with asyncio.timeout(CONNECT_SECONDS):
-            reader, writer = await asyncio.open_connection(
-                server.host, server.port, ssl=context, server_hostname=name, limit=_CHUNK
+            reader, writer = await self._names.connect(
+                server.host,
+                lambda address: asyncio.open_connection(
+                    address, server.port, ssl=context, server_hostname=name, limit=_CHUNK
+                ),
             )
         return _HttpConnection(reader, writer)
 

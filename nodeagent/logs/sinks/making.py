@@ -32,4 +32,6 @@ def make_sink(settings: SinkSettings, clock: Callable[[], float] = time.time) ->
         return ForwardSink(settings.name, settings.forward, timeout)
     from nodeagent.logs.sinks.files import FileSink, StdoutSink
 
-    return FileSink(settings.name, settings.file) if settings.file else StdoutSink(settings.name)
+    if settings.file:
+        return FileSink(settings.name, settings.file, timeout)
+    return StdoutSink(settings.name, timeout)

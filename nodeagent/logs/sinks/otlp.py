@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 from google.protobuf.message import DecodeError, Message
 from grpclib.client import Channel, Stream, UnaryUnaryMethod
-from grpclib.config import Configuration
 from grpclib.const import Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.protocol import H2Protocol
 
 from nodeagent.grpc_answers import AnswerError, next_answer
 from nodeagent.logs.records import LogOrigin, LogRecords
+from nodeagent.logs.sinks.names import ServerNames
 from nodeagent.logs.sinks.secrets import ClientTls, MadeOfFiles, SinkError, header_secret, readable
 from nodeagent.logs.sinks.settings import OtlpSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
@@ -64,6 +65,7 @@ class OtlpSink:
         self._metadata = MadeOfFiles(
             paths, lambda: [(key, header_secret(path)) for key, path in settings.headers.items()]
         )
+        self._names = ServerNames()
         self._channel: tuple[ssl.SSLContext | None, Channel] | None = None
 
     def encode(self, batch: Sequence[LogRecords]) -> Payload:
@@ -121,11 +123,30 @@ class OtlpSink:
             self._channel = None
         if self._channel is None:
             parts = urlsplit(f"//{self._settings.address}")
-            # The name is what the certificate must say; without one it is the host.
-            config = Configuration(ssl_target_name_override=self._tls.server_name or None) if self._tls else None
-            channel = Channel(parts.hostname, parts.port, ssl=context, codec=_Encoded(), config=config)
+            channel = _Channel(parts.hostname or "", parts.port or 0, context, self._tls, self._names)
             self._channel = (context, channel)
         return self._channel[1]
+
+
+class _Channel(Channel):
+    """A connection whose server's name is looked up as all sinks' are."""
+
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext | None, tls: ClientTls | None, names: ServerNames
+    ) -> None:
+        super().__init__(host, port, ssl=context, codec=_Encoded())
+        self._names = names
+        # What the certificate must say; without it that is the host.
+        self._server_name = (tls.server_name or host) if tls else None
+
+    async def _create_connection(self) -> H2Protocol:
+        _, protocol = await self._names.connect(
+            self._host or "",
+            lambda address: self._loop.create_connection(
+                self._protocol_factory, address, self._port, ssl=self._ssl, server_hostname=self._server_name
+            ),
+        )
+        return protocol
 
 
 class _Encoded(CodecBase):

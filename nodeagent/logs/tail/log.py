@@ -343,7 +343,7 @@ class FollowedLog:
         self._close(file, now)
 
     def leave(self, now: float) -> None:
-        """The pod is gone: what its files have is read, then they are closed whether they have a name or not."""
+        """Nothing more comes of it: what its files have is read, then they are closed, with a name or without one."""
         for each in self.contents.files:
             if each.removed is None:
                 each.removed = now

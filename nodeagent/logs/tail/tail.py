@@ -100,6 +100,7 @@ class Tail:
         key = file.inode.device, file.inode.number
         if key in self._files:
             file.close()
+            self._files[key][1].removed = None  # it is wanted again
             self.named(*key, name)
             return True
         found = self._logs.get(source.key)
@@ -148,12 +149,14 @@ class Tail:
         closed, self._closed = self._closed, []
         return [key for key in closed if key not in self._files]
 
-    def leave(self, uid: PodUid) -> None:
-        """That pod is gone: what its files have is read, then they are closed though they may have a name still."""
-        for each in self._logs.values():
-            if each.source.uid == uid:
-                each.leave(self._clock())
-                self._stir(each)
+    def leave(self, source: SourceKey) -> None:
+        """Nothing more comes of *source*: what its files have is read, then they are closed though they may have a
+        name still.
+        """
+        found = self._logs.get(source)
+        if found is not None:
+            found.leave(self._clock())
+            self._stir(found)
 
     # -- what a log asks --
 

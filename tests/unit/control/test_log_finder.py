@@ -39,6 +39,7 @@ class Heard:
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     files: dict[FileId, tuple[str, str, int]] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def source(self, source: SourceFacts) -> None:
         self.sources[source.key] = source
@@ -53,8 +54,10 @@ class Heard:
         source, _, descriptor = self.files[file]
         self.files[file] = (source, name, descriptor)
 
-    def source_gone(self, key: str) -> None:
+    def source_gone(self, key: str, *, left_out: bool) -> None:
         self.gone.append(key)
+        if left_out:
+            self.left_out.append(key)
 
     def names(self) -> list[tuple[str, str]]:
         """Return (container or path, name) of each file."""
@@ -232,7 +235,7 @@ def test_a_pod_that_asks_to_be_left_out_later_is(node: Node) -> None:
     node.look()
     node.pod(annotations={"nodeagent.io/logs": "disabled"})
     node.look()
-    assert node.heard.gone == ["output/u1/app"]
+    assert node.heard.gone == node.heard.left_out == ["output/u1/app"]
 
 
 def test_what_is_no_file_of_the_volume_is_refused_by_name(node: Node) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 
 from nodeagent.channel import pair
 from nodeagent.logs.collector import Collector, Intake
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.counts import MAX_PODS, OTHERS
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts
 from nodeagent.logs.tail.positions import FILE
@@ -20,6 +23,7 @@ from nodeagent.messages import LogFileOpened, StartCollector
 from nodeagent.proxy import privilege
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, encode
+from tests.unit.logs.made_records import records
 from tests.waiting import until
 
 SOURCE = SourceFacts(
@@ -127,34 +131,132 @@ def _received(end: socket.socket) -> bytes:
 def test_nothing_is_settled_of_a_source_with_a_sink_that_is_not_known(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text("one\n")
-    (tmp_path / "state").mkdir()
-    sink = {"name": "others", "file": {"path": str(tmp_path / "out.jsonl")}}
-    settings = LogSettings.model_validate({"stateDirectory": str(tmp_path / "state"), "sinks": [sink]})
+    out = tmp_path / "out.jsonl"
 
     async def scenario() -> None:
-        intake = Intake(settings, "node1")
-        tasks: set[asyncio.Task[None]] = set()
-        intake.begin(lambda work: tasks.add(asyncio.create_task(work)))  # type: ignore[arg-type]
-        try:
-            intake.source(SOURCE)
+        async with at_work(tmp_path) as intake:
+            intake.source(replace(SOURCE, reading=Reading(sinks=("all", "others"))))
             intake.add(opened(log))
-            await until(lambda: intake.rows(), "it is open")
-            assert intake.warnings() == ["sink all is unknown to the collector; nothing is read that goes there"]
-            intake.source(replace(SOURCE, reading=Reading(sinks=("others",))))
-            out = tmp_path / "out.jsonl"
+            await until(lambda: [each["state"] for each in intake.rows()] == ["blocked"], "it is open")
+            assert intake.warnings() == ["sink others is unknown to the collector; nothing is read that goes there"]
+            intake.source(SOURCE)
             await until(lambda: out.exists() and '"log":"one"' in out.read_text(), "all of it is there")
             assert intake.warnings() == []
-        finally:
-            await intake.end(5)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(scenario())
 
 
-def opened(log: Path) -> LogFileOpened:
+def opened(log: Path, key: str = SOURCE.key) -> LogFileOpened:
     """Return the message that hands *log* over."""
     found = log.stat()
     descriptor = FileDescriptor(os.open(log, os.O_RDONLY | os.O_CLOEXEC))
-    return LogFileOpened(SOURCE.key, log.name, found.st_dev, found.st_ino, 0, descriptor)
+    return LogFileOpened(key, log.name, found.st_dev, found.st_ino, 0, descriptor)
+
+
+@asynccontextmanager
+async def at_work(folder: Path, **more: object) -> AsyncIterator[Intake]:
+    """Have an intake deliver into the file ``out.jsonl`` of *folder*."""
+    (folder / "state").mkdir(exist_ok=True)
+    sinks = [{"name": "all", "file": {"path": str(folder / "out.jsonl")}}]
+    given = {"stateDirectory": str(folder / "state"), "sinks": sinks, **more}
+    intake = Intake(LogSettings.model_validate(given), "node1")
+    tasks: set[asyncio.Task[None]] = set()
+    intake.begin(lambda work: tasks.add(asyncio.create_task(work)))  # type: ignore[arg-type]
+    try:
+        yield intake
+    finally:
+        await intake.end(5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Output:
+    """A container's file, which is written to on and on."""
+
+    def __init__(self, folder: Path, container: str) -> None:
+        self.path = folder / f"{container}.log"
+        self.path.touch()
+        self.facts = SourceFacts(
+            f"output/u/{container}", "output", PodUid("u"), "default", "web", container, "",
+            reading=Reading(sinks=("all",)),
+        )  # fmt: skip
+
+    def say(self, text: str, stream: str = "stdout") -> None:
+        with self.path.open("a") as file:
+            file.write(f"2026-01-01T00:00:00.0Z {stream} F {text}\n")
+
+
+def test_what_is_left_out_of_a_pod_that_lives_is_delivered_no_more(tmp_path: Path) -> None:
+    app, side = Output(tmp_path, "app"), Output(tmp_path, "side")
+
+    def has(text: str) -> bool:
+        return text in (tmp_path / "out.jsonl").read_text()
+
+    async def scenario() -> None:
+        async with at_work(tmp_path) as intake:
+            for each in (app, side):
+                intake.source(each.facts)
+                intake.add(opened(each.path, each.facts.key))
+                each.say("before")
+                each.say("before of stderr", "stderr")
+            await until(lambda: (tmp_path / "out.jsonl").exists() and has("before of stderr") and has('"side"'))
+            intake.source_gone(side.facts.key, left_out=True)
+            intake.source(
+                replace(
+                    app.facts, reading=Reading(sinks=("all",), without=("stderr",), parser_stderr="none", parser="none")
+                )
+            )
+            side.say("side after")
+            app.say("stderr after", "stderr")
+            app.say('{"after": 1}')
+            await until(lambda: has('"log":"{\\"after'), "what is still wanted, as text")
+            rows = {each["container"]: each for each in intake.rows()}
+            await until(lambda: all(each["settled"] == each["size"] for each in intake.rows()), "all is settled")
+            assert "left out" in rows["side"]["why"] and "why" not in rows["app"]
+            assert not has("side after") and not has("stderr after")
+            intake.source(side.facts)
+            intake.add(opened(side.path, side.facts.key))
+            side.say("side again")
+            await until(lambda: has("side again"), "it is wanted again")
+            assert not has("side after")
+
+    asyncio.run(scenario())
+
+
+def test_records_of_a_former_sink_are_told_until_somebody_decides(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        for sink in ("former", "all"):
+            buffer = DiskBuffer(tmp_path / "state" / "buffer" / sink, 1 << 20)
+            buffer.open()
+            await buffer.append([records(["one", "two"])])
+            await buffer.close()
+        async with at_work(tmp_path) as intake:
+            (warning,) = [each for each in intake.warnings() if "former" in each]
+            assert "2 records" in warning and str(tmp_path / "state" / "buffer" / "former") in warning
+            rows = {each["name"]: each for each in intake.streams.rows()}
+            assert rows["former"]["waiting"] == 2 and rows["former"]["bufferedBytes"] > 0
+            out = tmp_path / "out.jsonl"
+            await until(lambda: out.exists() and out.read_text().count("\n") == 2, "those of the other are delivered")
+        for _ in range(2):
+            async with at_work(tmp_path, buffer={"bytes": 0}) as intake:
+                assert any("former" in each for each in intake.warnings())
+
+    asyncio.run(scenario())
+
+
+def test_pods_that_are_gone_leave_their_place_in_the_counts_to_others(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with at_work(tmp_path) as intake:
+            for number in range(MAX_PODS + 10):
+                app = replace(SOURCE, key=f"output/{number}/app", uid=PodUid(str(number)), pod=f"web-{number}")
+                intake.source(app)
+                lane = intake.streams.lanes["all"]
+                lane.counts.named(("default", app.pod)).offered += 1
+                lane.counts.named(("default", app.pod)).delivered += 1
+                intake.source_gone(app.key, left_out=False)
+                intake.forget()
+            assert lane.counts.total().delivered == MAX_PODS + 10
+            assert OTHERS not in lane.counts.pods and len(lane.counts.pods) <= 1
+
+    asyncio.run(scenario())

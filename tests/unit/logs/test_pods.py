@@ -103,6 +103,15 @@ def test_parsers_of_streams_and_containers_by_fluent_bits_annotations() -> None:
     assert (nginx.parser, nginx.parser_stderr) == ("nginx", "logfmt")
 
 
+def test_a_parser_of_stdout_leaves_stderr_as_it_is() -> None:
+    found = planned({"fluentbit.io/parser_stdout": "none", "fluentbit.io/parser_stdout-side": "json"})
+    read = {name: found.reading_of(name) for name in ("app", "side")}
+    assert {name: each and (each.parser, each.parser_stderr) for name, each in read.items()} == {
+        "app": ("none", "auto"),
+        "side": ("json", "auto"),
+    }
+
+
 def test_a_stream_that_is_left_out_is_told() -> None:
     reading = planned({"fluentbit.io/exclude_stderr": "true"}).reading_of("app")
     assert reading is not None

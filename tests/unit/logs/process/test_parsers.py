@@ -72,7 +72,36 @@ def test_a_member_is_found_wherever_it_is() -> None:
     objects = [b'{"a":{"b":"x"}}', b'{"a.b":1}', b'{"a":1}', b'{"a":{"c":2}}', b'{"a":{"b":{"d":null}}}', b'{"b":1}']
     assert RecordMember("a.b").values(objects) == {0: "x", 1: "1", 4: '{"d":null}'}
     assert RecordMember("a").values(objects) == {0: '{"b":"x"}', 2: "1", 3: '{"c":2}', 4: '{"b":{"d":null}}'}
-    assert strict(RecordMember("a.b").replaced(objects[4], "-")) == {"a": {"b": "-"}}
+    redacted = RecordMember("a.b").redacted(objects, lambda _: "-")
+    assert {at: strict(made) for at, made in redacted.items()} == {
+        0: {"a": {"b": "-"}},
+        1: {"a.b": "-"},
+        4: {"a": {"b": "-"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("card", '{"card":"SECRET","card":"x"}'),
+        ("card", '{"card":"x","card":"SECRET"}'),
+        ("card", '{"card":"SECRET","n":1.50,"\\u0063ard":"x"}'),
+        ("user.card", '{"user.card":"SECRET","user":{"card":"SECRET"}}'),
+        ("user.card", '{"user":{"card":"SECRET","card":"x"}}'),
+        ("user.card", '{"user":{"card":"SECRET"},"user":{"card":"x"}}'),
+        ("user.card", '{"user":"x","user.card":"SECRET"}'),
+        ("a.b.c", '{"a.b":{"c":"SECRET"},"a":{"b.c":"SECRET","b":{"c":"SECRET"}},"a.b.c":"SECRET"}'),
+        ("a/b", '{"a\\/b":"SECRET","a/b":"x"}'),
+    ],
+)
+def test_no_spelling_of_a_member_passes_what_is_redacted(path: str, line: str) -> None:
+    other = line.replace("SECRET", "public").encode()
+    made = RecordMember(path).redacted([b'{"a":1}', line.encode(), other], lambda value: value.replace("SECRET", "-"))
+    assert 0 not in made
+    assert b"SECRET" not in made[1]
+    assert strict(made[1])
+    assert b'"n":1.50' in made[1] or "1.50" not in line
+    assert b"public" in made.get(2, other) or "x" in line, "nothing else is changed"
 
 
 PATTERNS = [LinePattern(text) for text in (r"^a", r"b$", r"a\s*b", r"[^x]+", r"\Aa", r"b\z", r"^$", r"(a|b)+c?", r"x*")]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from nodeagent.logs.delivery.dead_letters import DeadLetters
+from nodeagent.logs.delivery.lane import Lane
+from nodeagent.logs.records import Receipt
 from nodeagent.logs.sinks.files import FileSink, StdoutSink
 from nodeagent.logs.sinks.making import make_sink
 from nodeagent.logs.sinks.rotating import RotatingFile
 from nodeagent.logs.sinks.settings import FileSinkSettings, SinkSettings
 from nodeagent.logs.sinks.sink import Taken, Untaken
 from tests.unit.logs.made_records import records
+from tests.waiting import DEADLINE, until
 
 
 def test_a_file_has_one_json_object_a_line(tmp_path: Path) -> None:
@@ -31,14 +37,14 @@ def test_a_file_has_one_json_object_a_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    sink = FileSink("x", FileSinkSettings(path=tmp_path / "missing" / "out"))
+    sink = FileSink("x", FileSinkSettings(path=tmp_path / "missing" / "out"), 5)
     outcome = asyncio.run(sink.send(sink.encode([records(["a"])])))
     assert isinstance(outcome, Untaken) and str(tmp_path / "missing" / "out") in outcome.why
 
 
 def test_standard_output_gets_lines_and_its_end_is_told() -> None:
     reading, writing = os.pipe()
-    sink = StdoutSink("x", writing)
+    sink = StdoutSink("x", 5, writing)
     try:
         assert asyncio.run(sink.send(sink.encode([records(["a"])]))) == Taken()
         assert json.loads(os.read(reading, 4096))["log"] == "a"
@@ -46,6 +52,57 @@ def test_standard_output_gets_lines_and_its_end_is_told() -> None:
         os.close(reading)
     assert isinstance(asyncio.run(sink.send(sink.encode([records(["a"])]))), Untaken)
     os.close(writing)
+
+
+def test_a_reader_that_hangs_is_told_and_waited_for_and_nothing_comes_twice(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    sink = StdoutSink("x", 0.05, writing)
+    lane = Lane(sink, DeadLetters(tmp_path, "x"))
+    batch = [records(["x" * 1000]) for _ in range(200)]
+
+    async def test() -> bytearray:
+        running = asyncio.create_task(lane.run())
+        for each in batch:
+            lane.offer(each, Receipt(1, lambda: None))
+        await until(lambda: "stopped reading" in lane.trouble, "it is said")
+        read = bytearray()
+
+        def all_is_read() -> bool:
+            with suppress(BlockingIOError):
+                read.extend(os.read(reading, 1 << 16))
+            return lane.counts.total().delivered == len(batch) and not readable(reading)
+
+        await until(all_is_read, "all is delivered")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await lane.close(0)
+        return read
+
+    assert asyncio.run(test()).count(b"\n") == len(batch)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_sink_that_hangs_does_not_keep_the_collector_from_ending(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    lane = Lane(StdoutSink("x", 60, writing), DeadLetters(tmp_path, "x"))
+
+    async def test() -> None:
+        running = asyncio.create_task(lane.run())
+        lane.offer(records(["x" * (1 << 18)]), Receipt(1, lambda: None))
+        await until(lambda: readable(reading), "it is being written")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.wait_for(lane.close(0.1), DEADLINE)
+
+    asyncio.run(test())
+    os.close(reading)
+    os.close(writing)
+
+
+def readable(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def test_files_are_renamed_when_they_are_large(tmp_path: Path) -> None:

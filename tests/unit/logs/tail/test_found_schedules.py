@@ -79,7 +79,7 @@ class FoundRig(Rig):
         if name:
             self.tail.named(*file, name)
 
-    def source_gone(self, key: str) -> None:
+    def source_gone(self, key: str, *, left_out: bool) -> None:
         pass
 
 

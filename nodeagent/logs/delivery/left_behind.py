@@ -1,0 +1,64 @@
+"""Buffers of sinks that agent.yaml has no more: what is in them counts as waiting, and is said until somebody decides.
+
+Nothing of them is delivered elsewhere by itself: another sink may be another tenant's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.counts import SinkCounts
+
+MAX_FOLDERS: Final = 100
+"""That are looked into."""
+log = logging.getLogger("nodeagent.logs")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """One such buffer."""
+
+    name: str
+    """The sink's."""
+    counts: SinkCounts
+    """What is in it is offered, and nothing becomes of it."""
+    bytes: int
+    trouble: str
+    """What is to be done, in words."""
+
+
+def left_behind(folder: Path, sinks: Collection[str]) -> list[LeftBehind]:
+    """Return what is in *folder*, of all buffers, for others than *sinks*. What cannot be read is said in the log."""
+    found: list[LeftBehind] = []
+    try:
+        names = sorted(each.name for each in folder.iterdir() if each.name not in sinks and each.is_dir())
+        for name in names[:MAX_FOLDERS]:
+            found += _found(folder / name)
+    except FileNotFoundError:
+        return found
+    except OSError as error:
+        log.warning("%s: %s; whether records of former sinks are there is not known", error.filename, error.strerror)
+    return found
+
+
+def _found(folder: Path) -> list[LeftBehind]:
+    """Return what is in one buffer, if anything. Raises OSError."""
+    buffer = DiskBuffer(folder, 0)
+    buffer.open()
+    if not buffer.pods:
+        return []
+    counts = SinkCounts()
+    for pod, records in buffer.pods.items():
+        counts.named(pod).offered += records
+    name = folder.name
+    trouble = (
+        f"{buffer.pods.total()} records ({buffer.bytes} bytes) wait in {folder} for it, and logs.sinks has none of "
+        "that name, or logs.buffer.bytes is 0: have both until they are delivered, or remove that folder"
+    )
+    log.warning("sink %s: %s", name, trouble)
+    return [LeftBehind(name, counts, buffer.bytes, trouble)]
