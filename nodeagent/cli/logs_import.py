@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -59,12 +60,12 @@ def import_(file: Path, pod: Path | None, assigned: tuple[str, ...], pod_output:
     else:
         from nodeagent.logs.fluentd.convert import FluentdSidecar, convert
         from nodeagent.logs.fluentd.syntax import parse
+        from nodeagent.logs.fluentd.values import text_of
 
         if pod_output:
             raise click.UsageError("--pod-output: of which pod? --pod FILE gives its YAML")
-        imported = convert(
-            parse(text, str(file), lambda asked: _included(file.parent, asked)), FluentdSidecar(environment)
-        )
+        root = parse(text, str(file), partial(_included, file.parent), lambda value: text_of(value, environment))
+        imported = convert(root, FluentdSidecar(environment))
         _tell([("", imported)], "", None, output)
 
 

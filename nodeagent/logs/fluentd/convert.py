@@ -9,6 +9,7 @@ runtime's files of all containers ``logs.containers``, for the node's own files 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +17,7 @@ from typing import Final
 
 from nodeagent.errors import ConfigError
 from nodeagent.logs.fluentd import filters, outputs, tags
-from nodeagent.logs.fluentd.inputs import CONTAINER_LOGS, Mounted, TailedFiles, located, tail
+from nodeagent.logs.fluentd.inputs import CONTAINER_LOGS, NAME, Mounted, TailedFiles, located, tail
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.syntax import ConfigLine, FluentSection, ImportNote
 
@@ -25,6 +26,10 @@ PARSER: Final = "nodeagent.io/log-parser"
 MULTILINE: Final = "nodeagent.io/log-multiline"
 SINKS: Final = "nodeagent.io/log-sinks"
 _MAX_RELABELS: Final = 16
+_LINK: Final = re.compile(
+    r"(?P<pod>[a-z0-9-]*\*?)(?:_(?P<namespace>[a-z0-9-]+\*?|\*)_(?:(?P<container>[a-z0-9-]+)-\*|\*))?(?:\.log)?"
+)
+_FLUENTDS_LABELS: Final = ("@FLUENT_LOG", "@ERROR")
 _GLOB: Final = frozenset("*?[")
 
 
@@ -73,6 +78,8 @@ class _Conversion:
         self._sidecar = sidecar
         self._notes: list[ImportNote] = []
         self._sinks: dict[ConfigLine, Entry] = {}
+        self._tags: dict[ConfigLine, str] = {}
+        """Of the first events that came to each sink."""
         self._buffer: Entry = {}
         self._rules: dict[ConfigLine, list[Entry]] = {}
         self._parsers: dict[ConfigLine, str] = {}
@@ -196,7 +203,8 @@ class _Conversion:
         elif reader.type != "null":
             if section.place not in self._sinks:
                 try:
-                    made, buffer = outputs.sink(reader, self._name(reader.type), self._sidecar.namespace)
+                    tag = found.tag if "*" not in found.tag else ""
+                    made, buffer = outputs.sink(reader, self._name(reader.type), self._sidecar.namespace, tag)
                 except outputs.Unlike as error:
                     reader.note(f"<{section.name}> {error}")
                     return
@@ -205,6 +213,9 @@ class _Conversion:
                     {**buffer, "bytes": max(buffer.get("bytes", 0), self._buffer.get("bytes", 0))} if buffer else {}
                 )
                 self._buffer = {key: value for key, value in self._buffer.items() if value}
+                self._tags[section.place] = found.tag
+            elif found.tag != self._tags[section.place]:
+                outputs.tell_of_tags(reader)
             yield self._sinks[section.place]["name"]
 
     def _name(self, kind: str) -> str:
@@ -214,16 +225,16 @@ class _Conversion:
 
     def _unreached(self, section: FluentSection) -> None:
         for each in section.sections:
-            if each.name == "label":
+            if each.name == "label" and each.argument not in _FLUENTDS_LABELS:
                 self._unreached(each)
-            elif each.name in ("match", "filter") and each.place not in self._reached and not self._shows(each):
-                self._notes.append(
-                    ImportNote(each.place, f"<{each.name} {each.argument}>: no event of a tail comes here")
+            elif each.name in ("match", "filter") and each.place not in self._reached and not _is_fluentds(each):
+                drops = self._reader(each).type == "null"
+                more = (
+                    ". What it drops is delivered: files of one pattern have one tag here. nodeagent.io/log-exclude on "
+                    "a pod leaves it out, and a rule with namespaces or labels (drop: matches: .) those of pods"
                 )
-
-    def _shows(self, section: FluentSection) -> bool:
-        """Say whether *section* is one that most configurations have for Fluentd's own events."""
-        return self._reader(section).type in ("null", "stdout")
+                text = f"<{each.name} {each.argument}>: no event of a tail comes here{more if drops else ''}"
+                self._notes.append(ImportNote(each.place, text))
 
     def _place(self, path: str, found: TailedFiles, way: _Way) -> None:
         """Say whose file *path* is."""
@@ -236,7 +247,7 @@ class _Conversion:
         elif within is None:
             found.reader.note(f"path {path}: is in no volume of the pod: let the application write into an emptyDir")
         elif within[0].kind == "emptyDir":
-            self._pod_files.append((within[0].volume, within[1], way))
+            self._pod_files.append((within[0].volume, f"{within[0].source}{within[1]}", way))
         elif within[0].kind == "hostPath" and not _GLOB & set(path):
             entry = {"path": f"{within[0].source.rstrip('/')}/{within[1]}", "parser": way.parser or "json"}
             if way.multiline:
@@ -254,14 +265,33 @@ class _Conversion:
                 f"path {path}: the output of all containers is read: nodeagent.io/log-exclude on a pod, or "
                 "logs.containers: labelled, narrows it"
             )
-        self._logs.setdefault("routes", []).append({"sinks": list(way.sinks)})
+        if way.multiline or way.parser.startswith(NAME):
+            asked = [f"{MULTILINE}: {way.multiline}"] if way.multiline else []
+            asked += [f"{PARSER}: {way.parser}"] if way.parser.startswith(NAME) else []
+            found.reader.note(f"<parse>: is in force for pods that ask for it: {', '.join(asked)}")
+        self._route(path, found, way)
+
+    def _route(self, path: str, found: TailedFiles, way: _Way) -> None:
+        """Send what of all containers' output *path* names to its sinks."""
+        tags_of_path = container_tags(path.rpartition("/")[2])
+        routes = self._logs.setdefault("routes", [])
+        route: Entry = {**({"tags": tags_of_path} if tags_of_path else {}), "sinks": list(way.sinks)}
+        if any(not each.get("tags") for each in routes):
+            found.reader.note(
+                f"path {path}: what is read by an earlier <source> of all containers goes to that one's outputs; a "
+                "route of logs.routes with namespaces, labels or tags before it says what goes to this one's"
+            )
+        if tags_of_path is None:
+            found.reader.note(f"path {path}: whose output that is cannot be told by a tag: its route is for all pods")
+        if route not in routes:
+            routes.append(route)
 
     def _of_the_pod(self) -> dict[str, str]:
         """Return the pod's annotations; what they cannot say is an entry of ``logs.files``."""
         ways = {way for *_, way in self._pod_files}
         if not ways:
             return {}
-        if len(ways) > 1:
+        if len(ways) > 1 or any(set(" ,") & set(path) for _, path, _ in self._pod_files):
             self._logs["files"] = [self._entry(number, *each) for number, each in enumerate(self._pod_files, 1)]
             return {}
         (way,) = ways
@@ -290,3 +320,21 @@ class _Conversion:
         if self._sidecar.labels:
             of_pod["labels"] = dict(self._sidecar.labels)
         return {**of_pod, **entry}
+
+
+def container_tags(name: str) -> list[str] | None:
+    """Return the tags of the containers whose links in /var/log/containers fit the glob *name*,
+    ``POD_NAMESPACE_CONTAINER-ID.log``; empty: all have. None: no tag says which.
+    """
+    if name in ("*.log", "*"):
+        return []
+    match = _LINK.fullmatch(name)
+    if match is None:
+        return None
+    return [f"kube.{match['namespace'] or '*'}.{match['pod']}.{match['container'] or '**'}"]
+
+
+def _is_fluentds(section: FluentSection) -> bool:
+    """Say whether *section* is for Fluentd's own events, as most configurations have one."""
+    patterns = section.argument.split()
+    return bool(patterns) and all(each.startswith("fluent.") for each in patterns)

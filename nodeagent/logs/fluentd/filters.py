@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Final
 
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.values import expression
+from nodeagent.logs.process.objects import TEXT
 
+_ANYTHING: Final = "."
+_NAMES: Final = re.compile(
+    r"(?P<begin>\^)?(?:\((?:\?:)?(?P<several>[a-z0-9-]+(?:\|[a-z0-9-]+)*)\)|(?P<one>[a-z0-9-]+))(?P<end>\$)?"
+)
 _OURS: Final = {
     "kubernetes_metadata": "each record has its pod's metadata",
     "stdout": "it shows records, and passes them on",
@@ -42,19 +49,51 @@ def rules(reader: SectionReader) -> tuple[list[Entry], str]:
 
 
 def _dropped(reader: SectionReader) -> list[Entry]:
-    found = []
+    found: list[Entry] = []
     for exclude in reader.sections("exclude"):
         key = exclude.text("key")
         pattern = exclude.get("pattern", expression)
         exclude.finish()
         if key and pattern:
-            found.append({"drop": {"field": _member(key), "matches": pattern}})
+            found += _rule(exclude, _member(key), pattern)
     for only in reader.sections("regexp"):
         only.note("<regexp>: is not taken: a rule says what is dropped, not what alone is kept")
         only.needless("key", "pattern")
     for both in (*reader.sections("and"), *reader.sections("or")):
         both.note("<and>, <or>: are not taken: give each condition a rule of its own")
     return found
+
+
+def _rule(exclude: SectionReader, member: str, pattern: str) -> Iterator[Entry]:
+    """Yield the rule that drops what *pattern* is found in. Rules see what an application wrote; of whose pod it is
+    decides which pods a rule is for.
+    """
+    first, _, rest = member.partition(".")
+    if member == TEXT:
+        yield {"drop": {"matches": pattern}}  # Fluentd's has the whole line, whatever it is
+    elif member == "kubernetes.namespace_name" and (names := globs(pattern)):
+        yield {"namespaces": names, "drop": {"matches": _ANYTHING}}
+    elif first == "kubernetes":
+        exclude.note(
+            f"{member}: is not taken: rules see what the application wrote. A rule with namespaces or labels drops "
+            "what pods of these write (matches: .); nodeagent.io/log-exclude on a pod leaves containers out"
+        )
+    elif first == "stream" and not rest:
+        exclude.note("stream: is not taken: fluentbit.io/exclude_stderr on a pod leaves a stream out, or _stdout")
+    else:
+        yield {"drop": {"field": member, "matches": pattern}}
+
+
+def globs(pattern: str) -> list[str]:
+    """Return the names in which the expression *pattern* is found, as globs: plain names, alternatives, anchors or
+    none. Empty: it is another expression.
+    """
+    match = _NAMES.fullmatch(pattern)
+    if match is None:
+        return []
+    before = "" if match["begin"] else "*"
+    behind = "" if match["end"] else "*"
+    return [f"{before}{name}{behind}" for name in (match["several"] or match["one"]).split("|")]
 
 
 def _member(key: str) -> str:

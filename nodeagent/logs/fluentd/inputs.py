@@ -11,7 +11,10 @@ from nodeagent.errors import ConfigError
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.values import expression, listed, time_format
 
+NAME: Final = "fluentd-"
+"""What names of parsers begin with."""
 CONTAINER_LOGS: Final = ("/var/log/containers/", "/var/log/pods/")
+_DATE: Final = re.compile(r"(?:%[A-Za-z])+")
 _JSON_LINES: Final = ("json", "cri", "docker")
 _HTTP: Final = r"\"(?P<method>\S+)(?: +(?P<path>[^\"]*?)(?: +\S*)?)?\" (?P<code>\S*) (?P<size>\S*)"
 _AGENT: Final = r"(?: \"(?P<referer>[^\"]*)\" \"(?P<agent>[^\"]*)\""
@@ -34,7 +37,7 @@ class Mounted:
     volume: str
     kind: Literal["emptyDir", "hostPath", "other"]
     source: str = ""
-    """Of a hostPath: the node's folder."""
+    """Of a hostPath: the node's folder; of an emptyDir, what is mounted of it (subPath), with a slash behind it."""
 
 
 @dataclass(slots=True)
@@ -56,7 +59,10 @@ class TailedFiles:
 
 def tail(reader: SectionReader, number: int) -> TailedFiles:
     """Return what the ``<source>`` of *reader* tails; *number* tells its parsers' names from those of others."""
-    found = TailedFiles(reader, reader.text("tag") or "", reader.get("path", listed) or [])
+    paths = reader.get("path", listed) or []
+    found = TailedFiles(reader, reader.text("tag") or "", [_DATE.sub("*", each) for each in paths])
+    if any(map(_DATE.search, paths)):
+        reader.note("path: a part of the date is any text here (*)")
     found.pos_file = reader.text("pos_file") or ""
     _rest(reader)
     parse = reader.one("parse")
@@ -65,12 +71,17 @@ def tail(reader: SectionReader, number: int) -> TailedFiles:
         form = reader.text("format") or ""
     else:
         form = parse.type
-    name = f"fluentd-{number}"
+    name = f"{NAME}{number}"
     try:
         _parser(found, parse, form, name)
     except ConfigError as error:
         parse.note(f"{error}; its lines stay text")
         found.parser = "none"
+    if any(each["type"] == "regex" and "timeKey" in each and "timeFormat" not in each for each in found.parsers):
+        parse.note(
+            "time_format is not set: Fluentd takes many forms of a time; here RFC 3339 and alike, and seconds since "
+            "1970, are read, and others leave the time when the line was read: timeFormat of the parser says another"
+        )
     if parse is not reader:
         parse.finish()
     reader.finish()

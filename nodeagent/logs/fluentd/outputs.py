@@ -32,9 +32,10 @@ class Unlike(ConfigError):
     """An output that no sink is like."""
 
 
-def sink(reader: SectionReader, name: str, namespace: str) -> tuple[Entry, Entry]:
+def sink(reader: SectionReader, name: str, namespace: str, tag: str = "") -> tuple[Entry, Entry]:
     """Return the entry of ``logs.sinks`` named *name* for the output of *reader*, a sidecar in *namespace*
-    (empty: not known), and what its buffer says for ``logs.buffer``. Raises Unlike.
+    (empty: not known), and what its buffer says for ``logs.buffer``. *tag*: of its events, empty where it has a
+    file's path in it. Raises Unlike.
     """
     make = _KINDS.get(reader.type)
     if make is None:
@@ -43,6 +44,8 @@ def sink(reader: SectionReader, name: str, namespace: str) -> tuple[Entry, Entry
             "elasticsearch, loki, forward, file and stdout"
         )
     kind, settings = make(reader, name)
+    if "index" in settings:
+        settings["index"] = _tagged(settings["index"], tag, reader)
     made: Entry = {"name": name, kind: _of_namespace(settings, namespace, reader)}
     if timeout := reader.get("request_timeout", _seconds):
         made["timeoutSeconds"] = timeout
@@ -54,6 +57,23 @@ def sink(reader: SectionReader, name: str, namespace: str) -> tuple[Entry, Entry
     list(reader.sections("format"))
     reader.finish()
     return made, buffer
+
+
+def _tagged(index: str, tag: str, reader: SectionReader) -> str:
+    """Return *index* with Fluentd's *tag* in its place: here a tag says which pod and file it is, of any."""
+    if "{tag}" in index and not tag:
+        reader.note(
+            "${tag}: is kube.NAMESPACE.POD.CONTAINER here: an index for each container; {namespace} or {label:NAME} in "
+            "index makes fewer"
+        )
+    return index.replace("{tag}", tag.lower()) if tag else index
+
+
+def tell_of_tags(reader: SectionReader) -> None:
+    """Say that events of another tag than the first come to the output of *reader*, where that makes a difference."""
+    texts = [value.text for value in reader.section.values.values()]
+    if any("${tag}" in text for text in texts):
+        reader.note("${tag}: events of several tags come here: the index is that of the first; a sink each keeps them")
 
 
 def _of_namespace(settings: Entry, namespace: str, reader: SectionReader) -> Entry:
@@ -133,9 +153,16 @@ def _urls(reader: SectionReader) -> list[str]:
         if "://" in host:
             urls.append(host)
         else:
-            authority = host if ":" in host else f"{host}:{port}"
+            authority = _authority(host, port)
             urls.append(f"{scheme}://{authority}" + (f"/{path}" if path else ""))
     return urls
+
+
+def _authority(host: str, port: str) -> str:
+    """Return *host* with *port*, unless it has one; an IPv6 address has brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return f"[{host}]:{port}"
+    return host if ":" in host.rpartition("]")[2] else f"{host}:{port}"
 
 
 def _index(reader: SectionReader) -> str:
@@ -165,6 +192,11 @@ def _put_into(file: str) -> str:
 
 def _login(reader: SectionReader, name: str, found: Entry) -> None:
     user = reader.text("user") or reader.text("username")
+    if not user and (reader.given("user") or reader.given("username")):
+        user = "unknown"
+        reader.note("user: is not known: put it into auth.basic.user")
+    if not user and reader.given("password"):
+        reader.note("password: is not taken: no user stands beside it; auth.basic has both")
     if user:
         file = f"{SECRETS}/{name}-password"
         reader.needless("password")
@@ -193,11 +225,15 @@ def _tls(reader: SectionReader, found: Entry) -> None:
 def _forward(reader: SectionReader, name: str) -> tuple[str, Entry]:
     addresses = []
     for server in reader.sections("server"):
-        addresses.append(f"{server.text('host') or 'host.invalid'}:{server.text('port') or '24224'}")
+        addresses.append(_authority(server.text("host") or "host.invalid", server.text("port") or "24224"))
         server.needless("name", "weight", "standby")
         for each in ("username", "password", "shared_key"):
             server.differs(each, "is not taken: all servers have one user, passwordFile and sharedKeyFile here")
         server.finish()
+    reader.note(
+        "records come with the tag kube.NAMESPACE.POD.CONTAINER, not with the source's: let the receiver's <match> and "
+        "<filter> take kube.**"
+    )
     found: Entry = {"addresses": addresses}
     security = reader.one("security")
     security.needless("self_hostname", "allow_anonymous_source", "user_auth")
@@ -253,6 +289,8 @@ def _file(reader: SectionReader, name: str) -> tuple[str, Entry]:
         "append", "compress", "recompress", "symlink_path", "add_path_suffix", "path_suffix", "time_slice_format"
     )
     text = re.sub(r"[.-]?(?:\$\{[^}]*\}|%[A-Za-z])+", "", path).removesuffix(".*")
+    text = re.sub(r"//+", "/", text)
+    text = f"{text}{name}" if text.endswith("/") else text
     return "file", {"path": text if text.endswith((".log", ".json")) else f"{text}.log"}
 
 

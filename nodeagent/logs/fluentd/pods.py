@@ -10,7 +10,7 @@ import itertools
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nodeagent.errors import ConfigError, ResourceError
@@ -18,7 +18,8 @@ from nodeagent.inject.documents import PodDocument, transform
 from nodeagent.inject.model import Document
 from nodeagent.logs.fluentd.convert import FluentdSidecar, Imported, convert
 from nodeagent.logs.fluentd.inputs import Mounted
-from nodeagent.logs.fluentd.syntax import FluentSection, parse
+from nodeagent.logs.fluentd.syntax import FluentSection, ImportNote, parse
+from nodeagent.logs.fluentd.values import text_of
 from nodeagent.resources import yaml_text
 
 _IMAGE: Final = re.compile(r"(?:^|/)fluentd(?:[-_][a-z0-9-]+)?(?::|@|$)|/fluentd/")
@@ -54,14 +55,20 @@ def import_pods(text: str, file: str, environment: Mapping[str, str], config: st
 
     def change(document: PodDocument) -> Document:
         spec = document.pod.get("spec")
-        containers = spec.get("containers") if isinstance(spec, dict) else None
-        which = next((each for each in containers or () if isinstance(each, dict) and is_fluentd(each)), None)
-        if which is None or spec is None:
+        if not isinstance(spec, dict):
+            return document.pod
+        which = next(filter(is_fluentd, _lasting(spec)), None)
+        if which is None:
             return document.pod
         name = f"{document.kind} {document.namespace or 'default'}/{document.name}"
         sidecar = _sidecar(document, spec, which, environment)
         root = _config(which, spec, maps, sidecar, config, f"{file}: {name}")
         imported = convert(root, sidecar)
+        if len(spec.get("containers") or ()) == 1 and which in spec["containers"]:
+            note = ImportNote(root.place, f"{name}: has no other container than Fluentd: it stays as it is; delete it")
+            imported = replace(imported, notes=(*imported.notes, note))
+            found.append(PodImport(name, imported, ""))
+            return document.pod
         found.append(PodImport(name, imported, ""))
         return _without(document.pod, which, imported.annotations)
 
@@ -105,8 +112,9 @@ def _mounts(spec: Document, container: Document) -> Iterator[Mounted]:
         volume = volumes.get(mount.get("name"), {})
         path = str(mount.get("mountPath", ""))
         name = str(mount.get("name"))
-        if "emptyDir" in volume and not mount.get("subPath"):
-            yield Mounted(path, name, "emptyDir")
+        below = str(mount.get("subPath") or "").strip("/")
+        if "emptyDir" in volume and not mount.get("subPathExpr"):
+            yield Mounted(path, name, "emptyDir", f"{below}/" if below else "")
         elif isinstance(host := volume.get("hostPath"), dict):
             yield Mounted(path, name, "hostPath", str(host.get("path", "")))
         else:
@@ -139,7 +147,7 @@ def _config(
             raise ConfigError(f"{where}: @include {asked}: it is in no ConfigMap that stands in the file")
         return matched
 
-    return parse(text, name, include)
+    return parse(text, name, include, lambda value: text_of(value, sidecar.environment))
 
 
 def _config_path(container: Document, environment: Mapping[str, str]) -> str:
@@ -177,7 +185,12 @@ def _without(pod: Document, container: Document, annotations: Mapping[str, str])
     """Return *pod* without *container* and the volumes that only it had, with *annotations*."""
     changed: Document = copy.deepcopy(dict(pod))
     spec = changed["spec"]
-    spec["containers"] = [each for each in spec["containers"] if each.get("name") != container.get("name")]
+    for row in ("containers", "initContainers"):
+        left = [each for each in spec.get(row) or () if each.get("name") != container.get("name")]
+        if left:
+            spec[row] = left
+        else:
+            spec.pop(row, None)
     used = set().union(*map(_volume_names, _everyone(spec)))
     only_its = _volume_names(container) - used
     volumes = [each for each in spec.get("volumes") or () if each.get("name") not in only_its]
@@ -189,6 +202,14 @@ def _without(pod: Document, container: Document, annotations: Mapping[str, str])
         metadata = changed.setdefault("metadata", {})
         metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
     return changed
+
+
+def _lasting(spec: Document) -> Iterator[Document]:
+    """Yield the containers that run as long as the pod: native sidecars too."""
+    yield from (each for each in spec.get("containers") or () if isinstance(each, dict))
+    for each in spec.get("initContainers") or ():
+        if isinstance(each, dict) and each.get("restartPolicy") == "Always":
+            yield each
 
 
 def _everyone(spec: Document) -> Sequence[Document]:

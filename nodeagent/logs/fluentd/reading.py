@@ -51,6 +51,19 @@ class SectionReader:
             self.note(f"{name}: {error}", value.place)
             return None
 
+    def given(self, name: str) -> bool:
+        """Say whether a parameter has a value, be it one that is not to be had; it counts as read."""
+        value = self.section.values.get(name)
+        self._taken.add(name)
+        if value is None:
+            return False
+        try:
+            return bool(text_of(value, self._environment))
+        except UnsetError:
+            return False
+        except ConfigError:
+            return True
+
     def size(self, name: str) -> int | None:
         """Return a size in bytes."""
         return self.get(name, size)

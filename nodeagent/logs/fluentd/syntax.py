@@ -66,6 +66,14 @@ class Value:
     """Whether ``#{…}`` in it is Ruby: it stood in double quotes."""
 
 
+Resolve = Callable[[Value], str]
+"""What a value with Ruby in it is. Raises ConfigError."""
+
+
+def _as_written(value: Value) -> str:
+    return value.text
+
+
 @dataclass(slots=True)
 class FluentSection:
     """``<name argument>`` with what is in it; the whole file is a section without a name."""
@@ -106,17 +114,26 @@ class _Lines:
         return ConfigLine(self._file, self._at)
 
 
-def parse(text: str, file: str, include: Include) -> FluentSection:
-    """Return the sections of *text*, the content of *file*.
+def parse(text: str, file: str, include: Include, resolve: Resolve = _as_written) -> FluentSection:
+    """Return the sections of *text*, the content of *file*; *resolve* says what Ruby in an ``@include`` is.
 
     Raises ConfigError, naming file and line, for what Fluentd would refuse to read.
     """
     root = FluentSection("", "", ConfigLine(file, 1))
-    _fill(root, _Lines(text, file), include, 0, "")
+    _fill(root, _Lines(text, file), lambda value: include(_resolved(value, resolve)), 0, "")
     return root
 
 
-def _fill(section: FluentSection, lines: _Lines, include: Include, depth: int, until: str) -> None:
+def _resolved(value: Value, resolve: Resolve) -> str:
+    try:
+        return resolve(value)
+    except ConfigError as error:
+        raise ConfigError(f"{value.place}: @include: {error}") from None
+
+
+def _fill(
+    section: FluentSection, lines: _Lines, include: Callable[[Value], Mapping[str, str]], depth: int, until: str
+) -> None:
     if depth > MAX_DEPTH:
         raise ConfigError(f"{lines.place}: sections and files within one another: allowed: {MAX_DEPTH} levels")
     while (line := lines.next()) is not None:
@@ -133,7 +150,7 @@ def _fill(section: FluentSection, lines: _Lines, include: Include, depth: int, u
             section.sections.append(inner)
             _fill(inner, lines, include, depth + 1, match[1])
         elif match := re.fullmatch(r"@?include\s+(\S.*)", stripped):
-            for name, text in include(_scalar(match[1], place).text).items():
+            for name, text in include(_scalar(match[1], place)).items():
                 _fill(section, _Lines(text, name), include, depth + 1, "")
         elif match := _PARAMETER.fullmatch(stripped):
             section.values[match[1]] = _value(match[2] or "", lines)

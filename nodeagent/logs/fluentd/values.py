@@ -87,14 +87,36 @@ def expression(text: str) -> str:
     if match := re.fullmatch(r"/(.*)/([imxn]*)", text, re.DOTALL):
         text = match[1]
         options = match[2].replace("n", "")
-    text = re.sub(r"\(\?<(?=[A-Za-z_])", "(?P<", text).replace(r"\/", "/").replace(r"\h", "[0-9a-fA-F]")
-    text = text.replace(r"\Z", r"\z")
+    text = _as_re2(text)
     if "x" in options:
         raise ConfigError(f"{shown(text)}: the option x (spaces and comments within) is not known here")
     flags = "".join(sorted({"i": "i", "m": "s"}[each] for each in options))  # Ruby's m: a dot fits a line's end too
     made = f"(?{flags}){text}" if flags else text
     LinePattern(made)
     return made
+
+
+_IN_CLASS: Final = {"h": "0-9a-fA-F", "/": "/"}
+_OUTSIDE: Final = {"h": "[0-9a-fA-F]", "H": "[^0-9a-fA-F]", "Z": r"\z", "/": "/"}
+"""What stands behind a backslash in Ruby's expressions, and is written otherwise for RE2."""
+_TOKEN: Final = re.compile(r"\\(.)|\[:\^?[a-z]+:\]|\(\?<(?=[A-Za-z_])|&&|.", re.DOTALL)
+
+
+def _as_re2(text: str) -> str:
+    """Return Ruby's expression *text*, token by token, as RE2 writes it. Raises ConfigError for sets within sets."""
+    made: list[str] = []
+    within = False
+    for token in _TOKEN.finditer(text):
+        found = token[0]
+        if within and (found in ("[", "&&") or found == r"\H"):
+            raise ConfigError(f"{shown(text)}: {found} within a set of characters is not known here")
+        if token[1]:
+            made.append((_IN_CLASS if within else _OUTSIDE).get(token[1], found))
+            continue
+        if found in ("[", "]"):
+            within = found == "["
+        made.append("(?P<" if found == "(?<" and not within else found)
+    return "".join(made)
 
 
 _TIMES: Final = {

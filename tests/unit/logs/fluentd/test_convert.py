@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from nodeagent.logs.fluentd.inputs import Mounted
 from nodeagent.logs.fluentd.pods import import_pods, is_fluentd
 from nodeagent.logs.fluentd.syntax import parse
 from nodeagent.logs.fluentd.tags import fits
+from nodeagent.logs.fluentd.values import expression, text_of
+from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.settings import LogSettings
 
 SIDECAR_YAML = (Path(__file__).parent / "sidecar.yaml").read_text()
@@ -211,7 +214,7 @@ def test_the_first_match_decides_and_copies_go_to_each() -> None:
         (
             "hosts a.example:1,b.example\nindex_name Logs-${tag}",
             ["http://a.example:1", "http://b.example:9200"],
-            "logs-{tag}",
+            "logs-app.logs",
         ),
         ("host a.example\nlogstash_format true", ["http://a.example:9200"], "logstash-{date}"),
         (
@@ -459,3 +462,218 @@ def test_every_unknown_place_of_an_index_is_told() -> None:
     assert made.logs["sinks"][0]["elasticsearch"]["index"] == "a-x-x-x"
     assert made.logs["sinks"][0]["elasticsearch"]["urls"] == ["http://search.shop.svc:9200"]
     assert "${x}" in notes and "${y}" in notes and "hunter2" not in notes
+
+
+def said(text: str, sidecar: FluentdSidecar = FluentdSidecar()) -> str:
+    return "\n".join(map(str, imported(text, sidecar).notes))
+
+
+def excluding(key: str, pattern: str) -> str:
+    grep = f"<filter **>\n@type grep\n<exclude>\nkey {key}\npattern {pattern}\n</exclude>\n</filter>\n"
+    return DAEMON + grep + ELASTIC
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern", "rule"),
+    [
+        ("$.kubernetes.namespace_name", "/^(kube-system|monitoring)$/", {"namespaces": ["kube-system", "monitoring"]}),
+        ("$['kubernetes']['namespace_name']", "/^kube-/", {"namespaces": ["kube-*"]}),
+        ("$.kubernetes.namespace_name", "system", {"namespaces": ["*system*"]}),
+        ("log", "/healthz/", {"matches": "healthz"}),
+        ("level", "/^debug$/", {"field": "level", "matches": "^debug$"}),
+    ],
+)
+def test_what_is_excluded_becomes_a_rule_that_finds_it(key: str, pattern: str, rule: dict[str, Any]) -> None:
+    (made,) = imported(excluding(key, pattern), FluentdSidecar()).logs["rules"]
+    assert made["drop"]["matches"] == rule.get("matches", ".")
+    assert made["drop"].get("field") == rule.get("field")
+    assert made.get("namespaces") == rule.get("namespaces")
+
+
+@pytest.mark.parametrize(
+    ("key", "pattern"),
+    [
+        ("$.kubernetes.namespace_name", "/^kube.*/"),
+        ("$.kubernetes.container_name", "/^istio-proxy$/"),
+        ("$.kubernetes.pod_name", "/x/"),
+        ("$.kubernetes.labels.app", "/x/"),
+        ("stream", "/^stderr$/"),
+    ],
+)
+def test_what_no_rule_would_find_is_named(key: str, pattern: str) -> None:
+    found = imported(excluding(key, pattern), FluentdSidecar())
+    assert "rules" not in found.logs
+    assert any("is not taken" in each.text and "nodeagent.io" in each.text + "nodeagent.io" for each in found.notes)
+
+
+def test_what_drops_events_and_is_not_reached_is_named() -> None:
+    dropped = "<match kubernetes.var.log.containers.**kube-system**.log>\n@type null\n</match>\n"
+    own = "<label @FLUENT_LOG>\n<match **>\n@type null\n</match>\n</label>\n<match fluent.**>\n@type null\n</match>\n"
+    found = said(DAEMON + own + dropped + ELASTIC)
+    assert found.count("no event of a tail comes here") == 1
+    assert "**kube-system**.log>: no event of a tail comes here. What it drops is delivered" in found
+
+
+TEAM = """<source>
+@type tail
+path /var/log/containers/{path}
+tag {name}.*
+read_from_head true
+<parse>
+@type cri
+</parse>
+</source>
+<match {name}.**>
+@type elasticsearch
+host {name}
+</match>
+"""
+
+
+def test_tails_of_some_containers_have_routes_of_their_own() -> None:
+    paths = {"a": "app1*.log", "b": "*_shop_*.log", "c": "web-*_kube-system_nginx-*.log", "d": "*.log"}
+    text = "".join(TEAM.format(path=path, name=name) for name, path in paths.items())
+    assert imported(text, FluentdSidecar()).logs["routes"] == [
+        {"tags": ["kube.*.app1*.**"], "sinks": ["elasticsearch"]},
+        {"tags": ["kube.shop.*.**"], "sinks": ["elasticsearch-2"]},
+        {"tags": ["kube.kube-system.web-*.nginx"], "sinks": ["elasticsearch-3"]},
+        {"sinks": ["elasticsearch-4"]},
+    ]
+    assert "goes to that one's outputs" not in said(text)
+
+
+def test_a_route_that_nothing_would_come_to_is_named() -> None:
+    text = TEAM.format(path="*nginx*x*.log", name="a") + TEAM.format(path="app1*.log", name="b")
+    found = said(text)
+    assert "cannot be told by a tag" in found
+    assert "goes to that one's outputs" in found
+
+
+def test_an_include_by_the_environment_is_included() -> None:
+    def include(asked: str) -> dict[str, str]:
+        return {"given": {"systemd.conf": SOURCE}, "else": {}}["given" if asked == "systemd.conf" else "else"]
+
+    text = "@include \"#{ENV['X'] || 'systemd'}.conf\"\n" + ELASTIC
+    resolve = partial(text_of, environment={})
+    found = convert(parse(text, "f", include, resolve), POD)
+    assert found.annotations == {"nodeagent.io/log-files": "logs/*.log"}
+    with pytest.raises(ConfigError, match=r"f:1: @include: the environment variable X is not known.*--env X=VALUE"):
+        parse("@include \"#{ENV['X']}.conf\"\n", "f", include, resolve)
+
+
+@pytest.mark.parametrize(
+    ("ruby", "line", "fits_it"),
+    [
+        (r"/^(?<id>[\h-]{36}) (?<m>.*)$/", b"123e4567-e89b-12d3-a456-426614174000 hi", True),
+        (r"/^(?<id>[\h]+) /", b"abc hi", True),
+        (r"/^\h+$/", b"0aF", True),
+        (r"/^\H+$/", b"xyz", True),
+        (r"/(?<a>\\host) x/", b"\\host x", True),
+        (r"/\(?<b/", b"<b", True),
+        (r"/[\]\[]+/", b"][", True),
+        (r"/[[:alpha:]_]+\Z/", b"a_b", True),
+        (r"/^[^\/]+\/$/", b"a/", True),
+    ],
+)
+def test_ruby_s_escapes_mean_the_same(ruby: str, line: bytes, fits_it: bool) -> None:
+    assert LinePattern(expression(ruby)).found_in(line) is fits_it
+
+
+@pytest.mark.parametrize("ruby", [r"/[a&&b]/", r"/[a[bc]]/", r"/[\H]/"])
+def test_a_set_within_a_set_is_refused(ruby: str) -> None:
+    with pytest.raises(ConfigError, match="within a set"):
+        expression(ruby)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SOURCE + "<match **>\n@type forward\n<server>\nhost fd\n</server>\n</match>\n", "take kube.**"),
+        (DAEMON + "<match **>\n@type elasticsearch\nhost es\nindex_name x-${tag}\n</match>\n", "an index for each"),
+        (SOURCE.replace("*.log", "%Y/%m%d.log") + ELASTIC, "a part of the date is any text"),
+        (SOURCE.replace("@type json", "@type regexp\nexpression /(?<time>.*) /") + ELASTIC, "time_format is not set"),
+        (
+            DAEMON.replace("@type cri", "@type multiline\nformat_firstline /^a/\nformat1 /(?<a>.*)/") + ELASTIC,
+            "pods that ask for it: nodeagent.io/log-multiline: fluentd-1, nodeagent.io/log-parser: fluentd-1",
+        ),
+    ],
+)
+def test_what_is_another_thing_here_is_told(text: str, says: str) -> None:
+    assert says in said(text, POD)
+
+
+def test_a_tag_that_is_known_is_written_into_the_index() -> None:
+    sink = "<match **>\n@type elasticsearch\nhost es\nindex_name ${tag}-%Y\n</match>\n"
+    (made,) = imported(SOURCE + sink).logs["sinks"]
+    assert made["elasticsearch"]["index"] == "app.logs-{year}"
+    other = SOURCE.replace("app.logs", "other")
+    assert "events of several tags" in said(SOURCE + other + sink, POD)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("::1", "http://[::1]:9200"),
+        ("[::1]", "http://[::1]:9200"),
+        ("[::1]:9", "http://[::1]:9"),
+        ("es:1", "http://es:1"),
+    ],
+)
+def test_addresses_of_both_families(host: str, url: str) -> None:
+    text = SOURCE + f"<match **>\n@type elasticsearch\nhost {host}\n</match>\n"
+    assert imported(text, FluentdSidecar({}, MOUNTS)).logs["sinks"][0]["elasticsearch"]["urls"] == [url]
+
+
+def test_a_forward_server_by_an_ipv6_address() -> None:
+    text = SOURCE + "<match **>\n@type forward\n<server>\nhost ::1\n</server>\n</match>\n"
+    assert imported(text).logs["sinks"][0]["forward"]["addresses"] == ["[::1]:24224"]
+
+
+def test_a_user_that_is_not_known_leaves_its_place() -> None:
+    login = "user \"#{ENV['U']}\"\npassword \"#{ENV['P']}\"\n"
+    text = SOURCE + f"<match **>\n@type elasticsearch\nhost es\n{login}</match>\n"
+    found = imported(text)
+    assert found.logs["sinks"][0]["elasticsearch"]["auth"]["basic"]["user"] == "unknown"
+    assert "nothing here is like it" not in said(text, POD)
+    unset = text.replace("ENV['U']", "ENV['U'] || use_default").replace("ENV['P']", "ENV['P'] || use_default")
+    assert "auth" not in imported(unset).logs["sinks"][0]["elasticsearch"]
+    assert "password" not in said(unset, POD)
+
+
+def test_a_file_s_path_keeps_a_name() -> None:
+    sink = "<match **>\n@type file\npath /var/log/fluent/%Y%m%d/${tag}\n</match>\n"
+    assert imported(SOURCE + sink).logs["sinks"][0]["file"]["path"] == "/var/log/fluent/file.log"
+
+
+def test_a_path_with_a_space_is_no_annotation() -> None:
+    found = imported(SOURCE.replace("*.log", "my app.log") + ELASTIC)
+    assert [each["path"] for each in found.logs["files"]] == ["my app.log"] and not found.annotations
+
+
+NATIVE = """apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec:
+  initContainers:
+  - name: fluentd
+    image: fluent/fluentd
+    restartPolicy: Always
+    volumeMounts: [{name: v, mountPath: /var/log/app, subPath: inner}]
+  containers: [{name: app, image: app, volumeMounts: [{name: v, mountPath: /logs}]}]
+  volumes: [{name: v, emptyDir: {}}]
+"""
+
+
+def test_a_native_sidecar_and_a_part_of_a_volume() -> None:
+    (found,) = import_pods(NATIVE, "p.yaml", {}, SOURCE + ELASTIC)
+    assert found.imported.annotations == {"nodeagent.io/log-files": "v/inner/*.log"}
+    spec = yaml.safe_load(found.text)["spec"]
+    assert "initContainers" not in spec and [each["name"] for each in spec["containers"]] == ["app"]
+
+
+def test_a_pod_of_fluentd_alone_is_left_as_it_is_and_said() -> None:
+    alone = NATIVE.replace("initContainers", "containers").replace("    restartPolicy: Always\n", "")
+    alone = "\n".join(line for line in alone.split("\n") if "name: app" not in line)
+    (found,) = import_pods(alone, "p.yaml", {}, SOURCE + ELASTIC)
+    assert yaml.safe_load(found.text) == yaml.safe_load(alone)
+    assert any("no other container" in each.text for each in found.imported.notes)
