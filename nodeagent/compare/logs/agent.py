@@ -99,7 +99,7 @@ async def follow(intake: Intake, files: str, cri: bool, forget: float) -> None:
         now = set(glob(files))
         hand_over(intake, sorted(now - there), cri)
         for gone in sources(sorted(there - now), cri):
-            intake.source_gone(gone.key)
+            intake.source_gone(gone.key, left_out=False)
         there = now
         intake.counted()
         intake.tail.closed()

@@ -464,7 +464,10 @@ def test_every_unknown_place_of_an_index_is_told() -> None:
     assert "${x}" in notes and "${y}" in notes and "hunter2" not in notes
 
 
-def said(text: str, sidecar: FluentdSidecar = FluentdSidecar()) -> str:
+NO_POD = FluentdSidecar()
+
+
+def said(text: str, sidecar: FluentdSidecar = NO_POD) -> str:
     return "\n".join(map(str, imported(text, sidecar).notes))
 
 
