@@ -28,5 +28,5 @@ def begin() -> int:
     os.waitpid(between, 0)
     if os.read(reading, 1):
         sys.exit(0)
-    print(f"Error: {FAILED}", file=sys.stderr)
+    print(f"nodeagent: {FAILED}", file=sys.stderr)
     sys.exit(1)

@@ -32,7 +32,9 @@ def run(context: click.Context, path: Path, replace: bool) -> None:
     from nodeagent import agent, config
     from nodeagent.cli import background
     from nodeagent.service_manager import ServiceManager
+    from nodeagent.telemetry import log_writer
 
     settings = config.load(path)
+    log_writer.try_to_open(settings.telemetry.access_log.path)
     waiting = background.begin() if replace else -1
     context.exit(agent.main(settings, path, ServiceManager.of(os.environ, waiting)))

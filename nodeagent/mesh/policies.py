@@ -223,7 +223,7 @@ def refused_row(refused: Refused) -> dict[str, object]:
     """Return the row of a document that is not in force."""
     policy = f"{refused.namespace}/{refused.name}" if refused.kind else ""
     stays = "; what it held stays in force" if refused.stays and not refused.kind else ""
-    state = f"refused: {refused.error}{stays}"
+    state = f"{'ignored' if refused.ignored else 'refused'}: {refused.error}{stays}"
     return {
         "kind": refused.kind,
         "policy": policy,

@@ -56,3 +56,5 @@ class Refused:
     error: str
     stays: bool
     """Its last good version is still in force."""
+    ignored: bool = False
+    """It is somebody else's, or nobody carries its kind out here: nothing is wrong with it."""

@@ -18,7 +18,7 @@ from typing import Final
 import orjson
 
 from nodeagent.errors import ConfigError, ResourceError
-from nodeagent.resources import inotify, object_file, objects, security
+from nodeagent.resources import inotify, not_taken, object_file, objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refused
 from nodeagent.resources.last_good import LastGood
 from nodeagent.resources.manifests import Manifests
@@ -49,6 +49,8 @@ class DirectorySource:
         self._objects: dict[str, Change] = {}
         self._marks: set[str] = set()
         self._bad: dict[str, str] = {}
+        self._ignored: dict[str, str] = {}
+        """What is lost by objects that nobody carries out here, by file."""
         self._watches: dict[int, str] = {}
         self._readable = asyncio.Event()
         self._inotify = -1
@@ -89,8 +91,13 @@ class DirectorySource:
         self._manifests_inotify = -1
 
     def refused(self) -> tuple[Refused, ...]:
-        """Return the documents with policies that are wrong, and those that stand in two places."""
-        found = []
+        """Return the documents with policies that are wrong, those that stand in two places, and the
+        objects that nobody carries out here.
+        """
+        found = [
+            Refused(*object_file.key_of(name), str(self._path / OBJECTS / name), why, False, ignored=True)
+            for name, why in sorted(self._ignored.items())
+        ]
         for name, error in sorted(self._bad.items()):
             key = object_file.key_of(name)
             if key[0] in security.KINDS:
@@ -179,7 +186,7 @@ class DirectorySource:
                 found = {name for name in os.listdir(self._path / folder) if not name.startswith(".")}
             except FileNotFoundError:
                 continue
-            known = set(self._objects) if folder == OBJECTS else self._marks
+            known = self._objects.keys() | self._ignored.keys() if folder == OBJECTS else self._marks
             for name in sorted(known - found) + sorted(found):
                 changes += self._look(folder, name)
         return changes
@@ -203,6 +210,7 @@ class DirectorySource:
     def _look_at_object(self, name: str) -> list[AnyChange]:
         path = self._path / OBJECTS / name
         known = self._objects.get(name)
+        self._ignored.pop(name, None)
         try:
             found = object_file.read(path)
         except FileNotFoundError:
@@ -212,6 +220,8 @@ class DirectorySource:
             self._complain(name, str(error), change)
         else:
             change = found.change
+            if change is None and (lost := not_taken.lost(found.document)):
+                self._ignored[name] = lost
             if self._bad.pop(name, None):
                 log.info("%s: good again", path)
             if change is not None and isinstance(change.object, Policy):

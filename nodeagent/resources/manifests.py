@@ -4,7 +4,7 @@ wrong never takes a good one away.
 A document is known by kind, namespace and name. While it is wrong, its last good version stays,
 also over a restart; where there is none, it closes what it selects (``security.stand_in``). While a
 file holds a wrong document, it takes no policy away: the document may be a policy under a mistyped
-name, and the file cut off.
+name, and the file cut off. One of another API beside it is told and keeps nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 import orjson
 
 from nodeagent.errors import ConfigError, ResourceError, translated
-from nodeagent.resources import inotify, regular_file, security, yaml_text
+from nodeagent.resources import inotify, not_taken, regular_file, security, yaml_text
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.last_good import Documents, LastGood
 from nodeagent.resources.security import Policy
@@ -45,11 +45,13 @@ class _Outcome:
     """Takes the place of a wrong one that never was right."""
     is_text: bool = False
     """It is no YAML: what else stands there, or once stood there, is not seen."""
+    ignored: bool = False
+    """It is another API's: no policy is behind it."""
 
     def refused(self, path: Path, number: int, known: _File) -> Refused:
         """Return how a wrong one is told: *number* says where it stands in *path*."""
-        stays = self.key in known.documents if self.key else bool(known.held)
-        return Refused(*(self.key or ("", "", "")), str(path), f"document {number}: {self.error}", stays)
+        stays = not self.ignored and (self.key in known.documents if self.key else bool(known.held))
+        return Refused(*(self.key or ("", "", "")), str(path), f"document {number}: {self.error}", stays, self.ignored)
 
 
 @dataclass(slots=True)
@@ -192,9 +194,10 @@ class Manifests:
             else:
                 held[outcome.policy.key] = outcome.policy
                 documents[outcome.policy.key] = outcome.document
-        named = {outcome.key for _, outcome in wrong}
-        unseen = any(outcome.key is None or outcome.is_text for _, outcome in wrong)
-        for kept, policy in known.held.items() if wrong else ():
+        doubtful = [outcome for _, outcome in wrong if not outcome.ignored]
+        named = {outcome.key for outcome in doubtful}
+        unseen = any(outcome.key is None or outcome.is_text for outcome in doubtful)
+        for kept, policy in known.held.items() if doubtful else ():
             if kept not in held and (not policy.refused or unseen or kept in named):
                 held[kept] = policy
                 if not policy.refused:
@@ -212,7 +215,9 @@ class Manifests:
     def _refuse(self, known: _File, refused: list[Refused]) -> None:
         """Log what is wrong, once."""
         for each in refused:
-            if each not in known.refused:
+            if each.ignored and each not in known.refused:
+                log.warning("%s: %s (%s %s/%s)", each.file, each.error, each.kind, each.namespace, each.name)
+            elif each not in known.refused:
                 whose = f" ({each.kind} {each.namespace}/{each.name})" if each.kind else ""
                 log.error(
                     "%s: %s%s (%s)",
@@ -221,7 +226,7 @@ class Manifests:
                     whose,
                     "the last good one stays" if each.stays else self._instead(known, each),
                 )
-        if known.refused and not refused:
+        if any(not each.ignored for each in known.refused) and all(each.ignored for each in refused):
             log.info("%s: good again", known.refused[0].file)
         known.refused = refused
 
@@ -280,6 +285,9 @@ def _unreadable(text: str, error: str) -> tuple[_Outcome, ...]:
 
 
 def _outcome(value: object) -> _Outcome:
+    if isinstance(value, dict) and not_taken.is_anothers(value):
+        why = not_taken.lost(value) or "agents read no such kind here"
+        return _Outcome(None, security.whose(value), why, ignored=True)
     try:
         with translated(ResourceError, "the document cannot be read"):
             policy = security.parse(value)

@@ -174,3 +174,5 @@ _READERS: Final[dict[str, tuple[tuple[str, ...], Callable[[Part, str, str, Mappi
     "RateLimit": (rate_limit.VERSIONS, rate_limit.read),
 }
 KINDS: Final = frozenset(_READERS)
+GROUPS: Final = frozenset(version.partition("/")[0] for versions, _ in _READERS.values() for version in versions)
+"""API groups of policies."""

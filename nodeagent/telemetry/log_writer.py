@@ -38,13 +38,7 @@ class LogWriter:
         self._taken = self._done = 0
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._complaint = 0.0
-        try:
-            self._descriptor = self._open()
-        except OSError as error:
-            raise ConfigError(
-                f"telemetry.accessLog.path: {path}: {error.strerror}: does its folder exist, and may the agent "
-                "write there?"
-            ) from None
+        self._descriptor = _opened(path)
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
@@ -60,11 +54,6 @@ class LogWriter:
         """Wait at most *timeout* seconds until everything is written, and close."""
         self._queue.put("close")
         self._thread.join(timeout)
-
-    def _open(self) -> int:
-        if self._path == "-":
-            return os.dup(1)
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
     def _run(self) -> None:
         following: _Item | None = None
@@ -94,6 +83,27 @@ class LogWriter:
         if not self._complaint or now - self._complaint > RETRY_SECONDS:
             self._complaint = now
             _log.warning("access log %s: %s: lines are being lost", self._path, error.strerror)
+
+
+def try_to_open(path: str) -> None:
+    """Raise ConfigError where a log at *path* (``-``: standard output; empty: none) cannot be opened, or is
+    a pipe that nobody reads: before workers, of which none would start, take anything over.
+    """
+    if path:
+        os.close(_opened(path, os.O_NONBLOCK))
+
+
+def _opened(path: str, flags: int = 0) -> int:
+    """Raises ConfigError."""
+    if path == "-":
+        return os.dup(1)
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o640)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"telemetry.accessLog.path: {path}: {why}: does its folder exist, and may the agent write there?"
+        ) from None
 
 
 def _write(descriptor: int, data: bytes) -> None:

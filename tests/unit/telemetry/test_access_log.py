@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodeagent.cli.main import cli
 from nodeagent.errors import ConfigError
 from nodeagent.telemetry import log_format
 from nodeagent.telemetry.access_log import AccessLog
@@ -256,6 +257,28 @@ def test_a_log_that_cannot_be_opened_says_what_to_do(tmp_path: Path) -> None:
         ConfigError, match=r"telemetry\.accessLog\.path: .*No such file or directory: does its folder exist"
     ):
         AccessLog(str(tmp_path / "no" / "access.log"))
+
+
+@pytest.mark.parametrize("replaces", [(), ("--replace",)])
+@pytest.mark.parametrize("place", ["no/access.log", ".", "file/access.log", "nul\0", "pipe"])
+def test_a_daemon_whose_log_cannot_be_opened_takes_nothing_over(
+    tmp_path: Path, place: str, replaces: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends before it begins in the background, or touches what another daemon has."""
+
+    def begun(*given: object) -> int:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr("nodeagent.cli.background.begin", begun)
+    monkeypatch.setattr("nodeagent.agent.main", begun)
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    config = tmp_path / "agent.yaml"
+    log = {"path": f"{tmp_path}/{place}"}
+    folders = {"source": str(tmp_path), "identity": {"caDirectory": str(tmp_path)}, "redirect": {"cgroup": "/"}}
+    config.write_text(json.dumps({"node": "a", **folders, "telemetry": {"accessLog": log}}))
+    with pytest.raises(ConfigError, match=r"telemetry\.accessLog\.path: .*: does its folder exist"):
+        cli.main(["run", "-c", str(config), *replaces], standalone_mode=False)
 
 
 def test_a_busy_worker_loses_no_lines(tmp_path: Path) -> None:

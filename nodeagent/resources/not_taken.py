@@ -1,0 +1,93 @@
+"""Kinds of Istio and of the Gateway API that nobody carries out here, and what a mesh loses by that.
+
+They are told by name, once an object: in a folder by ``nodeagent get policies``, in a cluster by
+``nodeagent check --cluster`` and ``nodeagent install``, which read them by the rights of whoever
+runs them; an agent follows none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from nodeagent.resources import security
+from nodeagent.vocabulary import JsonObject
+
+_ROUTES: Final = "its routes, retries, timeouts, redirects and faults have no effect"
+
+
+@dataclass(frozen=True, slots=True)
+class NotTaken:
+    """A kind that another mesh carries out."""
+
+    group: str
+    kind: str
+    lost: str
+    """In words."""
+
+
+KINDS: Final = (
+    NotTaken("networking.istio.io", "EnvoyFilter", "its filters, such as rate limits, do not run"),
+    NotTaken("networking.istio.io", "Sidecar", "what it says of egress (REGISTRY_ONLY, hosts) keeps no pod back"),
+    NotTaken("networking.istio.io", "DestinationRule", "its TLS, limits, outlier detection and subsets have no effect"),
+    NotTaken("networking.istio.io", "VirtualService", _ROUTES),
+    NotTaken("networking.istio.io", "ServiceEntry", "its hosts are passed through as they are dialled"),
+    NotTaken("networking.istio.io", "ProxyConfig", "there is no proxy in the pod that it configures"),
+    NotTaken("extensions.istio.io", "WasmPlugin", "its filter, such as authentication or a limit, does not run"),
+    NotTaken("telemetry.istio.io", "Telemetry", "its access logs, metrics and traces are not made"),
+    NotTaken("gateway.networking.k8s.io", "HTTPRoute", _ROUTES),
+    NotTaken("gateway.networking.k8s.io", "GRPCRoute", _ROUTES),
+)
+"""What protects comes first."""
+_BY_NAME: Final = {(each.group, each.kind): each for each in KINDS}
+
+
+def group_of(document: JsonObject) -> str | None:
+    """Return the API group of *document*, empty for Kubernetes' core; None: it names none."""
+    version = document.get("apiVersion")
+    return version.rpartition("/")[0] if isinstance(version, str) and version else None
+
+
+def is_anothers(document: object) -> bool:
+    """Say whether *document* is whole and somebody else's: of a kind and an API group that no policy has.
+
+    One with a kind or a group of policies may be a policy whose other half is mistyped.
+    """
+    if not isinstance(document, dict):
+        return False
+    kind = document.get("kind")
+    group = group_of(document)
+    return isinstance(kind, str) and kind not in security.KINDS and group is not None and group not in security.GROUPS
+
+
+def lost(document: JsonObject) -> str:
+    """Return what is lost as nobody carries *document* out here, in words; empty: nothing, as it is
+    for gateways, or no object of a mesh.
+    """
+    kind = document.get("kind")
+    found = _BY_NAME.get((group_of(document) or "", kind if isinstance(kind, str) else ""))
+    return found.lost if found is not None and _is_for_mesh(document) else ""
+
+
+def _is_for_mesh(document: JsonObject) -> bool:
+    """Say whether pods' own connections would follow it: a VirtualService names the gateway ``mesh``
+    or none (Istio's rule), a route has a Service as parent (the Gateway API's GAMMA).
+    """
+    spec = document.get("spec")
+    if not isinstance(spec, dict):
+        return True
+    if document.get("kind") == "VirtualService":
+        gateways = spec.get("gateways")
+        return not isinstance(gateways, list) or not gateways or "mesh" in gateways
+    if document.get("kind") in ("HTTPRoute", "GRPCRoute"):
+        return "Service" in _kinds(spec.get("parentRefs"))
+    return True
+
+
+def _kinds(references: object) -> Iterable[object]:
+    return (
+        [each.get("kind") for each in references or () if isinstance(each, dict)]
+        if isinstance(references, list)
+        else []
+    )
