@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
+from nodeagent.errors import NodeagentError
+
+if TYPE_CHECKING:
+    from nodeagent.kube.access import KubeObject
+    from nodeagent.rollout.resources import ClusterObjects
 
 DEFAULT = "minimal"
 
@@ -39,11 +45,22 @@ def install(
     """
     import yaml
 
-    from nodeagent.rollout.install import install as run
-
     documents = manifests(overlay, file, default=DEFAULT)
     if dry_run:
         click.echo(yaml.safe_dump_all(documents, sort_keys=False), nl=False)
         return
-    asyncio.run(run(reached(kubeconfig), documents, say, force=force_conflicts, seconds=timeout))
+    asyncio.run(_installed(reached(kubeconfig), documents, force=force_conflicts, seconds=timeout))
     say("the agent is on every node; next: label a namespace nodeagent.io/dataplane=enabled")
+
+
+async def _installed(objects: ClusterObjects, documents: list[KubeObject], *, force: bool, seconds: float) -> None:
+    """Install, and tell what of Istio's a namespace that moves loses. Raises ConfigError, ApiError, ControlError."""
+    from nodeagent.rollout.install import install as run
+    from nodeagent.rollout.not_taken import losses
+
+    await run(objects, documents, say, force=force, seconds=seconds)
+    try:
+        for each in await losses(objects):
+            say(f"warning: {each.subject}: not carried out by agents: {each.words}")
+    except NodeagentError as error:
+        say(f"warning: what of Istio's is not carried out is not known: {error}")

@@ -174,5 +174,5 @@ _READERS: Final[dict[str, tuple[tuple[str, ...], Callable[[Part, str, str, Mappi
     "RateLimit": (rate_limit.VERSIONS, rate_limit.read),
 }
 KINDS: Final = frozenset(_READERS)
-GROUPS: Final = frozenset(version.partition("/")[0] for versions, _ in _READERS.values() for version in versions)
+GROUPS: Final = frozenset(versions[0].partition("/")[0] for versions, _ in _READERS.values())
 """API groups of policies."""

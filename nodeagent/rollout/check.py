@@ -26,6 +26,7 @@ from nodeagent.redirect.preflight import FOR_THE_LAB
 from nodeagent.rollout.lending import lent
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.node_choice import chosen
+from nodeagent.rollout.not_taken import losses
 from nodeagent.rollout.on_nodes import NodeRuns, Told
 from nodeagent.rollout.placement import (
     DAEMON_SET,
@@ -86,7 +87,15 @@ class ClusterCheck:
         """Return what was found, the cluster's first. Raises ApiError where the API server does not answer at all."""
         found = [await self._version()]
         installed = () if self._documents else (self._rights, self._rollouts, self._trust)
-        for look in (self._place, self._kinds, self._own_node, self._authority, *installed, self._nodes):
+        for look in (
+            self._place,
+            self._kinds,
+            self._not_taken,
+            self._own_node,
+            self._authority,
+            *installed,
+            self._nodes,
+        ):
             try:
                 found += await look()
             except NodeagentError as error:
@@ -126,6 +135,11 @@ class ClusterCheck:
         lost = "marks of enrolment" if kind.kind == "NodeStatus" else f"policies of kind {kind.kind}"
         state: State = "missing" if own or other else "absent"
         return ClusterFinding("cluster", kind.kind, state, f"{there}; {'/'.join(kind.versions)} is read: {step}", lost)
+
+    async def _not_taken(self) -> list[ClusterFinding]:
+        """Return the objects of other meshes that nobody carries out here."""
+        found = await losses(self._objects)
+        return [ClusterFinding("cluster", each.subject, "absent", f"not carried out: {each.words}") for each in found]
 
     async def _serves(self, kind: WatchedKind, version: str) -> bool:
         return await self._objects.find(f"{kind.group}/{version}", kind.kind) is not None

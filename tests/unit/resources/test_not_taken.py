@@ -116,3 +116,8 @@ def test_an_object_of_the_source_that_nobody_carries_out_is_told(tmp_path: Path)
             source.close()
 
     asyncio.run(run())
+
+
+def test_every_kind_is_in_the_documents() -> None:
+    words = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
+    assert [each.kind for each in not_taken.KINDS if each.kind not in words] == []
