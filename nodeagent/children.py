@@ -27,6 +27,8 @@ from nodeagent.wire import FileDescriptor, MessageError
 
 AGAIN_SECONDS: Final = 1.0
 """After this time a process that could not be forked is tried again."""
+LATELY_SECONDS: Final = 5.0
+"""Whose loop has turned within this time carries connections."""
 log = logging.getLogger("nodeagent.supervisor")
 
 
@@ -50,9 +52,28 @@ class ChildProcesses:
         """Not forked yet."""
         self.fork_at = 0.0
         """When what could not be forked is tried again; 0: nothing waits."""
+        self._on_trial: set[int] | None = None
+        """Those of a control that is not up yet, by pid; None: it is."""
 
     def __len__(self) -> int:
         return len(self._by_pid)
+
+    def try_control(self) -> None:
+        """A control is started: what it asks for from now on is on trial with it, until :meth:`trust_control`."""
+        self._on_trial = set()
+
+    def trust_control(self) -> None:
+        """Control is up."""
+        self._on_trial = None
+
+    def end_tried(self) -> None:
+        """Control is dead. One that never came up leaves no more of those that carry connections, where others do:
+        if the next ones do not come up either, there would be more and more of them.
+        """
+        tried, self._on_trial = self._on_trial or set(), None
+        if any(child.pulse.felt(LATELY_SECONDS) for pid, child in self._carrying() if pid not in tried):
+            for pid in tried & dict(self._carrying()).keys():
+                self.signal(pid, signal.SIGUSR1)
 
     @property
     def pids(self) -> frozenset[int]:
@@ -82,6 +103,8 @@ class ChildProcesses:
             del self._asked[0]
             os.close(asked.theirs)
             self._by_pid[pid] = _Child(asked.role, pulse, asked.controls)
+            if self._on_trial is not None:
+                self._on_trial.add(pid)
             yield Forked(asked.role, asked.number, pid)
 
     def _forked(self, role: Role, asked: Fork, pulse: Pulse) -> int:
@@ -103,14 +126,19 @@ class ChildProcesses:
     def died(self, pid: int, code: int) -> Exited:
         """Forget the child *pid*, which ended with the status *code*; return what control is told of it."""
         child = self._by_pid.pop(pid)
+        if self._on_trial is not None:
+            self._on_trial.discard(pid)
         self._pulses.free(child.pulse)
         os.close(child.end)
         return Exited(child.role, pid, code)
 
     def felt(self, seconds: float) -> bool:
         """Say whether a loop of those that carry connections has turned within *seconds*."""
-        carrying = [child.pulse for child in self._by_pid.values() if self._roles[child.role].beats]
-        return any(pulse.felt(seconds) for pulse in carrying)
+        return any(child.pulse.felt(seconds) for _, child in self._carrying())
+
+    def _carrying(self) -> list[tuple[int, _Child]]:
+        """Return those that carry connections, by pid."""
+        return [(pid, child) for pid, child in self._by_pid.items() if self._roles[child.role].beats]
 
     def signal(self, pid: int, number: int) -> None:
         """Send a signal to *pid*, if it is one of these; who may not is no worse off than before: a worker

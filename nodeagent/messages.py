@@ -125,7 +125,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Close what is kept of *owner*, a pod's uid or an identity."""
+    """Close what is kept of *owner*, a pod's uid or an identity, or under this very key."""
 
     owner: str
 

@@ -247,6 +247,7 @@ class Supervisor:
 
     def _start_control(self) -> None:
         self._start_at = 0.0
+        self._children.try_control()
         try:
             self._control.start(self._fork)
         except OSError as error:
@@ -290,6 +291,7 @@ class Supervisor:
             self._end_data_plane()
         else:
             _say(f"control died (status {code}); it is started again, workers go on")
+            self._children.end_tried()
             self._start_at = max(time.monotonic(), self._control.started + RESPAWN_SECONDS)
 
     def _look_after_control(self) -> None:
@@ -373,10 +375,12 @@ class Supervisor:
             case Keep():
                 self._keep(message.files)
             case Drop():
-                for key in [key for key in self._kept if key.startswith(f"{message.owner}/")]:
+                owner = message.owner
+                for key in [key for key in self._kept if key == owner or key.startswith(f"{owner}/")]:
                     self._drop(key)
             case BeginHeartbeat():
                 self._heart.begin(message.heart, message.timeout)
+                self._children.trust_control()
                 if self._alone:
                     self._open_hand_over()
             case Still():

@@ -118,6 +118,13 @@ class Enrolment:
         """
         self._resigned = True
 
+    def close_listeners(self) -> None:
+        """Another daemon's workers take what comes. It may close some of these, and one that is open here too
+        would go on getting connections.
+        """
+        for listeners in self._handed.values():
+            listeners.close()
+
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """Compare with the kernel, for ever; leaving tells the other nodes that these pods take no mTLS any more."""

@@ -238,6 +238,7 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
     mesh = prepared.mesh
     reader = prepared.reader
     certificates = prepared.certificates
+    link.relinquish(slots=workers.count)
     plane = await prepared.loading.attached(link.inherited.listeners.values())
     beginning.pod_sockets.captured_by(plane.sockets)
     kernel_paths = KernelPaths(plane, kernel_path_settings(config), config.cluster)
@@ -387,6 +388,7 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     """
     await beginning.ports.close()
     made.pod_sockets.close()
+    made.enrolment.close_listeners()
     seconds = beginning.config.proxy.timeouts.hand_over
     workers = beginning.workers
     with noted(beginning.config.runtime_directory) as note:

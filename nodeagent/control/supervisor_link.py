@@ -180,6 +180,15 @@ class SupervisorLink:
         """Have forgotten what is kept of *owner*, a pod's uid or an identity."""
         self.send(Drop(owner))
 
+    def relinquish(self, slots: int) -> None:
+        """Have closed the listeners of slots from *slots* on, wherever this daemon has them: the kernel would give
+        them connections that nobody accepts.
+        """
+        for uid, listeners in self.inherited.listeners.items():
+            for direction, family, slot in [one for one in listeners if one[2] >= slots]:
+                listeners.pop((direction, family, slot)).close()
+                self.drop(f"{uid}/{direction}/{family}/{slot}")
+
     def beat(self, timeout_seconds: float, heart: int) -> None:
         """Have the heartbeat begin in the map *heart*, where it may become so old."""
         self.send(BeginHeartbeat(timeout_seconds, FileDescriptor(heart)))

@@ -251,7 +251,7 @@ class DataPlane:
         if state:
             self._change(state, pod, wanted)
         else:
-            state = self._enrolled[pod.uid] = CapturedPod(pod, wanted, self._repairs.useful(listeners or Listeners()))
+            state = self._enrolled[pod.uid] = CapturedPod(pod, wanted, listeners or Listeners())
         if state.pod.netns.fd != pod.netns.fd:
             pod.netns.close()
         self.probed.keep(state.pod.netns, pod.probed)

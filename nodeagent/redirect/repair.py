@@ -74,14 +74,6 @@ class Repairs:
         self._slots = slots
         self._ports = ports
 
-    def useful(self, handed: Listeners) -> Listeners:
-        """Close those of slots that no longer exist: the kernel would give connections to them, and
-        nobody would accept.
-        """
-        wanted = pods.listener_ids(self._slots)
-        Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
-        return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
-
     def withdraw(self, capture: CapturedPod) -> None:
         """Take the pod out of the kernel: inbound capture first, then outbound, then what they used."""
         hooks.remove(self._pins.lookup(capture.pod.netns.cookie))

@@ -181,6 +181,30 @@ def test_nothing_fails_and_nothing_is_cut_when_a_daemon_takes_over(lab: Lab) -> 
 
 
 @pytest.mark.timeout(400)
+def test_a_newcomer_may_have_more_workers_or_fewer(lab: Lab) -> None:
+    """Input: two workers, then one, two, and one again; the daemons before drain. Verdict: every new connection
+    is served, by the slots that there are: while they drain, and after that.
+    """
+    agent = lab.agent("node1")
+    old: list[int] = []
+
+    def all_served() -> None:
+        for name in SERVERS * 10:
+            done = curl(lab, "client", "--max-time", "5", f"http://{cluster_ip(lab, name)}/")
+            assert done.returncode == 0, (name, done.stderr)
+
+    with holding(lab) as held:
+        for workers in (2, 1, 2, 1):
+            newcomer = replace(agent, overlay=merge(agent.overlay, {"proxy": {"workers": workers}}))
+            old.append(newcomer.succeed())
+            all_served()
+            all_there(held)
+    for pid in old:
+        eventually(lambda pid=pid: gone(pid), "the old daemon has ended")
+    all_served()
+
+
+@pytest.mark.timeout(400)
 def test_what_drains_hears_of_every_policy(lab: Lab) -> None:
     """Input: a DENY policy after the daemon was succeeded that carries the connections. Verdict:
     they are cut, by the old one, which has nothing left then and ends; others go on. Until then it says for

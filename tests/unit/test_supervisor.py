@@ -158,6 +158,33 @@ def test_a_first_control_that_fails_after_it_began_ends_the_daemon_too() -> None
     assert (code, error) == (3, "")
 
 
+def test_controls_that_never_come_up_again_leave_no_more_and_more_workers() -> None:
+    """Input: control dies, and so does each that follows, when it has filled its slot: its port is another
+    one's by now, say. Verdict: the worker of the one that was up goes on, and the others' end.
+    """
+    loop = """
+    supervisor.RESPAWN_SECONDS = 0.1
+    died = os.pipe()  # a byte for each control, which dies
+
+    def control(end, pulse):
+        os.set_blocking(died[0], False)
+        read(end, Begin)
+        os.write(died[1], b".")
+        if len(orphans) == 1 and len(os.read(died[0], 100)) > 4:
+            print("few", flush=True)
+            return
+        fork(end)
+        if not orphans:
+            beat(end)
+            read(end, Beats)
+            time.sleep(0.3)
+        raise SystemExit(1)
+    """
+    with supervised(loop) as running:
+        code, out, error = ended(running)
+    assert (code, out.count("few")) == (0, 1), error
+
+
 def test_a_control_that_reads_nothing_does_not_end_the_heartbeat() -> None:
     """Input: control is stopped, and what it is to be told fills its channel. Verdict: beats as
     long as the worker's loop turns.

@@ -19,6 +19,7 @@ from nodeagent.messages import (
     Beats,
     Begin,
     BeginHeartbeat,
+    Drop,
     Exited,
     Forked,
     FromSupervisor,
@@ -178,5 +179,28 @@ def test_the_heartbeat_begins_when_told_and_ends_before_what_is_left_stops() -> 
         await work
         assert left == ["left"]
         parts.stop()
+
+    run(scene)
+
+
+def test_listeners_of_slots_that_are_no_more_are_nobodys() -> None:
+    """Input: a daemon of two workers is succeeded by one of one. Verdict: what nobody would accept on is closed
+    here, and at the supervisor by its key.
+    """
+
+    async def scene(stage: Stage) -> None:
+        with socket.socket() as listener:
+            keys = [f"u/{direction}/4/{slot}" for direction in ("inbound", "outbound") for slot in (0, 1)]
+            stage.supervisor.send(Kept({key: FileDescriptor(listener.fileno()) for key in keys}))
+        stage.supervisor.send(Begin())
+        await stage.link.begun()
+        left = stage.link.inherited.listeners[PodUid("u")]
+        had = dict(left)
+        stage.link.relinquish(slots=1)
+        assert list(left) == [("inbound", 4, 0), ("outbound", 4, 0)]
+        assert [one for one in had if had[one].fileno() < 0] == [("inbound", 4, 1), ("outbound", 4, 1)]
+        await until(lambda: stage.heard == [Drop("u/inbound/4/1"), Drop("u/outbound/4/1")])
+        for each in left.values():
+            each.close()
 
     run(scene)
