@@ -14,7 +14,7 @@ import pytest
 from nodeagent.channel import pair
 from nodeagent.config import AgentConfig
 from nodeagent.control.concern import Concern
-from nodeagent.control.main import Beginning, Concerns, run, start
+from nodeagent.control.main import Beginning, Concerns, hurried, run, start
 from nodeagent.messages import Begin, ToSupervisor
 from nodeagent.pulse import Pulses
 from nodeagent.wire import MessageError, encode
@@ -179,5 +179,26 @@ def test_a_start_that_fails_stops_nothing(tmp_path: Path) -> None:
         assert not [words for words in stage.told if "stopped" in words or "Still" in words]
         stage.beginning.parts.stop()
         stage.end.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("which", ["hastened", "forsaken"])
+def test_what_drains_hurries_when_the_daemon_that_took_over_ends_or_is_gone(
+    caplog: pytest.LogCaptureFixture, which: str
+) -> None:
+    async def scene() -> None:
+        events = {"hastened": asyncio.Event(), "forsaken": asyncio.Event()}
+        beginning: Any = SimpleNamespace(link=SimpleNamespace(hastened=events["hastened"].wait))
+        side = SimpleNamespace(forsaken=events["forsaken"].wait)
+        made: Any = SimpleNamespace(footing=SimpleNamespace(cluster=(side,)))
+        waits = asyncio.ensure_future(hurried(beginning, made))
+        await asyncio.sleep(0)
+        assert not waits.done()
+        events[which].set()
+        await waits
+        assert ("no agent has this node any more" in caplog.text) == (which == "forsaken")
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1, "nobody waits on"
 
     play(scene)
