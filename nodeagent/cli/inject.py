@@ -125,13 +125,18 @@ def _change(
 ) -> Callable[[PodDocument], Document]:
     from nodeagent.inject import PodNamespace, Skipped
     from nodeagent.inject import inject as into
+    from nodeagent.inject.documents import LABELS_LATER
+    from nodeagent.inject.model import PROXY
 
     def change(workload: PodDocument) -> Document:
-        found = into(workload.pod, PodNamespace(workload.namespace or namespace, labels), settings)
+        later = LABELS_LATER.get(workload.kind, frozenset())
+        found = into(workload.pod, PodNamespace(workload.namespace or namespace, labels), settings, later)
         if isinstance(found, Skipped):
             notes.append(f"skipped: {workload}: {found.text}")
             return workload.pod
-        ends = workload.kind in ("Job", "CronJob") and not settings.native
+        spec = found.pod["spec"]
+        kept = any(container["name"] == PROXY for container in spec["containers"])
+        ends = kept and (workload.kind in ("Job", "CronJob") or spec.get("restartPolicy") in ("Never", "OnFailure"))
         notes.append(
             f"injected: {workload}{': its sidecar keeps it from completing; --native does not' if ends else ''}"
         )

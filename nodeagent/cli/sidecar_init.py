@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from nodeagent import istio
+from nodeagent.sidecar.rules import MAX_ITEMS
 
 if TYPE_CHECKING:
     from nodeagent.sidecar.rules import Network
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _EVERYTHING = "*"
-_MOST = 1024
-"""Entries of one list; each is a rule or two."""
 
 
 def _port(text: str) -> int:
@@ -47,8 +46,8 @@ def _list(
         if wildcard and len(parts) == 1:
             return None
         raise click.BadParameter(f"{text!r:.80}: '*' " + ("stands alone" if wildcard else "is not allowed here"))
-    if len(parts) > _MOST:
-        raise click.BadParameter(f"{len(parts)} entries: at most {_MOST} are allowed")
+    if len(parts) > MAX_ITEMS:
+        raise click.BadParameter(f"{len(parts)} entries: at most {MAX_ITEMS} are allowed")
     return tuple(read(part) for part in parts)
 
 

@@ -10,14 +10,22 @@ from typing import Final
 
 from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject.model import Document, show
+from nodeagent.istio import STATUS_PORT
 from nodeagent.resources import yaml_text
 from nodeagent.resources.quantity import quantity
+from nodeagent.sidecar.rules import MAX_ITEMS
 
 PREFIX: Final = "traffic.sidecar.istio.io/"
 NATIVE: Final = "sidecar.istio.io/nativeSidecar"
 REWRITE: Final = "sidecar.istio.io/rewriteAppHTTPProbers"
 PROXY_CONFIG: Final = "proxy.istio.io/config"
 IMAGE: Final = "sidecar.istio.io/proxyImage"
+_ALONE: Final = {
+    "sidecar.istio.io/interceptionMode": "REDIRECT",
+    "status.sidecar.istio.io/port": str(STATUS_PORT),
+    "inject.istio.io/templates": "sidecar",
+}
+"""Annotation -> its one value that means what is done here."""
 _RESOURCES: Final = {
     "proxyCPU": ("requests", "cpu"),
     "proxyMemory": ("requests", "memory"),
@@ -35,12 +43,16 @@ def ports(text: str) -> str:
     found = [part.strip() for part in text.split(",")] if text.strip() else []
     if not all(part.isascii() and part.isdigit() and len(part) <= 5 and 0 < int(part) < 65536 for part in found):
         raise ValueError("ports from 1 to 65535, separated by commas")
+    if len(found) > MAX_ITEMS:
+        raise ValueError(f"at most {MAX_ITEMS} ports")
     return ",".join(found)
 
 
 def ranges(text: str) -> str:
     """Return the comma-separated address ranges of *text* without blanks; raises ValueError saying what is allowed."""
     found = [part.strip() for part in text.split(",")] if text.strip() else []
+    if len(found) > MAX_ITEMS:
+        raise ValueError(f"at most {MAX_ITEMS} ranges")
     try:
         return ",".join(str(ip_network(part, strict=False)) if "/" in part else str(ip_network("")) for part in found)
     except ValueError:
@@ -66,6 +78,18 @@ CAPTURE: Final[dict[str, Callable[[str], str]]] = {
     "excludeOutboundIPRanges": ranges,
 }
 """Name of the annotation after PREFIX, and of the value that holds its default -> how it is read."""
+
+
+def refuse_unknown(annotations: Mapping[str, str]) -> None:
+    """Raise InjectionError for an annotation of Istio's that asks for another capture or another sidecar than there
+    is here: to be injected without what it asks for would be worse than not to be.
+    """
+    for name, text in annotations.items():
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in CAPTURE:
+            known = ", ".join(CAPTURE)
+            raise InjectionError(f"metadata.annotations[{name:.120}]: not known here: allowed of {PREFIX}: {known}")
+        if name in _ALONE and text.strip() != _ALONE[name]:
+            raise _wrong(name, text, f"{_ALONE[name]}, which is what there is here")
 
 
 def capture(annotations: Mapping[str, str], values: Document) -> dict[str, str]:

@@ -22,10 +22,30 @@ TEMPLATES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "StatefulSet": ("apps", ("spec", "template")),
     "DaemonSet": ("apps", ("spec", "template")),
     "ReplicaSet": ("apps", ("spec", "template")),
+    "ReplicationController": ("", ("spec", "template")),
     "Job": ("batch", ("spec", "template")),
     "CronJob": ("batch", ("spec", "jobTemplate", "spec", "template")),
 }
 """Kind -> (its API group, where its pod or pod template stands)."""
+_OF_JOBS: Final = frozenset(
+    {
+        "job-name",
+        "controller-uid",
+        "batch.kubernetes.io/job-name",
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-completion-index",
+    }
+)
+LABELS_LATER: Final[dict[str, frozenset[str]]] = {
+    "Deployment": frozenset({"pod-template-hash"}),
+    "StatefulSet": frozenset(
+        {"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index", "controller-revision-hash"}
+    ),
+    "DaemonSet": frozenset({"controller-revision-hash", "pod-template-generation"}),
+    "Job": _OF_JOBS,
+    "CronJob": _OF_JOBS,
+}
+"""Kind -> the labels that its controller gives to pods, beside those of the template."""
 _HEAD: Final = re.compile(r"(?:(?:---)?[ \t]*(?:#[^\n]*)?\n)*")
 _INDENT: Final = re.compile(r"\{\s*\n( +)")
 
@@ -92,7 +112,10 @@ def _document(part: str, value: Document, file: str, number: int, change: PodCha
         return part
     head = _HEAD.match(part)
     begin = head.end() if head else 0
-    written = part[:begin] + (_as_json(part[begin:], found) or round_trip.edit(part[begin:], value, found))
+    try:
+        written = part[:begin] + (_as_json(part[begin:], found) or round_trip.edit(part[begin:], value, found))
+    except InjectionError as error:
+        raise InjectionError(f"{file}: document {number}: {error}") from None
     if yaml_text.load(written) != [found]:
         raise InjectionError(
             f"{file}: document {number}: cannot be changed without changing the rest of it: write it in plain "
@@ -111,24 +134,29 @@ def _object(value: object, where: str) -> Document:
     )
 
 
-def _workloads(value: object, file: str, number: int, path: tuple[str | int, ...]) -> Iterator[PodDocument]:
+def _workloads(
+    value: object, file: str, number: int, path: tuple[str | int, ...], of_all: Document | None = None
+) -> Iterator[PodDocument]:
     where = f"{file}: document {number}{''.join(f'[{key}]' if isinstance(key, int) else f' {key}' for key in path)}"
-    document = _object(value, where)
+    document = _object((of_all or {}) | value if isinstance(value, dict) else value, where)
     kind = document["kind"]
     metadata = document.get("metadata")
-    if kind == "List":
+    of = kind.removesuffix("List")
+    if kind == "List" or of in TEMPLATES.keys() - {kind}:
         items = document.get("items")
         if not isinstance(items, list):
             raise InjectionError(f"{where}: items: {show(items)}: allowed: a list of objects")
         for index, item in enumerate(items):
-            yield from _workloads(item, file, number, (*path, "items", index))
+            # Of its own lists' items the API server leaves out what the list says of all.
+            of_all = {"apiVersion": document.get("apiVersion"), "kind": of} if of else {}
+            yield from _workloads(item, file, number, (*path, "items", index), of_all)
         return
     group, place = TEMPLATES.get(kind, (None, ()))
     version = document.get("apiVersion")
     if group is None or not isinstance(version, str) or version.rpartition("/")[0] != group:
         return
     names = metadata if isinstance(metadata, dict) else {}
-    pod = document
+    pod = value if isinstance(value, dict) else document
     for depth, key in enumerate(place):
         below = pod.get(key)
         if not isinstance(below, dict):

@@ -15,6 +15,7 @@ from nodeagent.inject.model import Document
 from nodeagent.inject.rbac import Rules
 from nodeagent.inject.values import Values
 from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_SOURCE, READY_PORT, SCRAPE_PORT, STATUS_PORT
+from nodeagent.sidecar.probes import target
 
 SDS_SOCKET: Final = "/run/nodeagent/sds/socket"
 TEXT_FORMAT: Final = (
@@ -27,6 +28,10 @@ TEXT_FORMAT: Final = (
     "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n"
 )
 """Istio's default (istio/istio pilot/pkg/model/log.go: EnvoyTextLogFormat)."""
+VALUES: Final = frozenset(
+    {"trustDomain", "tcpPorts", "mtls", "accessLog", "bufferBytes", "pooling", "authorizationPolicies"}
+)
+"""Names of the values that the bootstrap is made of, whether or not a template refers to them itself."""
 _EXTENSION: Final = "type.googleapis.com/envoy.extensions."
 _POD_IP: Final = "$(POD_IP)"
 _PLAIN_HTTP: Final = ["http/1.0", "http/1.1"]
@@ -402,14 +407,13 @@ class _Probe:
         success to the kubelet; it must not follow it to the sidecar's port, so it is not told
         whereto.
         """
-        target = self._handler.get("path") or "/"
         exact = [
             {"name": name, "string_match": {"exact": value}} for name, value in ((":method", "GET"), (":path", path))
         ]
         action = _route(
             {"path": path, "headers": exact},
             self.name,
-            prefix_rewrite=target if target.startswith("/") else f"/{target}",
+            prefix_rewrite=target(self._handler.get("path") or "/"),
         )
         action["route"]["timeout"] = self._timeout
         return action | {"response_headers_to_remove": ["location"]}

@@ -7,26 +7,40 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject import annotated, envoy, probes, rbac, selection, shape, status, template, values
 from nodeagent.inject.model import PROXY, Document, Injected, InjectionSettings, PodNamespace, Skipped, show
 from nodeagent.istio import PORTS, STATUS, USER
+from nodeagent.sidecar import probes as sidecar_probes
+
+APP_PROBES: Final = "appProbes"
+_MAX_ARGUMENT: Final = 128 << 10
+BOOTSTRAP: Final = "bootstrap"
+"""The variable that is Envoy's whole configuration: it is made only for a template that refers to it."""
 
 
-def inject(pod: Mapping[str, object], namespace: PodNamespace, settings: InjectionSettings) -> Injected | Skipped:
+def inject(
+    pod: Mapping[str, object],
+    namespace: PodNamespace,
+    settings: InjectionSettings,
+    later: frozenset[str] = frozenset(),
+) -> Injected | Skipped:
     """Return *pod* with its sidecar, or why it gets none.
 
-    *pod* is a Pod object or a workload's pod template (metadata, spec); it is not changed. A pod
-    that has a sidecar is skipped. Raises InjectionError when it cannot be given one, or the
-    template or a value is wrong.
+    *pod* is a Pod object or a workload's pod template (metadata, spec); it is not changed. *later*
+    are the keys of the labels that its controller will add. A pod that has a sidecar is skipped.
+    Raises InjectionError when it cannot be given one, or the template or a value is wrong.
     """
     read = shape.read(pod)
     if skipped := selection.refusal(read, namespace, settings.revision):
         return skipped
+    annotated.refuse_unknown(read.annotations)
     chosen = template.load(settings.template)
     known = values.read(chosen.defaults, settings.values)
+    _refuse_unused(chosen, known, settings.values)
     native = annotated.flag(read.annotations, annotated.NATIVE, settings.native)
     hold, concurrency = annotated.proxy_config(read.annotations)
     known = known if concurrency is None else known.model_copy(update={"concurrency": concurrency})
@@ -34,9 +48,18 @@ def inject(pod: Mapping[str, object], namespace: PodNamespace, settings: Injecti
     asked: Document = {}
     before: Document = {}
     if annotated.flag(read.annotations, annotated.REWRITE, known.rewrite_app_http_probe):
-        asked, before = probes.rewrite(read, injected["spec"])
-    added = chosen.fill(_variables(chosen, read, namespace, settings, known, asked))
+        asked, before = probes.rewrite(read, injected["spec"], native)
+    if chosen.uses(APP_PROBES) and (fault := sidecar_probes.refusal(asked)):
+        raise InjectionError(f"spec: {fault}: allowed: probes that the sidecar can ask for")
+    variables = _variables(read, settings, known, asked)
+    if chosen.uses(BOOTSTRAP):
+        labels = chosen.labels(variables) | read.labels
+        selected = rbac.Selected(namespace.name, labels, later)
+        rules = rbac.translate(known.authorization_policies, known.root_namespace, selected, known.trust_domain)
+        variables[BOOTSTRAP] = json.dumps(envoy.bootstrap(known, asked, rules), separators=(",", ":"))
+    added = chosen.fill(variables)
     _refuse_conflicts(read, added)
+    _refuse_too_long(chosen.name, added)
     absent = status.absent(injected)
     lists = _add_to_spec(injected["spec"], added, native, settings.hold if hold is None else hold)
     metadata = _add_metadata(injected, added.get("metadata") or {})
@@ -72,14 +95,28 @@ def uninject(pod: Mapping[str, object]) -> Document:
     return found
 
 
-def _variables(
-    chosen: template.Template,
-    pod: shape.PodShape,
-    namespace: PodNamespace,
-    settings: InjectionSettings,
-    known: values.Values,
-    asked: Document,
-) -> Document:
+def _refuse_unused(chosen: template.Template, known: values.Values, given: Mapping[str, object]) -> None:
+    """What is asked of a sidecar whose template does not read it would silently not be done."""
+    unused = [
+        name
+        for name in given
+        if name not in values.WITHOUT_TEMPLATE
+        and not chosen.uses(name)
+        and not (name in envoy.VALUES and chosen.uses(BOOTSTRAP))
+    ]
+    if not unused:
+        return
+    held = values.as_variables(known)
+    default = values.as_variables(values.read(chosen.defaults, {}))
+    for name in unused:
+        if held[name] != default[name]:
+            raise InjectionError(
+                f"values.{name}: {show(held[name])}: allowed: nothing, since the template {show(chosen.name)} does not "
+                "use it: what its sidecar does is said elsewhere"
+            )
+
+
+def _variables(pod: shape.PodShape, settings: InjectionSettings, known: values.Values, asked: Document) -> Document:
     """Return what a template may refer to: the values, and what is worked out from the pod."""
     held = values.as_variables(known)
     labels = pod.labels
@@ -95,23 +132,14 @@ def _variables(
         or "latest",
         "defaultContainer": pod.spec.containers[0].name,
         "revision": settings.revision or selection.DEFAULT_REVISION,
-        "appProbes": envoy.literal(json.dumps(asked)),
+        APP_PROBES: envoy.literal(json.dumps(asked)),
     }
-    if chosen.uses("bootstrap"):
-        rules = rbac.translate(
-            known.authorization_policies, known.root_namespace, namespace.name, labels, known.trust_domain
-        )
-        found["bootstrap"] = json.dumps(envoy.bootstrap(known, asked, rules), separators=(",", ":"))
     return found
 
 
 def _refuse_conflicts(pod: shape.PodShape, added: Document) -> None:
     """What Kubernetes would refuse, or what would silently not work."""
     names = [PROXY, *(item["name"] for item in added.get("initContainers") or ())]
-    users = [
-        ("spec", pod.spec.security_context),
-        *((at, container.security_context) for at, container in pod.containers()),
-    ]
     for at, container in pod.containers():
         if container.name in names:
             raise InjectionError(f"{at}.name: {show(container.name)}: allowed: another name: the sidecar has this one")
@@ -136,12 +164,44 @@ def _refuse_conflicts(pod: shape.PodShape, added: Document) -> None:
                 f"spec.volumes[{index}].name: {show(volume.name)}: allowed: another name: a volume of the sidecar "
                 "has this one"
             )
-    for at, context in users:
-        if context and context.run_as_user == USER:
-            raise InjectionError(
-                f"{at}.securityContext.runAsUser: {USER}: allowed: another user: what runs as the sidecar's own "
-                "is not captured"
-            )
+    _refuse_uncaptured(pod)
+
+
+def _refuse_uncaptured(pod: shape.PodShape) -> None:
+    """What runs as the sidecar's user or in its group is taken for it; a container's word beats the pod's."""
+    whole = pod.spec.security_context or shape.SecurityContextShape()
+    for at, container in pod.containers():
+        own = container.security_context or shape.SecurityContextShape()
+        for field, said, of_the_pod in (
+            ("runAsUser", own.run_as_user, whole.run_as_user),
+            ("runAsGroup", own.run_as_group, whole.run_as_group),
+        ):
+            if (of_the_pod if said is None else said) == USER:
+                raise InjectionError(
+                    f"{'spec' if said is None else at}.securityContext.{field}: {USER}: allowed: another one: what "
+                    "runs as the sidecar's own is not captured"
+                )
+
+
+def _refuse_too_long(name: str, added: Document) -> None:
+    """What Linux would not execute (MAX_ARG_STRLEN: one argument or variable, with the zero at its end)."""
+    for container in (*(added.get("initContainers") or ()), added["container"]):
+        for at, word in _words(container):
+            size = len(word.replace("$$", "$").encode())
+            if size >= _MAX_ARGUMENT:
+                raise InjectionError(
+                    f"template {name}: {container['name']}.{at}: {size} bytes: allowed: less than {_MAX_ARGUMENT}, "
+                    "as Linux takes them: fewer authorizationPolicies, or shorter probes"
+                )
+
+
+def _words(container: Document) -> Iterator[tuple[str, str]]:
+    """Yield what *container* is started with, each with where it stands."""
+    for field in ("command", "args"):
+        for index, word in enumerate(container.get(field) or ()):
+            yield f"{field}[{index}]", str(word)
+    for variable in container.get("env") or ():
+        yield f"env[{variable['name']}]", f"{variable['name']}={variable.get('value', '')}"
 
 
 def _add_to_spec(spec: Document, added: Document, native: bool, hold: bool) -> dict[str, tuple[str, ...]]:
@@ -151,11 +211,9 @@ def _add_to_spec(spec: Document, added: Document, native: bool, hold: bool) -> d
     comes after those, and the proxy last, or first when it is waited for: a container starts when
     the one before it has, its postStart included.
     """
-    proxy = added["container"]
-    if native:
-        proxy = proxy | (added.get("whenNative") or {})
-    elif hold:
-        proxy = proxy | (added.get("whenHeld") or {})
+    proxy = _laid_over(added["container"], added.get("whenNative" if native else "whenContainer") or {})
+    if hold and not native:
+        proxy = _laid_over(proxy, added.get("whenHeld") or {})
     setup = list(added.get("initContainers") or ())
     own = list(spec.get("initContainers") or ())
     init = [*setup, proxy] if native else setup
@@ -166,6 +224,14 @@ def _add_to_spec(spec: Document, added: Document, native: bool, hold: bool) -> d
     if volumes := added.get("volumes") or ():
         spec["volumes"] = [*(spec.get("volumes") or ()), *volumes]
     return {"init_containers": _names(init), "containers": () if native else (PROXY,), "volumes": _names(volumes)}
+
+
+def _laid_over(below: Document, above: Document) -> Document:
+    """Return *below* with what *above* says instead or beside, in mappings at whatever depth."""
+    return below | {
+        key: _laid_over(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in above.items()
+    }
 
 
 def _names(items: Iterable[Document]) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from nodeagent.resources import security
 _SOURCES: Final = ("principals", "namespaces", "ip_blocks")
 _OPERATIONS: Final = ("methods", "paths", "ports")
 _OF_HTTP: Final = ("methods", "paths")
+_OF_THE_NODE: Final = frozenset({"topology.kubernetes.io/region", "topology.kubernetes.io/zone"})
+"""Labels that a pod gets when it is bound (Kubernetes' PodTopologyLabels), whoever makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +33,31 @@ class Rules:
     tcp: tuple[Document, ...] = ()
 
 
-def translate(
-    documents: Iterable[Mapping[str, object]], root: str, namespace: str, labels: Mapping[str, str], trust_domain: str
-) -> Rules:
-    """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with
-    *labels*.
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The pod by which policies are chosen: its namespace, its labels as it will have them, and the keys of those
+    that whoever makes it adds: their values are not known.
+    """
+
+    namespace: str
+    labels: Mapping[str, str]
+    later: frozenset[str] = frozenset()
+
+
+def translate(documents: Iterable[Mapping[str, object]], root: str, pod: Selected, trust_domain: str) -> Rules:
+    """Return the rules of the AuthorizationPolicies in *documents* for *pod*.
 
     *root* is the mesh's root namespace, *trust_domain* what ``cluster.local`` stands for in
     principals.
 
-    Raises InjectionError naming the policy and the field that Envoy's rules here cannot express.
+    Raises InjectionError naming the policy and the field that Envoy's rules here cannot express, or by which nobody
+    can tell yet whether it is for this pod.
     """
-    found = [_resolved(policy, trust_domain) for policy in _selected(documents, root, namespace, labels)]
+    found = [_resolved(policy, trust_domain) for policy in _selected(documents, root, pod)]
     return Rules(tuple(_all(found, tcp=False)), tuple(_all(found, tcp=True)))
 
 
-def _selected(
-    documents: Iterable[Mapping[str, object]], root: str, namespace: str, labels: Mapping[str, str]
-) -> Iterator[AuthorizationPolicy]:
+def _selected(documents: Iterable[Mapping[str, object]], root: str, pod: Selected) -> Iterator[AuthorizationPolicy]:
     seen: set[tuple[str, str]] = set()
     for index, document in enumerate(documents):
         at = f"values.authorizationPolicies[{index}]"
@@ -58,10 +67,12 @@ def _selected(
             raise InjectionError(f"{at}: {error}") from None
         if policy.kind != "AuthorizationPolicy":
             raise InjectionError(f"{at}.kind: {policy.kind}: allowed: AuthorizationPolicy")
-        if policy.namespace not in (namespace, root) or not dict(policy.selector).items() <= labels.items():
+        if policy.namespace not in (pod.namespace, root):
             continue
         spec = cast(AuthorizationPolicy, policy.spec)
         where = f"{at} ({spec.namespace}/{spec.name})"
+        if not _selects(where, dict(policy.selector), pod):
+            continue
         if (spec.namespace, spec.name) in seen:
             raise InjectionError(f"{where}: metadata.name: allowed: another name than that of a policy before it")
         seen.add((spec.namespace, spec.name))
@@ -75,6 +86,18 @@ def _selected(
             )
         _refuse_unknown(where, spec)
         yield spec
+
+
+def _selects(where: str, selector: Mapping[str, str], pod: Selected) -> bool:
+    unknown = {key for key in selector if key not in pod.labels and (key in pod.later or key in _OF_THE_NODE)}
+    if any(pod.labels.get(key) != value for key, value in selector.items() if key not in unknown):
+        return False
+    if unknown:
+        raise InjectionError(
+            f"{where}: spec.selector.matchLabels[{min(unknown)}]: allowed: labels that the pod has at injection: "
+            "it gets this one later"
+        )
+    return True
 
 
 def _resolved(policy: AuthorizationPolicy, trust_domain: str) -> AuthorizationPolicy:

@@ -33,8 +33,8 @@ _MEANING: Final[Any] = yaml.resolver.Resolver().resolve
 
 def edit(text: str, old: Document, new: Document) -> str:
     """Return *text*, a document whose value is *old*, changed to mean *new*. Raises InjectionError."""
-    handler = _handler(text)
     try:
+        handler = _handler(text)
         tree = handler.load(text)
         text, old = cut(text, tree, old, new)
         tree = handler.load(text)
@@ -42,7 +42,7 @@ def edit(text: str, old: Document, new: Document) -> str:
         stream = io.StringIO()
         handler.dump(tree, stream)
     except YAMLError as error:
-        raise InjectionError(f"not YAML: {' '.join(str(error).split()):.200}") from None
+        raise InjectionError(f"cannot be changed in its text: {' '.join(str(error).split()):.200}") from None
     return stream.getvalue()
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodeagent.inject.model import PodNamespace, Skipped
+from nodeagent.inject.model import PROXY, PodNamespace, Skipped, show
 from nodeagent.inject.shape import PodShape
 from nodeagent.istio import INJECT, INJECTION_LABEL, REVISION_LABEL, STATUS, SYSTEM_NAMESPACES
 
 DEFAULT_REVISION: Final = "default"
+_YES: Final = ("y", "yes", "true", "on")
 
 
 def refusal(pod: PodShape, namespace: PodNamespace, revision: str) -> Skipped | None:
     """Return why *pod* gets no sidecar from the injector of *revision* (empty: the default one); None: it gets one."""
-    if STATUS in pod.annotations:
+    if STATUS in pod.annotations and any(container.name == PROXY for _, container in pod.containers()):
         return Skipped("already-injected", f"it has a sidecar already (annotation {STATUS})")
     if pod.spec.host_network:
         return Skipped("host-network", "it shares the node's network: capturing there would capture the node's traffic")
+    if pod.spec.os and pod.spec.os.name == "windows":
+        return Skipped("windows", "it is for Windows, where there is neither sidecar nor capture")
     if namespace.name in SYSTEM_NAMESPACES:
         return Skipped("system-namespace", f"{namespace.name} is a namespace of the system's own")
     return _not_meant(pod, namespace, revision or DEFAULT_REVISION) or _opted_out(pod)
@@ -59,6 +62,11 @@ def _other(who: str, wanted: str, revision: str) -> Skipped:
 
 
 def _opted_out(pod: PodShape) -> Skipped | None:
-    """The label beats the annotation, even when it is empty; another value than true and false counts as none."""
+    """The label beats the annotation, even when it is empty, which says nothing; every word but YAML's for true is a
+    no.
+    """
     place, held = ("label", pod.labels) if INJECT in pod.labels else ("annotation", pod.annotations)
-    return Skipped("opted-out", f"its {place} {INJECT} is false") if held.get(INJECT) == "false" else None
+    word = held.get(INJECT, "")
+    if not word or word.lower() in _YES:
+        return None
+    return Skipped("opted-out", f"its {place} {INJECT} is {show(word)}")

@@ -17,6 +17,8 @@ from nodeagent.resources.fields import PortName, PortNumber
 from nodeagent.resources.load import explain
 
 PROBES: Final = ("readinessProbe", "livenessProbe", "startupProbe")
+HOOKS: Final = ("postStart", "preStop")
+"""Below a container's ``lifecycle``."""
 
 
 class _Shape(BaseModel):
@@ -68,10 +70,18 @@ class ProbeShape(HandlerShape):
     timeout_seconds: Annotated[int, Field(ge=0)] | None = None
 
 
+class LifecycleShape(_Shape):
+    """A container's ``lifecycle``."""
+
+    post_start: HandlerShape | None = None
+    pre_stop: HandlerShape | None = None
+
+
 class SecurityContextShape(_Shape):
-    """A pod's or container's ``securityContext``: the user it runs as."""
+    """A pod's or container's ``securityContext``: the user and group it runs as."""
 
     run_as_user: int | None = None
+    run_as_group: int | None = None
 
 
 class VolumeMountShape(_Shape):
@@ -90,13 +100,18 @@ class ContainerShape(_Shape):
     startup_probe: ProbeShape | None = None
     security_context: SecurityContextShape | None = None
     volume_mounts: tuple[VolumeMountShape, ...] | None = None
+    restart_policy: str | None = None
+    lifecycle: LifecycleShape | None = None
 
-    def probe(self, field: str) -> ProbeShape | None:
-        """Return the probe that stands in *field*, one of :data:`PROBES`; None: the container has none there."""
+    def handler(self, field: str) -> HandlerShape | None:
+        """Return what stands in *field*, one of :data:`PROBES` and :data:`HOOKS`; None: nothing."""
+        hooks = self.lifecycle or LifecycleShape()
         return {
             "readinessProbe": self.readiness_probe,
             "livenessProbe": self.liveness_probe,
             "startupProbe": self.startup_probe,
+            "postStart": hooks.post_start,
+            "preStop": hooks.pre_stop,
         }[field]
 
 
@@ -114,6 +129,12 @@ class MetadataShape(_Shape):
     annotations: dict[str, str] | None = None
 
 
+class OsShape(_Shape):
+    """A pod's ``os``."""
+
+    name: str | None = None
+
+
 class SpecShape(_Shape):
     """A pod's ``spec``."""
 
@@ -121,6 +142,7 @@ class SpecShape(_Shape):
     init_containers: tuple[ContainerShape, ...] | None = None
     volumes: tuple[VolumeShape, ...] | None = None
     host_network: bool | None = None
+    os: OsShape | None = None
     security_context: SecurityContextShape | None = None
 
 

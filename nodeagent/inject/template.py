@@ -2,10 +2,11 @@
 
 A file ``sidecar.yaml`` with these keys: ``values`` (defaults, and names of the template's own),
 ``metadata`` (labels and annotations for the pod), ``initContainers``, ``container`` (the proxy),
-``whenNative`` and ``whenHeld`` (laid over the proxy), ``volumes``. In texts, ``${name}`` stands for
-a value: a text that is nothing else becomes the value itself, of any kind (text in a command); a
-key or item whose value is null goes away; ``$${`` is a literal ``${``. The YAML is read before
-anything is filled in, so no value can change its structure. Kubernetes expands ``$(NAME)`` itself.
+``whenContainer`` or ``whenNative``, then ``whenHeld`` (laid over the proxy), ``volumes``. In texts,
+``${name}`` stands for a value: a text that is nothing else becomes the value itself, of any kind
+(text in a command); a key or item whose value is null goes away; ``$${`` is a literal ``${``. The
+YAML is read before anything is filled in, so no value can change its structure. Kubernetes expands
+``$(NAME)`` itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _KINDS: Final[dict[str, type]] = {
     "metadata": dict,
     "initContainers": list,
     "container": dict,
+    "whenContainer": dict,
     "whenNative": dict,
     "whenHeld": dict,
     "volumes": list,
@@ -52,6 +54,12 @@ class Template:
     def uses(self, name: str) -> bool:
         """Say whether ``${name}`` stands anywhere in what the template adds."""
         return any(name in _references(text) for text in _texts(self.content))
+
+    def labels(self, variables: Mapping[str, object]) -> dict[str, str]:
+        """Return the labels that the template adds, filled with *variables*. Raises InjectionError as :meth:`fill`."""
+        given = (self.content.get("metadata") or {}).get("labels") or {}
+        filled = _fill_mapping(given, variables, f"template {self.name}: metadata.labels")
+        return {key: str(value) for key, value in filled.items()}
 
     def fill(self, variables: Mapping[str, object]) -> Document:
         """Return what the template adds to a pod, with every ``${name}`` replaced by what

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -16,6 +16,8 @@ from nodeagent.inject.model import Document
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.resources.fields import AbsolutePath, PortNumber, Section
 from nodeagent.resources.load import explain
+
+_T = TypeVar("_T")
 
 
 def _split(value: object) -> object:
@@ -46,7 +48,32 @@ def _network(text: str) -> str:
         raise ValueError("an address range as 10.0.0.0/8 or fd00::/8") from None
 
 
-Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split)]
+WITHOUT_TEMPLATE: Final = frozenset(
+    {"meshRanges", "plaintextRanges", "ipFamilies", "rootNamespace", "source", "csiDriver", "rewriteAppHTTPProbe"}
+)
+"""Names of the values that no template need refer to: they say what the cluster is, which a sidecar may know
+otherwise, or are the injector's own.
+"""
+
+
+def _once(items: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Envoy takes no range, port or family twice."""
+    return tuple(dict.fromkeys(items))
+
+
+def _as_text(value: object) -> object:
+    """Return a number, or a list of numbers and texts, as the text of an annotation; anything else as it is."""
+    items = value if isinstance(value, list) else [value]
+    if items and all(isinstance(item, int | str) and not isinstance(item, bool) for item in items):
+        return ",".join(map(str, items))
+    return value
+
+
+Networks = Annotated[
+    tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split), AfterValidator(_once)
+]
+Text = Annotated[str, BeforeValidator(_as_text)]
+"""``--set`` and YAML make numbers of what looks like one."""
 Image = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\s]+$")]
 
 
@@ -64,14 +91,14 @@ class Values(Section):
     init_image: Image = f"nodeagent:{__version__}"
     """The image of the init container that sets up capture."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "cluster.local"
-    root_namespace: str = ROOT_NAMESPACE
+    trust_domain: Annotated[Text, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "cluster.local"
+    root_namespace: Text = ROOT_NAMESPACE
     """The namespace whose policies are for the whole mesh."""
     mesh_ranges: Networks = ()
     """Where peers that speak mTLS are: the pods' and Services' ranges. Everything else is passed through as it is."""
     plaintext_ranges: Networks = ()
     """Parts of ``mesh_ranges`` that speak no mTLS, such as the API server's Service."""
-    tcp_ports: Annotated[tuple[PortNumber, ...], BeforeValidator(_numbers)] = ()
+    tcp_ports: Annotated[tuple[PortNumber, ...], BeforeValidator(_numbers), AfterValidator(_once)] = ()
     """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is
     waited for, and one that closes before it ends is cut off.
     """
@@ -91,10 +118,9 @@ class Values(Section):
     """Worker threads."""
     authorization_policies: tuple[dict[str, object], ...] = ()
     """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
-    ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = (
-        "IPv4",
-        "IPv6",
-    )
+    ip_families: Annotated[
+        tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1), AfterValidator(_once)
+    ] = ("IPv4", "IPv6")
     source: AbsolutePath = "/var/lib/nodeagent/source"
     """The node's folder with the mesh's resources (template nodeagent)."""
     csi_driver: str = "csi.nodeagent.io"
@@ -102,12 +128,12 @@ class Values(Section):
     resources: Document = Field(default_factory=_own_resources)
     """The proxy's requests and limits, as Kubernetes writes them; these are Istio's."""
     rewrite_app_http_probe: Annotated[bool, Field(alias="rewriteAppHTTPProbe")] = True
-    include_inbound_ports: str = "*"
-    exclude_inbound_ports: str = ""
-    include_outbound_ports: str = ""
-    exclude_outbound_ports: str = ""
-    include_outbound_ip_ranges: Annotated[str, Field(alias="includeOutboundIPRanges")] = "*"
-    exclude_outbound_ip_ranges: Annotated[str, Field(alias="excludeOutboundIPRanges")] = ""
+    include_inbound_ports: Text = "*"
+    exclude_inbound_ports: Text = ""
+    include_outbound_ports: Text = ""
+    exclude_outbound_ports: Text = ""
+    include_outbound_ip_ranges: Annotated[Text, Field(alias="includeOutboundIPRanges")] = "*"
+    exclude_outbound_ip_ranges: Annotated[Text, Field(alias="excludeOutboundIPRanges")] = ""
 
 
 def read(defaults: Mapping[str, object], given: Mapping[str, object]) -> Values:

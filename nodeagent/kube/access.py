@@ -16,6 +16,8 @@ from nodeagent.errors import ConfigError, ControlError, ResourceError
 from nodeagent.identity.tls import load_chain
 from nodeagent.resources import yaml_text
 
+API_SERVER: Final = "KUBERNETES_SERVICE_HOST"
+"""The variable that tells every pod the address of the API server's Service."""
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KubeObject = dict[str, Any]
 """What the API server answers, or a part of a kubeconfig: its fields are looked at where they are
@@ -77,11 +79,11 @@ def open_access(kubeconfig: Path | None) -> Access:
 
 def in_cluster(account: Path = ACCOUNT) -> Access:
     """Return the access of the pod's service account. Raises ConfigError outside a cluster."""
-    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    host = os.environ.get(API_SERVER)
     port = os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise ConfigError(
-            "kubeconfig: absent, and KUBERNETES_SERVICE_HOST is not set: this is no pod of a cluster; name a kubeconfig"
+            f"kubeconfig: absent, and {API_SERVER} is not set: this is no pod of a cluster; name a kubeconfig"
         )
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     try:

@@ -24,7 +24,8 @@ TEMPLATES: Final = {"envoy": "envoy", "sidecar": "nodeagent"}
 
 def settings(mode: str, layout: Layout, overlay: Mapping[str, object]) -> InjectionSettings:
     """Return the injector's settings of a lab: *overlay* may hold ``native``, ``hold`` and ``values``."""
-    values: dict[str, object] = {
+    values: dict[str, object] = {"drainSeconds": 0} if mode == "envoy" else {}
+    values |= {
         "meshRanges": [str(network) for network in (*PODS, *SERVICES)],
         "source": str(layout.state),
     }
@@ -52,11 +53,12 @@ def _injected(document: Document, objects: Iterable[Object], given: InjectionSet
         return document
     value = resource.dump()
     namespace = resource.metadata.namespace
+    own = given.template == TEMPLATES["sidecar"]  # it reads them in the source's folder
     here = InjectionSettings(
         given.template,
         native=given.native,
         hold=given.hold,
-        values={**_of_the_mesh(namespace, objects), **given.values},
+        values={**({} if own else _of_the_mesh(namespace, objects)), **given.values},
     )
     pod = value if isinstance(resource, PodResource) else value["spec"]["template"]
     try:

@@ -22,6 +22,8 @@ from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
 from nodeagent.vocabulary import ObjectKey
 
 SUFFIXES = (".yaml", ".yml", ".json")
+_MAX_FAULTS = 200
+"""That one is chosen from: to look at each of a hundred thousand takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def _validate(value: object, file: str, number: int) -> Resource:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return *error*'s most telling fault as ``field: value: allowed: …``."""
-    faults = error.errors(include_url=False)
+    faults = error.errors(include_url=False)[:_MAX_FAULTS]
     # A union reports every branch; the deepest fault is the branch that was meant.
     fault = max(faults, key=lambda each: (len(_path(each["loc"], model)[0]), each["type"] != "missing"))
     path, owner = _path(fault["loc"], model)

@@ -8,8 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from nodeagent.sections import ConfigSection
 
-UNIT: Final = r"^[A-Za-z0-9:_.@\\-]{1,247}\.service$"
-"""systemd.unit(5)."""
+UNIT: Final = r"^[A-Za-z0-9:_.\\-]([A-Za-z0-9:_.@\\-]{0,245}[A-Za-z0-9:_.\\-])?\.service$"
+"""systemd.unit(5). A template alone (``foo@.service``) is no unit that runs: ``foo@a.service`` is."""
 _LABEL: Final = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _NAME: Final = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 NAMES_LENGTH: Final = 220

@@ -63,6 +63,10 @@ class Units(Protocol):
         """
 
 
+class _RefusedError(KernelError):
+    """systemctl ended with an error, which may be of one unit alone."""
+
+
 class Systemctl:
     """Asks systemd itself; *program* is injected for tests."""
 
@@ -70,9 +74,29 @@ class Systemctl:
         self._program = program
 
     async def look(self, names: Sequence[str]) -> dict[str, Unit]:
-        """As Units says."""
+        """As Units says. systemctl tells nothing of any unit where one's name is none to it: each is asked for
+        alone then.
+        """
         if not names:
             return {}
+        try:
+            return parsed(names, await self._show(names))
+        except _RefusedError:
+            if len(names) == 1:
+                raise
+        found: dict[str, Unit] = {}
+        refused: list[_RefusedError] = []
+        for name in names:
+            try:
+                found |= parsed([name], await self._show([name]))
+            except _RefusedError as error:
+                refused.append(error)
+                found[name] = Unit(name, "", "", 0, "", "")
+        if len(refused) == len(names):
+            raise refused[0]
+        return found
+
+    async def _show(self, names: Sequence[str]) -> str:
         argv = (self._program, "--no-pager", "show", f"--property={','.join(PROPERTIES)}", "--", *names)
         pipe = asyncio.subprocess.PIPE
         try:
@@ -92,8 +116,8 @@ class Systemctl:
             raise KernelError(f"services: systemd does not answer within {PATIENCE_SECONDS:g} s") from None
         if process.returncode:
             words = shown(said.decode(errors="replace").strip())
-            raise KernelError(f"services: systemd does not say what runs: {words}; is it this machine's init?")
-        return parsed(names, out.decode(errors="replace"))
+            raise _RefusedError(f"services: systemd does not say what runs: {words}; is it this machine's init?")
+        return out.decode(errors="replace")
 
 
 def parsed(names: Sequence[str], text: str) -> dict[str, Unit]:

@@ -17,6 +17,7 @@ from nodeagent.vocabulary import Family
 
 _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
 _IF_INET6: Final = Path("/proc/self/net/if_inet6")
+_NO_IPV6_ON_LO: Final = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 _LOCK_SECONDS: Final = "10"
 
 
@@ -58,13 +59,19 @@ def _commit(make: Callable[[Family, str], str]) -> None:
 
 
 def _own_source(action: str) -> None:
-    """IPv4's whole 127.0.0.0/8 is the loopback's; of IPv6 only ::1 is."""
-    if 6 not in families():
+    """IPv4's whole 127.0.0.0/8 is the loopback's; of IPv6 only ::1 is, and nothing where IPv6 is switched off by
+    sysctl: the kernel and its tables have IPv6 all the same, and the rules are there if it is switched on.
+    """
+    if 6 not in families() or _switched_off():
         return
     address = f"{istio.OWN_SOURCE[6]}/128"
     there = f"inet6 {address} " in _run(["ip", "-6", "addr", "show", "dev", "lo"])
     if there != (action == "replace"):
         _run(["ip", "-6", "addr", action, address, "dev", "lo"])
+
+
+def _switched_off() -> bool:
+    return _NO_IPV6_ON_LO.exists() and _NO_IPV6_ON_LO.read_text().strip() != "0"
 
 
 def _run(argv: Sequence[str], text: str = "") -> str:

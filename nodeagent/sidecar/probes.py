@@ -1,4 +1,4 @@
-"""The kubelet's probes, which injection turns to the sidecar: it asks the application in the
+"""The kubelet's probes and hooks, which injection turns to the sidecar: it asks the application in the
 kubelet's stead, past the pod's own mTLS.
 """
 
@@ -32,7 +32,7 @@ class _Section(BaseModel):
         )
 
 
-def _target(path: str) -> str:
+def target(path: str) -> str:
     """Return *path* as a request's target: as Go's net/url does for the kubelet, which takes one
     without a slash, or with spaces.
     """
@@ -46,7 +46,7 @@ class AppHttpHeader(_Section):
 
 class AppHttpGet(_Section):
     port: PortNumber
-    path: Annotated[str, AfterValidator(_target), Field(max_length=4096)] = "/"
+    path: Annotated[str, AfterValidator(target), Field(max_length=4096)] = "/"
     host: str = ""
     scheme: Annotated[str, Field(pattern="^HTTPS?$")] = "HTTP"
     http_headers: Annotated[tuple[AppHttpHeader, ...], Field(max_length=64)] = ()
@@ -77,7 +77,11 @@ class AppProbe(_Section):
         return self
 
 
-_Path = Annotated[str, Field(pattern=r"^/app-health/[a-z0-9]([-a-z0-9]*[a-z0-9])?/(livez|readyz|startupz)$")]
+_CONTAINER: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_Path = Annotated[
+    str,
+    Field(pattern=f"^/app-(health/{_CONTAINER}/(livez|readyz|startupz)|lifecycle/{_CONTAINER}/(poststartz|prestopz))$"),
+]
 _TABLE: Final = TypeAdapter(dict[_Path, AppProbe])
 
 
@@ -97,6 +101,15 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, AppProbe]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"environment: {VARIABLE}: not JSON: {error}") from None
+
+
+def refusal(table: Mapping[str, object]) -> str:
+    """Return what :func:`from_environment` would say of *table*, path -> probe, empty where it takes it."""
+    try:
+        from_environment({VARIABLE: json.dumps(table)})
+    except ConfigError as error:
+        return str(error).removeprefix(f"environment: {VARIABLE}: ")
+    return ""
 
 
 async def check(probe: AppProbe, address: str) -> str:

@@ -19,6 +19,8 @@ CHAINS: Final = ("ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_
 _JUMPS: Final = ("-j ISTIO_INBOUND", "-j ISTIO_OUTPUT")
 _LOOPBACK: Final[dict[Family, str]] = {4: "127.0.0.1/32", 6: "::1/128"}
 Network = IPv4Network | IPv6Network
+MAX_ITEMS: Final = 1024
+"""Of a setting: each is a rule, which every connection passes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -11,7 +12,7 @@ from nodeagent.ca.secret import AuthoritySecret, ClusterAuthority
 from nodeagent.errors import NodeagentError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
-from nodeagent.kube.access import open_access
+from nodeagent.kube.access import API_SERVER, open_access
 from nodeagent.kube.client import KubeClient
 from nodeagent.service import kept, until_signal
 from nodeagent.telemetry import metrics
@@ -40,7 +41,7 @@ class Webhook:
         IdentityError where it gives none, ConfigError where no pod could be injected.
         """
         self._config = config
-        self._settings = config.injection.settings()
+        self._settings = config.injection.settings(os.environ.get(API_SERVER, ""))
         self._authority = authority
         self._kept = kept
         self._serving = ServingCertificate(authority, config.names)

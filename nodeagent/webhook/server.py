@@ -22,6 +22,8 @@ from aiohttp import web
 from nodeagent.errors import ControlError
 from nodeagent.identity.ca import ServerCertificate
 from nodeagent.identity.tls import load_chain
+from nodeagent.telemetry.http_server import EVERYWHERE
+from nodeagent.webhook.clients import Clients, Doing, WebhookClient
 from nodeagent.webhook.review import ENTRIES, Admission, BadReviewError, Entry, Review, answer, parse
 
 log = logging.getLogger("nodeagent.webhook")
@@ -38,7 +40,7 @@ class WebhookLimits:
     """Bounds on what clients may make the webhook hold; a review that the API server sends has at most about 3 MiB."""
 
     connections: int = 256
-    """Open at a time. Beyond it, the one that has waited longest for its next request is closed."""
+    """Open at a time. Beyond it, one of the client's with the most is closed (webhook/clients.py)."""
     body_bytes: int = 8 << 20
     held_bytes: int = 64 << 20
     """Of the bodies of all reviews together, as far as they have come."""
@@ -67,8 +69,9 @@ class WebhookServer:
         self._context.set_alpn_protocols(["http/1.1"])
         self._held = 0
         self._threads = ThreadPoolExecutor(THREADS, "review")
-        self._busy: set[object] = set()
-        self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order in which they began
+        self._clients = Clients(self._limits.connections)
+        self._of: dict[web.RequestHandler, WebhookClient] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._listener: socket.socket
         self._accepting: asyncio.Task[None]
         self._runner: web.AppRunner
@@ -79,8 +82,8 @@ class WebhookServer:
         load_chain(self._context, certificate.chain_pem, certificate.key_pem)
 
     async def start(self, address: str, port: int) -> None:
-        """Listen on *address* and *port* (0: any free one; ``port`` says which). Raises
-        ControlError when the address cannot be had.
+        """Listen on *address* (0.0.0.0 or ``::``: all of both families, as far as there are) and *port* (0: any free
+        one; ``port`` says which). Raises ControlError when the address cannot be had.
         """
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._respond)
@@ -95,9 +98,13 @@ class WebhookServer:
             shutdown_timeout=limits.grace_seconds,
         )
         await self._runner.setup()
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        everywhere = address in EVERYWHERE and socket.has_dualstack_ipv6()
+        where = "::" if everywhere else address
+        family = socket.AF_INET6 if ":" in where else socket.AF_INET
         try:
-            self._listener = socket.create_server((address, port), family=family, backlog=limits.connections)
+            self._listener = socket.create_server(
+                (where, port), family=family, backlog=limits.connections, dualstack_ipv6=everywhere
+            )
         except OSError as error:
             raise ControlError(f"address {address} port {port}: {error.strerror}: is it in use?") from None
         self._listener.setblocking(False)
@@ -119,51 +126,52 @@ class WebhookServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(self._listener)
+                connection, address = await loop.sock_accept(self._listener)
             except OSError as error:
                 log.error("cannot accept: %s", error.strerror)
                 await asyncio.sleep(0.1)
                 continue
-            if self._make_room():
-                task = asyncio.create_task(self._shake_hands(connection))
-                self._handshakes[task] = None
-                task.add_done_callback(lambda done: self._handshakes.pop(done, None))
-            else:
+            if len(self._clients) >= self._limits.connections:
+                self._forget_closed()
+            client = self._clients.admit(address[0])
+            if client is None:
                 connection.close()
+                continue
+            task = asyncio.create_task(self._shake_hands(connection, client))
+            client.close = task.cancel
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
 
-    def _make_room(self) -> bool:
-        """Say whether another connection may come, having sent away one that only waits, or does
-        not finish its handshake, if need be.
-        """
-        open_ones = self._server.connections
-        if len(open_ones) + len(self._handshakes) < self._limits.connections:
-            return True
-        waiting = (handler.transport for handler in open_ones if handler not in self._busy)
-        if victim := next(
-            (transport for transport in waiting if transport is not None and not transport.is_closing()), None
-        ):
-            victim.abort()
-        elif handshake := next(iter(self._handshakes), None):
-            handshake.cancel()
-            del self._handshakes[handshake]
-        else:
-            return False
-        return True
-
-    async def _shake_hands(self, connection: socket.socket) -> None:
+    async def _shake_hands(self, connection: socket.socket, client: WebhookClient) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handler = self._server()
+        self._of[handler] = client
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self._server,
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: handler,
                 connection,
                 ssl=self._context,
                 ssl_handshake_timeout=self._limits.handshake_seconds,
                 ssl_shutdown_timeout=1.0,
             )
-        except (OSError, TimeoutError) as error:
+        except BaseException as error:
+            self._clients.leave(client)
+            del self._of[handler]
+            if not isinstance(error, OSError | TimeoutError):
+                raise
             # A client that does not trust the certificate says so here, and its operator wants to
             # know.
             log.warning("TLS handshake failed: %s", str(error) or type(error).__name__)
+            return
+        client.close = transport.abort
+        if client.doing is Doing.GREETING:
+            self._clients.now(client, Doing.WAITING)
+
+    def _forget_closed(self) -> None:
+        for handler, client in list(self._of.items()):
+            if handler.transport is None and client.doing is not Doing.GREETING:
+                self._clients.leave(client)
+                del self._of[handler]
 
     @property
     def _server(self) -> web.Server:
@@ -172,17 +180,18 @@ class WebhookServer:
         return server
 
     async def _respond(self, request: web.Request) -> web.Response:
-        self._busy.add(request.protocol)
+        client = self._of[request.protocol]
+        self._clients.now(client, Doing.SENDING)
         try:
-            return await self._inject(request)
+            return await self._inject(request, client)
         except BadReviewError as error:
             log.warning("refused with status %d: %s", error.status, error)
             self._count("refused", error.reason)
             return web.Response(status=error.status, text=f"{error}\n")
         finally:
-            self._busy.discard(request.protocol)
+            self._clients.now(client, Doing.WAITING)
 
-    async def _inject(self, request: web.Request) -> web.Response:
+    async def _inject(self, request: web.Request, client: WebhookClient) -> web.Response:
         """Answer a review. Raises BadReviewError."""
         entry = PATHS.get(request.path)
         if entry is None:
@@ -192,6 +201,7 @@ class WebhookServer:
         body = bytearray()
         try:
             await self._receive(request, body)
+            self._clients.now(client, Doing.JUDGED)
             # Another thread: a large pod takes a while, and the others' bodies and handshakes need
             # not wait.
             review, admission = await asyncio.get_running_loop().run_in_executor(

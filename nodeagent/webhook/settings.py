@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from pydantic import Field
@@ -43,11 +44,17 @@ class Injection(ConfigSection):
     values: dict[str, object] = Field(default_factory=dict)
     """The template's."""
 
-    def settings(self) -> InjectionSettings:
+    def settings(self, api_server: str = "") -> InjectionSettings:
         """Return these settings as the injector takes them. Raises ConfigError when it could inject no
         pod with them.
+
+        *api_server*: the address of the API server's Service, which speaks no mTLS of the mesh: it is added to
+        ``plaintextRanges`` where it is within ``meshRanges``. Empty: it is not known.
         """
-        settings = InjectionSettings(self.template, self.revision, self.native, self.hold, self.values)
+        values = dict(self.values)
+        if _within(api_server, values.get("meshRanges")):
+            values["plaintextRanges"] = [*_listed(values.get("plaintextRanges")), str(ip_network(api_server))]
+        settings = InjectionSettings(self.template, self.revision, self.native, self.hold, values)
         trial = {
             "metadata": {"labels": {REVISION_LABEL: self.revision}},
             "spec": {"containers": [{"name": "trial", "image": "trial"}]},
@@ -57,6 +64,24 @@ class Injection(ConfigSection):
         except InjectionError as error:
             raise ConfigError(f"injection: {error}") from None
         return settings
+
+
+def _within(address: str, ranges: object) -> bool:
+    """Say whether *address* is in one of *ranges*, a list or comma-separated text as the value meshRanges, and is
+    not one of them itself. What is neither address nor range is not in any.
+    """
+    try:
+        alone = ip_network(address)
+        networks = [ip_network(text, strict=False) for text in _listed(ranges)]
+    except (ValueError, TypeError):
+        return False
+    return alone not in networks and any(ip_address(address) in network for network in networks)
+
+
+def _listed(ranges: object) -> list[str]:
+    if isinstance(ranges, str):
+        return [part.strip() for part in ranges.split(",") if part.strip()]
+    return list(ranges) if isinstance(ranges, list | tuple) else []
 
 
 class WebhookConfig(ConfigSection):

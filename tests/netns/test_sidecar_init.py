@@ -253,6 +253,23 @@ def test_clean_leaves_nothing_but_what_others_made(version: int) -> None:
     assert answer(OUTSIDE, POD_IP[version], 8080) == "app"
 
 
+@pytest.mark.parametrize("interfaces", [("lo",), ("all", "default", "lo", "eth0")], ids=str)
+def test_ipv6_that_is_switched_off_needs_no_address(interfaces: tuple[str, ...]) -> None:
+    name = "t-sidecar-no-ipv6"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        _ip(name, "link set lo up", "link add eth0 type veth peer name eth1")
+        inside = ["ip", "netns", "exec", name]
+        for each in interfaces:
+            subprocess.run([*inside, "sysctl", "-qw", f"net.ipv6.conf.{each}.disable_ipv6=1"], check=True)
+        for arguments in ((), (), ("--clean",)):
+            argv = [*inside, sys.executable, "-m", "nodeagent", "sidecar-init", *arguments]
+            done = subprocess.run(argv, cwd=ROOT, text=True, capture_output=True, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
 def test_a_dry_run_changes_nothing() -> None:
     before = table()
     done = init("--dry-run")

@@ -74,7 +74,7 @@ PODS: dict[str, Json] = {
     ),
     "init containers": pod(initContainers=[container("migrate"), container("seed", command=["true"])]),
     "a native sidecar of its own": pod(
-        initContainers=[container("logs", restartPolicy="Always", startupProbe=HTTP_PROBE, ports=[HTTP])]
+        initContainers=[container("logs", restartPolicy="Always", readinessProbe=HTTP_PROBE, ports=[HTTP])]
     ),
     "volumes": pod(
         container(
@@ -98,6 +98,19 @@ PODS: dict[str, Json] = {
     "tcp probes": pod(container(ports=[HTTP], readinessProbe=TCP_PROBE, livenessProbe={"tcpSocket": {"port": 8080}})),
     "grpc probes": pod(container(readinessProbe=GRPC_PROBE, startupProbe={"grpc": {"port": 9000}})),
     "exec probes": pod(container(readinessProbe=EXEC_PROBE, livenessProbe=EXEC_PROBE, startupProbe=EXEC_PROBE)),
+    "hooks": pod(
+        container(
+            ports=[HTTP],
+            lifecycle={
+                "preStop": {"httpGet": {"path": "/stop", "port": "http"}},
+                "postStart": {"httpGet": {"port": 8443, "scheme": "HTTPS"}},
+            },
+        ),
+        container(
+            "two", lifecycle={"preStop": {"exec": {"command": ["true"]}}, "postStart": {"sleep": {"seconds": 1}}}
+        ),
+        container("three", lifecycle={"preStop": {"httpGet": {"host": "status.example", "port": 80}}}),
+    ),
     "probes of every kind": pod(
         container("one", ports=[HTTP], readinessProbe=HTTP_PROBE, livenessProbe=TCP_PROBE, startupProbe=GRPC_PROBE),
         container("two", ports=[HTTP | {"containerPort": 9090}], readinessProbe=EXEC_PROBE, livenessProbe=HTTP_PROBE),

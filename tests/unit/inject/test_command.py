@@ -161,6 +161,13 @@ def test_lists_in_lists_as_kubectl_writes_them(run: Run) -> None:
     assert run("--uninject", "-f", run.file(out, "in.json"))[0] == given
 
 
+def test_lists_of_one_kind_as_the_api_server_writes_them(run: Run) -> None:
+    text = f"apiVersion: v1\nkind: PodList\nitems:\n- {{metadata: {{name: a}}, {TEMPLATE.partition(', ')[2]}}}\n"
+    (item,) = yaml.safe_load(run("-f", run.file(text), *MESH)[0])["items"]
+    assert [each["name"] for each in item["spec"]["containers"]][-1] == "istio-proxy"
+    assert "kind" not in item
+
+
 def test_folders_and_several_files_make_one_stream(run: Run) -> None:
     run.file(SERVICE, "a.yaml")
     run.file(DEPLOYMENT.rstrip(), "b.yml")
@@ -235,6 +242,17 @@ def test_values_and_policies_from_files(run: Run) -> None:
     assert '"action":"ALLOW","policies":{}' in out
 
 
+def test_a_policy_for_a_label_that_the_controller_gives_is_refused(run: Run) -> None:
+    policy = (
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: shop}\n"
+        "spec: {selector: {matchLabels: {pod-template-hash: a}}}\n"
+    )
+    words = ("-f", run.file(DEPLOYMENT), *MESH, "--policies", run.file(policy, "policy.yaml"))
+    assert "spec.selector.matchLabels[pod-template-hash]: allowed: labels that the pod has at injection" in run.refusal(
+        *words
+    )
+
+
 def test_another_groups_job_passes_through(run: Run) -> None:
     other = "apiVersion: batch.example/v1\nkind: Job\nmetadata: {name: a}\nspec: {tasks: []}\n"
     out, _ = run("-f", run.file(f"{other}---\n{DEPLOYMENT}"), *MESH)
@@ -283,6 +301,10 @@ def test_another_groups_job_passes_through(run: Run) -> None:
             "document 2 (Deployment shop/web): name: web: allowed: another name than that of",
         ),
         ("[" * 3000, "nested deeper than"),
+        (
+            DEPLOYMENT.replace("containerPort: 8080", "containerPort: 8080\t# the web"),
+            "in.yaml: document 1: cannot be changed in its text: ",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(run: Run, text: str, message: str) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from nodeagent.compare.envoy import binary
 from nodeagent.inject import InjectionError, InjectionSettings, inject
+from nodeagent.inject.values import read
 from nodeagent.lab.environment import expand
-from tests.unit.inject.pods import ENABLED, PODS, RANGES, injected, named, pod
+from tests.unit.inject.pods import ENABLED, PODS, RANGES, container, injected, named, pod
 
 Json = dict[str, Any]
 ADDRESSES = {"IPv4": "10.244.1.7", "IPv6": "fd00:10:244::7"}
@@ -100,6 +101,34 @@ def test_envoy_takes_every_probe(given: Json) -> None:
 def test_envoy_takes_every_value(values: Json) -> None:
     done = validate(command(PODS["probes of every kind"], **values))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"meshRanges": ["10.0.0.0/8", "10.1.0.0/8"], "plaintextRanges": "10.96.0.1/32,10.96.0.1/32"},
+        {"meshRanges": ["10.0.0.0/8"], "tcpPorts": "3306,3306"},
+        {"ipFamilies": "IPv4,IPv4"},
+    ],
+    ids=str,
+)
+def test_what_is_said_twice_is_once(values: Json) -> None:
+    """Envoy refuses filter chains that match the same, and two addresses of one family."""
+    validated = validate(command(**values))
+    assert validated.returncode == 0, validated.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("includeInboundPorts", 8080, "8080"),
+        ("excludeOutboundPorts", [3306, "5432"], "3306,5432"),
+        ("trustDomain", 1, "1"),
+    ],
+)
+def test_a_text_that_looks_like_a_number_may_be_one(name: str, value: object, text: str) -> None:
+    found = read({}, {name: value}).model_dump(by_alias=True)[name]
+    assert found == text
 
 
 def test_envoy_takes_a_file_for_its_access_log(tmp_path: Path) -> None:
@@ -248,6 +277,13 @@ def test_a_wrong_value_is_named(values: Json, message: str) -> None:
     with pytest.raises(InjectionError) as error:
         inject(pod(), ENABLED, InjectionSettings(values={"meshRanges": RANGES} | values))
     assert str(error.value).startswith(message)
+
+
+def test_a_probes_path_is_quoted_as_the_kubelet_does() -> None:
+    given = pod(container(readinessProbe={"httpGet": {"port": 80, "path": "a b?c=d#e"}}))
+    (manager,) = [each["filters"][0]["typed_config"] for each in chains(bootstrap(given), "status")]
+    routes = [each["route"] for each in manager["route_config"]["virtual_hosts"][0]["routes"]]
+    assert [each["prefix_rewrite"] for each in routes if each["cluster"] == "probe-0"] == ["/a%20b?c=d%23e"]
 
 
 def test_the_applications_probes_are_asked_for_and_nothing_else() -> None:

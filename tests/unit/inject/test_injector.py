@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeagent.inject import STATUS, InjectionError, InjectionSettings, Skipped, inject, uninject
+from nodeagent.inject import STATUS, Injected, InjectionError, InjectionSettings, Skipped, inject, uninject
+from nodeagent.inject.model import show
+from nodeagent.sidecar.probes import AppHttpGet, from_environment
 from tests.unit.inject.pods import ENABLED, ENVOY, HTTP, NODEAGENT, PODS, RANGES, container, injected, named, names, pod
 
 SETTINGS = {
@@ -60,10 +62,12 @@ def test_what_was_there_stays(given_pod: dict[str, Any], chosen: InjectionSettin
         own = names(given_pod["spec"].get(field))
         assert [name for name in names(spec.get(field)) if name in own] == own
     for one in given_pod["spec"]["containers"]:
-        kept = {
-            key: value for key, value in named(spec["containers"], one["name"]).items() if not key.endswith("Probe")
-        }
-        assert kept == {key: value for key, value in one.items() if not key.endswith("Probe")}
+        kept = {key: value for key, value in named(spec["containers"], one["name"]).items() if not _rewritten(key)}
+        assert kept == {key: value for key, value in one.items() if not _rewritten(key)}
+
+
+def _rewritten(field: str) -> bool:
+    return field.endswith("Probe") or field == "lifecycle"
 
 
 def test_a_pod_without_a_sidecar_is_not_uninjected() -> None:
@@ -75,10 +79,17 @@ ISTIOS = '{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes
 
 @pytest.mark.parametrize("status", ["{}", "no JSON", "[]", ISTIOS, "1" * 5000, "[" * 5000])
 def test_what_another_injector_did_is_not_undone(status: str) -> None:
-    other = pod(annotations={STATUS: status})
+    other = pod(container(), container("istio-proxy"), annotations={STATUS: status})
     assert isinstance(inject(other, ENABLED, ENVOY), Skipped)
     with pytest.raises(InjectionError, match="something else injected this pod"):
         uninject(other)
+
+
+def test_the_annotation_alone_is_no_sidecar() -> None:
+    """It stays in what was copied from a pod that runs."""
+    found = injected(pod(annotations={STATUS: ISTIOS}))
+    assert "istio-proxy" in names(found["spec"]["containers"])
+    assert uninject(found) == pod(annotations={})
 
 
 def test_a_changed_pod_keeps_its_changes_when_the_sidecar_goes() -> None:
@@ -126,7 +137,9 @@ def test_order(template: str, native: bool, hold: bool, init: list[str], contain
     proxy = named(spec["initContainers"] if native else spec["containers"], "istio-proxy")
     assert proxy.get("restartPolicy") == ("Always" if native else None)
     assert ("startupProbe" in proxy) == native
-    assert ("lifecycle" in proxy) == (hold and not native)
+    lifecycle = set(proxy.get("lifecycle", ()))
+    assert ("postStart" in lifecycle) == (hold and not native)
+    assert ("preStop" in lifecycle) == (template == "envoy" and not native), "nodeagent's own drains by itself"
 
 
 def test_the_annotation_beats_the_setting_for_native() -> None:
@@ -145,6 +158,19 @@ def test_the_proxy_config_annotation() -> None:
     assert names(containers) == ["istio-proxy", "app"]
     command = containers[0]["command"]
     assert command[command.index("--concurrency") + 1] == "7"
+
+
+def test_no_port_of_the_sidecar_has_a_name_that_an_applications_may_have() -> None:
+    """A Service's named port is that of the first container that has the name."""
+    for chosen in (ENVOY, NODEAGENT):
+        proxy = named(injected(pod(), chosen)["spec"]["containers"], "istio-proxy")
+        assert {port["name"] for port in proxy["ports"]} <= {"http-envoy-prom", "nodeagent-prom"}
+
+
+def test_how_long_the_proxy_goes_on_may_be_said() -> None:
+    asked = InjectionSettings(values={"meshRanges": RANGES, "drainSeconds": 30})
+    proxy = named(injected(pod(), asked)["spec"]["containers"], "istio-proxy")
+    assert proxy["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "30"]}}}
 
 
 def test_who_runs_as_whom() -> None:
@@ -199,6 +225,33 @@ def test_what_the_nodeagent_proxy_is_told() -> None:
     }
 
 
+def test_hooks_are_led_through_the_sidecar_as_probes_are() -> None:
+    app = named(injected(PODS["hooks"], NODEAGENT)["spec"]["containers"], "app")
+    assert app["lifecycle"] == {
+        "preStop": {"httpGet": {"path": "/app-lifecycle/app/prestopz", "port": 15020}},
+        "postStart": {"httpGet": {"path": "/app-lifecycle/app/poststartz", "port": 15020}},
+    }
+    proxy = named(injected(PODS["hooks"], NODEAGENT)["spec"]["containers"], "istio-proxy")
+    asked = from_environment({each["name"]: each.get("value", "") for each in proxy["env"]})
+    assert set(asked) == {"/app-lifecycle/app/prestopz", "/app-lifecycle/app/poststartz"}
+    assert asked["/app-lifecycle/app/prestopz"].http_get == AppHttpGet(port=8080, path="/stop")
+
+
+@pytest.mark.parametrize("place", ["startupProbe", "livenessProbe", "postStart"])
+def test_what_a_container_before_the_proxy_waits_for_is_refused(place: str) -> None:
+    """The kubelet starts nothing after a native sidecar before its startupProbe has passed, and restarts it by its
+    livenessProbe: the proxy would come after all of them.
+    """
+    asks: dict[str, dict[str, Any]] = {"httpGet": {"port": 9090}}
+    fields = {place: asks} if place.endswith("Probe") else {"lifecycle": {place: asks}}
+    own = pod(initContainers=[container("own", restartPolicy="Always", **fields)])
+    with pytest.raises(InjectionError, match=rf"^spec\.initContainers\[0\]\.(lifecycle\.)?{place}: .*--native"):
+        inject(own, ENABLED, ENVOY)
+    assert injected(own, InjectionSettings(native=True, values=ENVOY.values))
+    asks["httpGet"]["host"] = "status.example"
+    assert injected(own)
+
+
 # -- annotations --
 
 
@@ -227,6 +280,8 @@ CAPTURE = "traffic.sidecar.istio.io/"
         (f"{CAPTURE}excludeInboundPorts", "*"),
         (f"{CAPTURE}excludeInboundPorts", "80,"),
         (f"{CAPTURE}includeInboundPorts", "65536"),
+        (f"{CAPTURE}includeInboundPorts", ",".join(map(str, range(1, 1026)))),
+        (f"{CAPTURE}excludeOutboundIPRanges", ",".join(["10.0.0.0/8"] * 1025)),
         (f"{CAPTURE}includeInboundPorts", "0"),
         (f"{CAPTURE}excludeOutboundPorts", "-1"),
         (f"{CAPTURE}includeOutboundPorts", "²"),
@@ -242,6 +297,9 @@ CAPTURE = "traffic.sidecar.istio.io/"
         ("sidecar.istio.io/proxyCPU", "\u0661"),
         ("sidecar.istio.io/rewriteAppHTTPProbers", "maybe"),
         ("sidecar.istio.io/nativeSidecar", "yes"),
+        ("sidecar.istio.io/interceptionMode", "NONE"),
+        ("status.sidecar.istio.io/port", "0"),
+        ("inject.istio.io/templates", "gateway"),
         ("proxy.istio.io/config", "- a"),
         ("proxy.istio.io/config", "a: ["),
     ],
@@ -249,7 +307,19 @@ CAPTURE = "traffic.sidecar.istio.io/"
 def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
     with pytest.raises(InjectionError) as error:
         inject(pod(annotations={name: value}), ENABLED, ENVOY)
-    assert str(error.value).startswith(f"metadata.annotations[{name}]: {json.dumps(value)}: allowed: ")
+    assert str(error.value).startswith(f"metadata.annotations[{name}]: {show(value)}: allowed: ")
+
+
+@pytest.mark.parametrize("name", ["excludeInterfaces", "kubevirtInterfaces", "redirectAll"])
+def test_an_annotation_of_capture_that_is_not_followed_is_refused(name: str) -> None:
+    with pytest.raises(InjectionError, match="not known here: allowed of "):
+        inject(pod(annotations={CAPTURE + name: "eth1"}), ENABLED, ENVOY)
+
+
+def test_annotations_that_ask_for_what_there_is_are_taken() -> None:
+    assert injected(
+        pod(annotations={"sidecar.istio.io/interceptionMode": "REDIRECT", "inject.istio.io/templates": "sidecar"})
+    )
 
 
 # -- pods that cannot have one --
@@ -271,6 +341,11 @@ def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
             "spec.containers[0].securityContext.runAsUser: 1337: allowed",
         ),
         (pod(securityContext={"runAsUser": 1337}), "spec.securityContext.runAsUser: 1337: allowed"),
+        (
+            pod(container(securityContext={"runAsGroup": 1337})),
+            "spec.containers[0].securityContext.runAsGroup: 1337: allowed",
+        ),
+        (pod(securityContext={"runAsGroup": 1337}), "spec.securityContext.runAsGroup: 1337: allowed"),
         (
             pod(container(readinessProbe={"tcpSocket": {"port": "web"}}, ports=[HTTP])),
             'spec.containers[0].readinessProbe.tcpSocket.port: "web": allowed',
@@ -309,6 +384,42 @@ def test_what_cannot_be_injected_is_refused_by_name(wrong: dict[str, Any], messa
     with pytest.raises(InjectionError) as error:
         inject(wrong, ENABLED, ENVOY)
     assert str(error.value).startswith(message)
+
+
+def test_the_sidecars_own_user_may_be_said_of_a_pod_whose_containers_all_say_another() -> None:
+    own = {"runAsUser": 1000, "runAsGroup": 1000}
+    assert injected(pod(container(securityContext=own), securityContext={"runAsUser": 1337, "runAsGroup": 1337}))
+
+
+def test_what_linux_would_not_execute_is_refused() -> None:
+    rules = [{"from": [{"source": {"principals": [f"cluster.local/ns/a/sa/{number:060}"]}}]} for number in range(500)]
+    policies = [
+        _deny({}) | {"metadata": {"name": name, "namespace": "default"}, "spec": {"action": "DENY", "rules": rules}}
+        for name in ("one", "two")
+    ]
+    asked = InjectionSettings(values={"meshRanges": RANGES, "authorizationPolicies": policies})
+    with pytest.raises(InjectionError, match=r"istio-proxy\.command\[2\]: \d+ bytes: allowed: less than 131072"):
+        inject(pod(), ENABLED, asked)
+    headers = [{"name": f"X-{number}", "value": "x" * 4000} for number in range(40)]
+    long = pod(container(readinessProbe={"httpGet": {"port": 80, "httpHeaders": headers}}))
+    with pytest.raises(InjectionError, match=r"env\[NODEAGENT_APP_PROBES\]: \d{6} bytes"):
+        inject(long, ENABLED, NODEAGENT)
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ({"httpGet": {"port": 80, "path": "/" + "x" * 5000}}, "httpGet.path"),
+        ({"httpGet": {"port": 80, "httpHeaders": [{"name": "a", "value": "b"}] * 65}}, "httpGet.httpHeaders"),
+        ({"grpc": {"port": 80, "service": "s" * 254}}, "grpc.service"),
+        ({"tcpSocket": {"port": 80}, "timeoutSeconds": 3601}, "timeoutSeconds"),
+    ],
+)
+def test_a_probe_that_the_sidecar_would_not_take_is_refused(probe: dict[str, Any], words: str) -> None:
+    given_pod = pod(container(readinessProbe=probe))
+    with pytest.raises(InjectionError, match=rf"^spec: /app-health/app/readyz\.{words}: "):
+        inject(given_pod, ENABLED, NODEAGENT)
+    assert injected(given_pod), "Envoy has no such bounds"
 
 
 def test_udp_at_a_port_of_the_sidecar_is_no_conflict() -> None:
@@ -358,3 +469,59 @@ def test_any_pod_comes_back(
     found = injected(one, InjectionSettings(template, native=native, hold=hold, values=ENVOY.values))
     assert uninject(found) == one
     assert isinstance(inject(found, ENABLED, ENVOY), Skipped)
+
+
+# -- policies and values --
+
+
+def _deny(labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "deny", "namespace": "default"},
+        "spec": {"action": "DENY", "rules": [{}], "selector": {"matchLabels": labels}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "selected"),
+    [
+        ("service.istio.io/canonical-name", "web", True),
+        ("service.istio.io/canonical-revision", "latest", True),
+        ("security.istio.io/tlsMode", "istio", True),
+        ("service.istio.io/canonical-name", "db", False),
+    ],
+)
+def test_policies_are_chosen_by_the_labels_that_injection_adds(label: str, value: str, selected: bool) -> None:
+    asked = InjectionSettings(values={"meshRanges": RANGES, "authorizationPolicies": [_deny({label: value})]})
+    command = named(injected(pod(), asked)["spec"]["containers"], "istio-proxy")["command"]
+    assert ('"action":"DENY"' in command[command.index("--config-yaml") + 1]) == selected
+
+
+def test_a_label_of_the_controllers_is_refused_where_it_would_decide() -> None:
+    policies = [_deny({"pod-template-hash": "5d4"})]
+    asked = InjectionSettings(values={"meshRanges": RANGES, "authorizationPolicies": policies})
+    with pytest.raises(InjectionError, match="pod-template-hash"):
+        inject(pod(), ENABLED, asked, frozenset({"pod-template-hash"}))
+    assert isinstance(inject(pod(), ENABLED, asked), Injected), "a pod that is made has all its labels"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mtls", "STRICT"),
+        ("authorizationPolicies", [{"kind": "Nonsense"}]),
+        ("tcpPorts", "3306"),
+        ("concurrency", 8),
+        ("bufferBytes", 65536),
+        ("pooling", False),
+    ],
+)
+def test_a_value_that_the_template_does_not_use_is_refused(name: str, value: object) -> None:
+    with pytest.raises(InjectionError, match=f"^values.{name}: .*: allowed: nothing, since the template"):
+        inject(pod(), ENABLED, InjectionSettings("nodeagent", values={name: value}))
+
+
+def test_what_the_cluster_is_and_what_is_the_default_may_be_said_to_every_template() -> None:
+    said = {"meshRanges": RANGES, "plaintextRanges": "10.96.0.1/32", "mtls": "PERMISSIVE", "concurrency": 2}
+    assert injected(pod(), InjectionSettings("nodeagent", values=said)) == injected(pod(), NODEAGENT)

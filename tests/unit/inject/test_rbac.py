@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodeagent.inject import InjectionError
-from nodeagent.inject.rbac import translate
+from nodeagent.inject.rbac import Selected, translate
 
 Json = dict[str, Any]
 
@@ -28,7 +28,7 @@ def rule(source: Json | None = None, operation: Json | None = None) -> Json:
 
 
 def of_web(*policies: Json) -> Any:
-    return translate(policies, "istio-system", "default", {"app": "web"}, "cluster.local")
+    return translate(policies, "istio-system", Selected("default", {"app": "web"}), "cluster.local")
 
 
 def test_who_is_selected() -> None:
@@ -89,7 +89,7 @@ def test_cluster_local_is_the_meshs_own_trust_domain() -> None:
     """As Istio has it, and as the agent's own policies: a DENY rule would let pass whom it names."""
     principals = ["cluster.local/ns/a/sa/b", "cluster.local/ns/a/*", "other/ns/a/sa/b"]
     given = policy(action="DENY", rules=[rule({"principals": principals})])
-    (deny,) = translate([given], "istio-system", "default", {}, "td.example").http
+    (deny,) = translate([given], "istio-system", Selected("default", {}), "td.example").http
     ids = deny["policies"]["ns[default]-policy[p]-rule[0]"]["principals"][0]["and_ids"]["ids"][0]["or_ids"]["ids"]
     assert [each["authenticated"]["principal_name"] for each in ids] == [
         {"exact": "spiffe://td.example/ns/a/sa/b"},
@@ -155,3 +155,20 @@ def test_a_policy_that_stands_twice_is_refused() -> None:
     ):
         of_web(policy(rules=[rule({"principals": ["a"]})]), policy("q"), policy(action="DENY", rules=[{}]))
     of_web(policy(), policy(namespace="istio-system"), policy(namespace="elsewhere"))
+
+
+def test_a_label_that_comes_later_is_refused_where_it_would_decide() -> None:
+    by_name = policy(selector={"matchLabels": {"app": "web", "statefulset.kubernetes.io/pod-name": "web-0"}})
+    by_zone = policy(selector={"matchLabels": {"topology.kubernetes.io/zone": "a"}})
+    later = frozenset({"statefulset.kubernetes.io/pod-name"})
+
+    def of(given: Json, **labels: str) -> Any:
+        return translate([given], "istio-system", Selected("default", labels, later), "cluster.local").http
+
+    for given in (by_name, by_zone):
+        (key,) = given["spec"]["selector"]["matchLabels"].keys() - {"app"}
+        with pytest.raises(InjectionError, match=r"spec\.selector\.matchLabels\[" + key.replace(".", r"\.")):
+            of(given, app="web")
+    assert of(by_name, app="db") == (), "whatever comes later, it is not for this one"
+    assert of(by_name, app="web", **{"statefulset.kubernetes.io/pod-name": "web-0"})
+    assert of(by_name, app="web", **{"statefulset.kubernetes.io/pod-name": "web-1"}) == ()

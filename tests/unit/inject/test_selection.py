@@ -13,7 +13,7 @@ from tests.unit.inject.pods import RANGES, pod
 
 INJECTION = (None, "enabled", "disabled", "other")
 REVISION = (None, "default", "canary")
-CHOICE = (None, "true", "false", "", "maybe")
+CHOICE = (None, "true", "false", "", "no", "Yes")
 
 
 def reached(injection: str | None, rev: str | None, label: str | None, pod_rev: str | None, mine: str) -> bool:
@@ -28,7 +28,8 @@ def reached(injection: str | None, rev: str | None, label: str | None, pod_rev: 
 
 def required(label: str | None, annotation: str | None) -> bool:
     """Istio's injectRequired under its policy `enabled`, which is the default."""
-    return (label if label is not None else annotation) != "false"
+    word = (label if label is not None else annotation) or ""
+    return word.lower() in ("", "y", "yes", "true", "on")
 
 
 @pytest.mark.parametrize("mine", ["", "canary"])
@@ -74,6 +75,14 @@ def test_a_pod_of_the_nodes_network_is_left_alone() -> None:
         ),
         Injected,
     )
+
+
+def test_a_pod_for_windows_is_left_alone() -> None:
+    namespace = PodNamespace("default", {"istio-injection": "enabled"})
+    found = inject(pod(os={"name": "windows"}), namespace, InjectionSettings())
+    assert isinstance(found, Skipped)
+    assert found.reason == "windows"
+    assert isinstance(inject(pod(os={"name": "linux"}), namespace, InjectionSettings("nodeagent")), Injected)
 
 
 @pytest.mark.parametrize(

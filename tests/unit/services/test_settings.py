@@ -45,6 +45,8 @@ def test_a_units_name_is_systemds(tmp_path: Path, unit: str) -> None:
     [
         ({"source": "/mesh", "services": [{"unit": "legacy"}]}, "services.0.unit"),
         ({"source": "/mesh", "services": [{"unit": "a/b.service"}]}, "services.0.unit"),
+        ({"source": "/mesh", "services": [{"unit": "web@.service"}]}, "services.0.unit"),
+        ({"source": "/mesh", "services": [{"unit": "@.service"}]}, "services.0.unit"),
         ({"source": "/mesh", "services": [LEGACY, LEGACY]}, "is given 2 times"),
         ({"source": "/mesh", "services": [{**LEGACY, "account": "x"}]}, "services.0.account"),
         ({"source": "/mesh", "services": [{**LEGACY, "namespace": "Old"}]}, "services.0.namespace"),

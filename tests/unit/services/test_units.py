@@ -88,6 +88,14 @@ def test_a_machine_without_systemd_is_named(tmp_path: Path, script: str | None, 
         asyncio.run(Systemctl(asked).look(["a.service"]))
 
 
+def test_one_unit_that_is_none_takes_no_other_away(tmp_path: Path) -> None:
+    script = 'case "$*" in *web@.service*) echo "Unit name web@.service is neither" >&2; exit 1;; esac'
+    units = asyncio.run(
+        Systemctl(program(tmp_path, f'{script}; printf "LoadState=loaded\\n"')).look(["a.service", "web@.service"])
+    )
+    assert {name: unit.loaded for name, unit in units.items()} == {"a.service": "loaded", "web@.service": ""}
+
+
 def test_of_no_unit_nobody_is_asked(tmp_path: Path) -> None:
     """``systemctl show`` without a name tells of systemd itself."""
     assert asyncio.run(Systemctl(str(tmp_path / "nothing")).look([])) == {}

@@ -20,7 +20,7 @@ from nodeagent.config import load_as
 from nodeagent.errors import ConfigError
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.webhook.main import Webhook
-from nodeagent.webhook.settings import WebhookConfig
+from nodeagent.webhook.settings import Injection, WebhookConfig
 from tests.unit.webhook.reviews import POD, body
 
 ROOT = Path(__file__).parents[3]
@@ -45,6 +45,27 @@ def test_the_manifests_configuration_is_valid() -> None:
     config = load_as(ROOT / "daemonset" / "webhook" / "webhook.yaml", WebhookConfig)
     assert config.injection.settings().revision == "default"
     assert config.registration is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "address", "expected"),
+    [
+        ({"meshRanges": ["10.96.0.0/12"]}, "10.96.0.1", ["10.96.0.1/32"]),
+        ({"meshRanges": "10.0.0.0/8, fd00::/8"}, "fd00::1", ["fd00::1/128"]),
+        (
+            {"meshRanges": ["10.96.0.0/12"], "plaintextRanges": "10.97.0.0/16"},
+            "10.96.0.1",
+            ["10.97.0.0/16", "10.96.0.1/32"],
+        ),
+        ({"meshRanges": ["10.244.0.0/16"]}, "10.96.0.1", None),
+        ({"meshRanges": ["10.244.0.0/16"]}, "", None),
+        ({"meshRanges": ["10.244.0.0/16"]}, "kubernetes.default", None),
+        ({"meshRanges": ["10.96.0.1/32", "10.244.0.0/16"]}, "10.96.0.1", None),
+    ],
+)
+def test_the_api_server_is_reached_without_mtls(values: dict[str, Any], address: str, expected: Any) -> None:
+    injection = Injection.model_validate({"values": values})
+    assert injection.settings(address).values.get("plaintextRanges") == expected
 
 
 @pytest.mark.parametrize(

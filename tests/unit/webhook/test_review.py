@@ -10,8 +10,19 @@ from typing import Any
 import jsonpatch
 import pytest
 
-from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
-from nodeagent.webhook.review import ENTRIES, MAX_ITEMS, MAX_VALUES, BadReviewError, answer, decide, labels, parse
+from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject, shape
+from nodeagent.resources import load
+from nodeagent.webhook.review import (
+    ENTRIES,
+    MAX_ITEMS,
+    MAX_PARTS,
+    MAX_VALUES,
+    BadReviewError,
+    answer,
+    decide,
+    labels,
+    parse,
+)
 from tests.unit.webhook.reviews import POD, SETTINGS, body, review_of
 
 
@@ -143,6 +154,41 @@ def test_a_pod_of_a_hundred_thousand_parts_is_denied_at_once(name: str) -> None:
     verdict = decide(review_of(pod), labels("namespace", SETTINGS.revision), SETTINGS)
     assert (verdict.result, verdict.reason) == ("denied", "too_large")
     assert f"spec.{name}" in verdict.text
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda pod: pod["metadata"].update(labels={str(number): 1 for number in range(MAX_PARTS)}),
+        lambda pod: pod["metadata"].update(annotations={str(number): "" for number in range(MAX_PARTS)}),
+        lambda pod: pod["spec"]["containers"][0].update(ports=[{}] * (MAX_PARTS + 1)),
+        lambda pod: pod["spec"].update(initContainers=[{"volumeMounts": [{}] * 100}] * 101),
+    ],
+    ids=["labels", "annotations", "ports", "mounts"],
+)
+def test_a_pod_of_many_wrong_parts_is_denied_before_it_is_read(add: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = copy.deepcopy(POD)
+    add(pod)
+    monkeypatch.setattr(shape, "read", pytest.fail)
+    verdict = decide(review_of(pod), labels("namespace", SETTINGS.revision), SETTINGS)
+    assert (verdict.result, verdict.reason) == ("denied", "too_large")
+    assert str(MAX_PARTS) in verdict.text
+
+
+def test_of_what_is_wrong_a_bounded_number_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def counted(*arguments: Any) -> Any:
+        looks.append(arguments)
+        return path(*arguments)
+
+    path = load._path
+    monkeypatch.setattr(load, "_path", counted)
+    pod = copy.deepcopy(POD)
+    pod["spec"]["containers"][0]["ports"] = [{}] * (MAX_PARTS // 2)
+    verdict = decide(review_of(pod), labels("namespace", SETTINGS.revision), SETTINGS)
+    assert "containerPort: missing" in verdict.text
+    assert len(looks) < 1000
 
 
 def test_a_deep_pod_is_no_crash() -> None:

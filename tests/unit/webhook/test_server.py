@@ -22,6 +22,7 @@ from nodeagent.identity.authority_directory import finish, prepare, switch
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.serving import TTL_SECONDS, ServingCertificate
 from nodeagent.inject import Injected, PodNamespace, inject
+from nodeagent.webhook.clients import Doing
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
 from nodeagent.webhook.server import WebhookLimits, WebhookServer
 from tests.unit.webhook.reviews import POD, SETTINGS, body
@@ -83,15 +84,15 @@ class Stage:
             connector=aiohttp.TCPConnector(ssl=self.trust(), limit=0), timeout=aiohttp.ClientTimeout(total=10)
         )
 
-    async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def raw(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(
-            "127.0.0.1", self.server.port, ssl=self.trust(), server_hostname="localhost"
+            "127.0.0.1", self.server.port, ssl=self.trust(), server_hostname="localhost", local_addr=(source, 0)
         )
 
 
 @asynccontextmanager
-async def running(stage: Stage) -> AsyncIterator[Stage]:
-    await stage.server.start("127.0.0.1", 0)
+async def running(stage: Stage, address: str = "127.0.0.1") -> AsyncIterator[Stage]:
+    await stage.server.start(address, 0)
     try:
         yield stage
     finally:
@@ -271,11 +272,55 @@ def test_a_server_that_is_busy_with_all_it_may_hold_lets_nobody_else_in(tmp_path
             busy = [await stage.raw() for _ in range(2)]
             for _, writer in busy:
                 writer.write(HEAD % 100 + b"{")
-            await until(lambda: len(stage.server._busy) >= 2)
+            await until(lambda: stage.server._clients.count(Doing.SENDING) >= 2)
             with pytest.raises((ConnectionError, ssl.SSLError)):
                 await stage.raw()
             for _, writer in busy:
                 writer.transport.abort()
+
+    run(test)
+
+
+def test_one_client_that_sends_without_end_keeps_no_other_out(tmp_path: Path) -> None:
+    """The other's connection stays too: it is not the one that holds the most."""
+
+    async def test() -> None:
+        limits = WebhookLimits(connections=4, body_seconds=DEADLINE)
+        async with running(Stage(tmp_path, limits), "0.0.0.0") as stage, stage.session() as session:
+            assert (await post(session, stage.url, body(POD)))[0] == 200
+            sending = [await stage.raw("127.0.0.2") for _ in range(3)]
+            for _, writer in sending:
+                writer.write(HEAD % 100 + b"{")
+            await until(lambda: stage.server._clients.count(Doing.SENDING) >= 3)
+            with pytest.raises((ConnectionError, ssl.SSLError)):
+                await stage.raw("127.0.0.2")
+            assert (await post(session, stage.url, body(POD)))[0] == 200
+            async with stage.session() as another:
+                assert (await post(another, stage.url, body(POD)))[0] == 200
+            assert len(session.connector._conns) == 1  # type: ignore[union-attr]
+
+    run(test)
+
+
+def test_closed_connections_are_forgotten(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(Stage(tmp_path, WebhookLimits(connections=2))) as stage:
+            for _ in range(5):
+                _, writer = await stage.raw()
+                writer.close()
+                await writer.wait_closed()
+            assert len(stage.server._of) <= 3
+
+    run(test)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_everywhere_is_both_families(tmp_path: Path, address: str, host: str) -> None:
+    async def test() -> None:
+        async with running(Stage(tmp_path), address) as stage:
+            _, writer = await asyncio.open_connection(host, stage.server.port)
+            writer.close()
 
     run(test)
 
