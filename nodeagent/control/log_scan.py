@@ -46,7 +46,9 @@ MAX_REFUSALS: Final = 32
 _OUTPUT: Final = re.compile(r"\d{1,9}\.log(\..{1,100})?")
 """What the kubelet calls a container's file: as it is written, rotated, and compressed."""
 _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
-_DOCKER: Final = re.compile(r"([0-9a-f]{12,64})/([0-9a-f]{12,64}-json\.log(?:\.\d+)?)")
+_DOCKER: Final = re.compile(r"(?P<folder>[0-9a-f]{12,64})/(?P<log>[0-9a-f]{12,64}-json\.log)")
+_ROTATED: Final = re.compile(r"(\.\d{1,9}(\.gz)?)?")
+"""What Docker puts behind a file's name (max-file, compress)."""
 _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 """What os.fsdecode makes of bytes that are no UTF-8."""
 
@@ -138,25 +140,31 @@ class Looker:
             if _BEING_MADE.fullmatch(entry.name):
                 continue
             if entry.is_symlink():
-                self._linked(folder, entry.name, container, docker, look)
+                yield from self._linked(folder, entry.name, container, docker, look)
             else:
                 self._file(folder, entry.name, entry.inode(), container, look)
 
-    def _linked(self, folder: int, name: str, container: str, docker: Path, look: LogLook) -> None:
-        """Docker's nodes have links to where it writes: nowhere else is followed to."""
+    def _linked(self, folder: int, name: str, container: str, docker: Path, look: LogLook) -> Steps:
+        """Docker's nodes have links to where it writes: nowhere else is followed to. The link stays as it is while
+        Docker rotates what it leads to, so that folder is watched and looked into.
+        """
         try:
             target = os.readlink(name, dir_fd=folder)
         except OSError:
             return
-        match = re.fullmatch(
-            rf"{re.escape(str(docker))}/([0-9a-f]{{12,64}})/([0-9a-f]{{12,64}}-json\.log(?:\.\d+)?)", target
-        )
+        match = _DOCKER.fullmatch(target.removeprefix(f"{docker}/"))
         if match is None:
             look.refuse(f"{container}/{name}: a symbolic link, and only those to {docker} are followed")
             return
-        with _opened(lambda: open_folder(docker / match[1])) as inner:
-            if inner is not None:
-                self._file(inner, match[2], 0, container, look, called=name)
+        with _opened(lambda: open_folder(docker / match["folder"])) as inner:
+            if inner is None or not self._takes_folder(look):
+                return
+            self.watch(inner)
+            for entry in self._entries(inner, look):
+                yield
+                number = entry.name.removeprefix(match["log"])
+                if entry.name.startswith(match["log"]) and _ROTATED.fullmatch(number):
+                    self._file(inner, entry.name, entry.inode(), container, look, called=f"{name}{number}")
 
     def volume(self, root: Path, name: str, pattern: PathPattern, look: LogLook) -> Steps:
         """Look for the files of *pattern* in the volume *name*, which is at *root*."""

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -551,6 +552,51 @@ def test_docker_links_are_followed_to_where_docker_writes_and_nowhere_else(node:
     node.look()
     assert node.heard.names() == [("app", "0.log")]
     assert node.refusals().count("a symbolic link") == 1
+
+
+def docker_log(node: Node, root: Path) -> Path:
+    """Return where Docker writes the output of the pod's container, which its link leads to."""
+    number = "0123456789ab" * 5 + "cdef"
+    target = root / "docker" / number / f"{number}-json.log"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"one")
+    node.pod()
+    link = node.output("0.log")
+    link.unlink()
+    link.symlink_to(target)
+    return target
+
+
+def test_what_docker_has_rotated_is_found_whenever_it_is_looked(node: Node, tmp_path: Path) -> None:
+    target = docker_log(node, tmp_path)
+    (target.parent / "hostconfig.json").write_text("{}")
+    target.with_name(f"{target.name}.1").write_bytes(b"before")
+    target.with_name(f"{target.name}.2.gz").write_bytes(b"long before")
+    node.look()
+    assert node.heard.names() == [("app", "0.log"), ("app", "0.log.1"), ("app", "0.log.2.gz")]
+    target.with_name(f"{target.name}.1").rename(target.with_name(f"{target.name}.2"))
+    target.rename(target.with_name(f"{target.name}.1"))
+    target.write_bytes(b"two")
+    node.look()
+    assert node.heard.contents() == {b"one", b"two", b"before", b"long before"}
+    assert ("app", "0.log.2") in node.heard.names()
+
+
+def test_docker_s_rotation_is_told_by_an_event(node: Node, tmp_path: Path) -> None:
+    target = docker_log(node, tmp_path)
+
+    async def follow(finder: LogFinder) -> None:
+        await until(lambda: len(node.heard.files) == 1)
+        for count in range(1, 4):
+            target.rename(target.with_name(f"{target.name}.{count}"))
+            target.write_bytes(b"another")
+            await until(partial(files_are, node, 1 + count), seconds=5)
+
+    asyncio.run(running(node, follow))
+
+
+def files_are(node: Node, count: int) -> bool:
+    return len(node.heard.files) == count
 
 
 def test_node_files_are_read_with_what_they_were_rotated_to(tmp_path: Path) -> None:
