@@ -298,7 +298,8 @@ class LogFinder:
                 return containers[name]
 
             yield from looker.outputs(folder, is_wanted, docker, look)
-            if pod.phase == "Running" and containers:
+            all_are_there = pod.ready or len(containers) >= len(pod.containers)  # one's image may still be pulled
+            if pod.phase == "Running" and containers and all_are_there:
                 _refuse_unknown(wanted.named, containers, look)
         for each in wanted.files:
             yield from looker.volume(self._folders.volume(pod, each.volume), each.volume, each.pattern, look)

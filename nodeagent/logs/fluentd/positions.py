@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,8 @@ class FluentdPosition:
     offset: int
     written: int
     """When Fluentd wrote its positions last, in nanoseconds since the epoch."""
+    path: bytes = field(default=b"", compare=False)
+    """What it calls the file, which may be gone, or another one by now."""
 
 
 def parse_positions(content: bytes, written: int) -> tuple[dict[int, FluentdPosition], int]:
@@ -50,7 +52,7 @@ def parse_positions(content: bytes, written: int) -> tuple[dict[int, FluentdPosi
         offset = int(match[2], 16)
         inode = int(match[3], 16)
         if offset != _UNWATCHED and offset and inode:
-            found[inode] = FluentdPosition(offset, written)
+            found[inode] = FluentdPosition(offset, written, match[1])
     return found, wrong
 
 
@@ -91,6 +93,8 @@ def start_of(descriptor: int, positions: Mapping[int, FluentdPosition]) -> int:
     position = positions.get(status.st_ino)
     if position is None or position.offset > status.st_size:
         return 0
+    if _is_elsewhere(position.path, status):
+        return 0  # another file system has a file of that number, and Fluentd read that one
     birth = birth_of(descriptor)
     if not 0 < birth <= position.written:
         log.warning(
@@ -101,3 +105,12 @@ def start_of(descriptor: int, positions: Mapping[int, FluentdPosition]) -> int:
         log.warning("inode %s: no line ends where Fluentd has read to: it is read anew", shown(status.st_ino))
         return 0
     return position.offset
+
+
+def _is_elsewhere(path: bytes, status: os.stat_result) -> bool:
+    """Say whether *path* is a file with the inode of *status*, and on another device."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return found.st_ino == status.st_ino and found.st_dev != status.st_dev

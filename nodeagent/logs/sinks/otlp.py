@@ -47,8 +47,13 @@ FOR_EVER: Final = frozenset(
 """With these a request is refused for what is in it; all others are tried again."""
 _LATEST: Final = (1 << 64) - 1
 """Nanoseconds since 1970 in 64 bits: in the year 2554."""
-_TRACE: Final = re.compile(rb'"trace_?[iI]d"\s*:\s*"([0-9a-fA-F]{32})"')
-_SPAN: Final = re.compile(rb'"span_?[iI]d"\s*:\s*"([0-9a-fA-F]{16})"')
+_TRACE: Final = re.compile(
+    rb'"[tT]race[_.]?[iI][dD]"\s*:\s*"([0-9a-fA-F]{32})"|"traceparent"\s*:\s*"[0-9a-f]{2}-([0-9a-f]{32})-'
+)
+_SPAN: Final = re.compile(
+    rb'"[sS]pan[_.]?[iI][dD]"\s*:\s*"([0-9a-fA-F]{16})"|"traceparent"\s*:\s*"[0-9a-f]{2}-[0-9a-f]{32}-([0-9a-f]{16})-'
+)
+"""As OpenTelemetry's, Jaeger's, .NET's and Elastic's libraries write them, and W3C's header."""
 
 
 class OtlpSink:
@@ -202,11 +207,15 @@ def _records(records: LogRecords) -> list[LogRecord]:
                 time_unix_nano=within(nanoseconds(time), _LATEST),
                 body=AnyValue(string_value=text.decode()),
                 attributes=[*streams[stream], _attribute("log.record.uid", f"{file}-{offset:x}")],
-                trace_id=bytes.fromhex(trace[1].decode()) if trace else b"",
-                span_id=bytes.fromhex(span[1].decode()) if span else b"",
+                trace_id=_number(trace),
+                span_id=_number(span),
             )
         )
     return result
+
+
+def _number(found: re.Match[bytes] | None) -> bytes:
+    return bytes.fromhex((found[1] or found[2]).decode()) if found else b""
 
 
 def _attribute(key: str, value: str) -> KeyValue:

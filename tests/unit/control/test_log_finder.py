@@ -27,7 +27,7 @@ from nodeagent.logs.sources import SourceFacts
 from nodeagent.messages import LogSourceTold
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
-from nodeagent.resources.objects import PodObject
+from nodeagent.resources.objects import ContainerObject, PodObject
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import encode
 from tests.waiting import until
@@ -90,10 +90,12 @@ class Node:
         self.pods: dict[PodUid, PodObject] = {}
 
     def pod(self, name: str = "cart", uid: str = "u1", **more: Any) -> PodObject:
-        made: dict[str, Any] = {"labels": {"app": name}, "annotations": {}, **more}
+        made: dict[str, Any] = {
+            "labels": {"app": name}, "annotations": {}, "ready": True, "containers": (), **more,
+        }  # fmt: skip
         pod = PodObject(
             namespace="shop", name=name, uid=PodUid(uid), created="", terminating=False, owners=(), node="node1",
-            service_account="", host_network=False, containers=(), phase="Running", addresses=(), ready=True, **made,
+            service_account="", host_network=False, phase="Running", addresses=(), **made,
         )  # fmt: skip
         self.pods[pod.uid] = pod
         return pod
@@ -264,6 +266,17 @@ def test_an_annotation_that_names_an_unknown_container_is_told(node: Node) -> No
     assert words in node.refusals()
     assert "parser-app" not in node.refusals()
     assert len(node.heard.files) == 2
+
+
+def test_a_container_that_has_not_started_is_not_unknown(node: Node) -> None:
+    two = (ContainerObject((), ()), ContainerObject((), ()))
+    node.pod(annotations={"nodeagent.io/log-exclude": "porxy"}, ready=False, containers=two)
+    node.output("0.log")
+    node.look()
+    assert "porxy" not in node.refusals(), "it may be the one that is missing"
+    node.output("0.log", container="proxy")
+    node.look()
+    assert "porxy" in node.refusals()
 
 
 def test_a_file_with_another_name_elsewhere_is_not_the_pods(node: Node, tmp_path: Path) -> None:

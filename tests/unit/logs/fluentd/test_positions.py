@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.logs.fluentd.positions import FluentdPosition, parse_positions, read_positions, start_of
+from nodeagent.logs.fluentd.positions import (
+    FluentdPosition,
+    _is_elsewhere,
+    parse_positions,
+    read_positions,
+    start_of,
+)
 
 LATER = 1 << 62
 
@@ -48,6 +54,19 @@ def test_lines_that_are_none_are_counted() -> None:
 def test_no_content_does_anything_but_being_read(content: bytes) -> None:
     found, wrong = parse_positions(content, 0)
     assert len(found) + wrong <= content.count(b"\n") + content.count(b"\r") + 1
+
+
+def test_a_file_of_another_file_system_with_the_same_inode_is_not_the_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    with opened(path) as descriptor:
+        status = os.fstat(descriptor)
+        position = FluentdPosition(8, LATER, bytes(path))
+        assert start_of(descriptor, {status.st_ino: position}) == 8
+        elsewhere = os.stat_result((*status[:2], status.st_dev + 1, *status[3:]))
+        assert not _is_elsewhere(bytes(path), status)
+        assert _is_elsewhere(bytes(path), elsewhere)
+        assert not _is_elsewhere(bytes(path) + b"\0", elsewhere)
 
 
 def test_a_file_goes_on_where_fluentd_was(tmp_path: Path) -> None:

@@ -155,3 +155,18 @@ def test_nobody_and_nonsense_are_tried_again() -> None:
         await sink.close()
 
     asyncio.run(asyncio.wait_for(test(), DEADLINE))
+
+
+@pytest.mark.parametrize(
+    ("trace", "span"),
+    [("trace_id", "span_id"), ("traceId", "spanId"), ("TraceId", "SpanId"), ("traceID", "spanID"),
+     ("trace.id", "span.id"), ("traceparent", "")],
+)  # fmt: skip
+def test_trace_and_span_by_the_names_that_libraries_have(trace: str, span: str) -> None:
+    numbers = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+    members = {trace: numbers[0], span: numbers[1]} if span else {trace: f"00-{'-'.join(numbers)}-01"}
+    sink = OtlpSink("x", OtlpSettings(address="x:1", plaintext=True), 5)
+    body = sink.encode([records([members])]).body
+    assert isinstance(body, bytes)
+    (found,) = ExportLogsServiceRequest.FromString(body).resource_logs[0].scope_logs[0].log_records
+    assert (found.trace_id.hex(), found.span_id.hex()) == numbers
