@@ -234,9 +234,11 @@ def test_what_cannot_be_encoded_is_a_letter_at_once_and_others_do_not_wait(tmp_p
     async def test() -> None:
         scene = Scene(tmp_path, Choosy(ordered=True), buffered=False)
         task = asyncio.create_task(scene.lane.run())
+        start = scene.clock.now()
         scene.offer(["bad", "bad", "good", "bad"], "a")
         await until(lambda: not scene.lane.held)
         assert scene.refused() == ["bad"] * 3 and scene.lane.trouble == ""
+        assert scene.clock.now() == start, "nobody waits: another try would be in vain"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await scene.lane.close(0)
