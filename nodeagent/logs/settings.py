@@ -75,7 +75,7 @@ class LogFiles(PodSelection):
 
 
 class NodeFile(ConfigSection):
-    """A file of the node itself, as the kubelet's or what ``journalctl -o export`` writes."""
+    """A file of the node itself, as the kubelet's or what ``journalctl -f -o json`` writes."""
 
     path: Path
     """Absolute; its rotated names beside it are read too."""
