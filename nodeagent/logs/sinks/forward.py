@@ -1,5 +1,5 @@
 """Fluentd and Fluent Bit, by the forward protocol, version 1: one message a tag, packed (and compressed),
-each acknowledged by its chunk's id. All of a request are sent at once; acknowledgements come in their order.
+each acknowledged by its chunk's id. All of a request are sent at once.
 
 The protocol has no ids of records: what is sent again, for its acknowledgement was lost, comes twice.
 A server with a shared key greets (HELO); both sides prove that they know it before a record is sent.
@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import secrets as random_bytes
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import chain
 from typing import Final
@@ -61,12 +61,12 @@ class ForwardSink:
 
     async def send(self, payload: Payload) -> Outcome:
         """Send the messages, and wait for their acknowledgements."""
-        acknowledged = 0
+        acknowledged: set[int] = set()
         address = self._settings.addresses[self._at % len(self._settings.addresses)]
         try:
             async with asyncio.timeout(self._timeout):
-                async for _ in self._acknowledgements(address, list(map(bytes, payload.body))):
-                    acknowledged += 1
+                async for number in self._acknowledged(address, list(map(bytes, payload.body))):
+                    acknowledged.add(number)
         except (OSError, UnicodeError, SinkError) as error:
             await self.close()
             self._at += 1
@@ -94,17 +94,21 @@ class ForwardSink:
             options["compressed"] = "gzip"
         return ormsgpack.packb([tag, packed, options])
 
-    async def _acknowledgements(self, address: str, messages: Sequence[bytes]) -> AsyncIterator[None]:
-        """Send *messages*, and yield for each that is acknowledged. Raises OSError and SinkError."""
+    async def _acknowledged(self, address: str, messages: Sequence[bytes]) -> AsyncIterator[int]:
+        """Send *messages*, and yield the number of each that is acknowledged. Raises OSError and SinkError."""
         connection, answer = await self._first_answer(address, messages)
-        for number, message in enumerate(messages):
-            # The chunk's id is within the message; it is the last that a server can answer with.
-            expected = ormsgpack.unpackb(message)[2]["chunk"]
-            if number:
-                answer = await connection.next()
-            if not isinstance(answer, Mapping) or answer.get("ack") != expected:
+        # The chunk's id is within the message.
+        waiting = {number: ormsgpack.unpackb(message)[2]["chunk"] for number, message in enumerate(messages)}
+        while True:
+            chunk = answer.get("ack") if isinstance(answer, Mapping) else None
+            number = next((each for each, expected in waiting.items() if expected == chunk), None)
+            if number is None:
                 raise SinkError("it acknowledges something else; is this a forward input with require_ack_response?")
-            yield
+            del waiting[number]
+            yield number
+            if not waiting:
+                return
+            answer = await connection.next()
 
     async def _first_answer(self, address: str, messages: Sequence[bytes]) -> tuple[_ForwardConnection, object]:
         """Return what is answered first to *messages*, and the connection: another one where that which was kept turns
@@ -193,9 +197,9 @@ def _by_tag(batch: Sequence[LogRecords]) -> dict[str, list[LogRecords]]:
     return parts
 
 
-def _numbers(batch: Sequence[LogRecords], acknowledged: int) -> list[int]:
-    """Return which records of *batch*, numbered through all of it, are in none of its first *acknowledged* tags."""
-    left = set(list(_by_tag(batch))[acknowledged:])
+def _numbers(batch: Sequence[LogRecords], acknowledged: Set[int]) -> list[int]:
+    """Return which records of *batch*, numbered through all of it, are in none of its tags of these numbers."""
+    left = {tag for number, tag in enumerate(_by_tag(batch)) if number not in acknowledged}
     first = 0
     numbers: list[int] = []
     for records in batch:

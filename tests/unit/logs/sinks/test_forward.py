@@ -73,7 +73,7 @@ def test_what_comes_again_are_the_records_of_the_tags_that_were_not_acknowledged
 
 
 def test_nobody_waits_for_an_acknowledgement_to_send_the_next_message() -> None:
-    """As an input that answers only once it has all."""
+    """As an input that answers only once it has all, the last first."""
 
     async def test() -> None:
         chunks: list[str] = []
@@ -85,7 +85,7 @@ def test_nobody_waits_for_an_acknowledgement_to_send_the_next_message() -> None:
                 while data:
                     message, data = first_message(data)
                     chunks.append(message[2]["chunk"])  # type: ignore[index]
-            answers = b"".join(ormsgpack.packb({"ack": each}) for each in chunks)
+            answers = b"".join(ormsgpack.packb({"ack": each}) for each in reversed(chunks))
             for at in range(0, len(answers), 7):
                 writer.write(answers[at : at + 7])
                 await writer.drain()
