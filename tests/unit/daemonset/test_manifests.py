@@ -110,7 +110,9 @@ def test_what_cleans_a_node_is_what_is_installed_with_another_command() -> None:
             "template": {"spec": {"terminationGracePeriodSeconds": 1}},
         }
     }
-    assert agent.pop("readinessProbe")["httpGet"] is None
+    readiness = agent.pop("readinessProbe")
+    assert readiness["httpGet"] is None
+    assert readiness["exec"]["command"][:2] == ["sh", "-c"], "of a shell's words, the image has no `test`"
     *_, command = agent.pop("command")
     assert command.startswith(f"{' '.join(remove.UNINSTALL)} && ")
     gone = dict.fromkeys(("args", "startupProbe", "livenessProbe", "lifecycle"))
