@@ -9,12 +9,13 @@ from typing import Final
 
 from nodeagent.logs.pods import selects
 from nodeagent.logs.process.framing import Framing
+from nodeagent.logs.process.journal import TIME, entries, journal
 from nodeagent.logs.process.limits import ByteRate
 from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.multiline import PRESETS, Multiline, preset
 from nodeagent.logs.process.objects import renamed
 from nodeagent.logs.process.origin import NOT_THE_APPLICATIONS
-from nodeagent.logs.process.parsers import AUTO, TextParser, parser
+from nodeagent.logs.process.parsers import AUTO, MembersParser, TextParser, parser
 from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.process.processor import Recipe
 from nodeagent.logs.process.rules import DropRule, RedactRule, Rule
@@ -23,6 +24,7 @@ from nodeagent.logs.settings import LogRule, LogSettings, ParserSettings
 from nodeagent.logs.sources import SourceFacts
 
 _BUILT_IN: Final = ("json", "logfmt", "none")
+_JOURNAL: Final = "journal"
 
 
 class Recipes:
@@ -31,6 +33,7 @@ class Recipes:
     def __init__(self, settings: LogSettings) -> None:
         self._settings = settings
         self._parsers: dict[str, TextParser] = {"auto": AUTO, **{kind: parser(kind) for kind in _BUILT_IN}}
+        self._parsers[_JOURNAL] = MembersParser(journal, TimeKey(RecordMember(TIME)))
         self._parsers |= {each.name: _parser(each) for each in settings.parsers}
         self._multiline = {
             each.name: Multiline(
@@ -50,7 +53,7 @@ class Recipes:
             framing=framing,
             parser=self._parsers.get(reading.parser, AUTO),
             parser_stderr=self._parsers.get(reading.parser_stderr),
-            multiline=self._lines(reading.multiline),
+            multiline=_entries() if reading.parser == _JOURNAL else self._lines(reading.multiline),
             rules=tuple(chain.from_iterable(self._rules_for(source))),
             without=frozenset(stream.encode() for stream in reading.without),
             record_bytes=self._settings.limits.line_bytes,
@@ -77,6 +80,11 @@ class Recipes:
 
     def _lines(self, name: str) -> Multiline | None:
         return _preset(name) if name in PRESETS else self._multiline.get(name)
+
+
+@cache
+def _entries() -> Multiline:
+    return entries()
 
 
 @cache

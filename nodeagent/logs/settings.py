@@ -24,8 +24,10 @@ from nodeagent.sections import AbsolutePath, ConfigSection, Size
 
 RUNTIME_PARSERS: Final = ("cri", "docker")
 """Formats of container runtimes, in which a container's output stands: found by itself, never asked for."""
-BUILT_IN_PARSERS: Final = ("auto", "json", "logfmt", "none", *RUNTIME_PARSERS)
-"""Parsers that need no entry in ``logs.parsers``; ``auto``: what is a JSON object is one, all else is text."""
+BUILT_IN_PARSERS: Final = ("auto", "json", "logfmt", "none", "journal", *RUNTIME_PARSERS)
+"""Parsers that need no entry in ``logs.parsers``; ``auto``: what is a JSON object is one, all else is text;
+``journal``: what ``journalctl -o export`` writes.
+"""
 MULTILINE_PRESETS: Final = ("java", "python", "go", "ruby", "dotnet", "indented")
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z]([-._a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$")]
 """Of a parser, a sink, a file: what others refer to it by."""
@@ -75,7 +77,7 @@ class LogFiles(PodSelection):
 
 
 class NodeFile(ConfigSection):
-    """A file of the node itself, as the kubelet's or what ``journalctl -f -o json`` writes."""
+    """A file of the node itself, as the kubelet's or what ``journalctl -o export`` writes (parser ``journal``)."""
 
     path: Path
     """Absolute; its rotated names beside it are read too."""

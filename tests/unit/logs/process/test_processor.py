@@ -387,11 +387,3 @@ def test_a_hole_within_a_file_is_no_record() -> None:
     assert (len(hole), hole.end) == (0, 4 + (1 << 20))
     assert processor.feed(Chunk(b"f", hole.end, b"\0two\n", first_of_line=False), NOW).texts == [b"\0two"]
     assert (counts.lines, counts.records, counts.dropped) == (3, 2, {"empty": 1})
-
-
-def test_an_entry_of_the_journal_has_its_time() -> None:
-    time = TimeKey(RecordMember("__REALTIME_TIMESTAMP"))
-    line = b'{"__REALTIME_TIMESTAMP":"1767225600123456","MESSAGE":"hello"}\n'
-    made = Processor(ORIGIN, Recipe("plain", parser("json", time=time)), ProcessCounts())
-    found = made.feed(Chunk(b"f00d", 0, line, True), 1767225700.0)
-    assert found.times == [b"2026-01-01T00:00:00.123456Z"]
