@@ -186,11 +186,12 @@ def compare(
     results = Results()
     failed = _carry_out(plan, results)
     told = summary.summarize(results, plan, before)
-    _write(told, output, report)
     if form == "json":
         click.echo(json.dumps(told, indent=1))
     else:
         _show(told)
+    _write(told, output, report)
+    if form != "json":
         for place in (output, report):
             if place:
                 click.echo(f"written to {place}")
@@ -231,6 +232,10 @@ def _earlier(path: Path | None) -> ComparisonResult | None:
         raise CompareError(f"--against: {path}: not a comparison's JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("ratios"), dict):
         raise CompareError(f"--against: {path}: not a comparison's JSON: it has no ratios")
+    for name, ratio in found["ratios"].items():
+        value = ratio.get("value") if isinstance(ratio, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CompareError(f"--against: {path}: not a comparison's JSON: ratios.{name:.80}.value is no number")
     return cast(ComparisonResult, found)
 
 
@@ -261,6 +266,9 @@ def _carry_out(plan: ComparisonPlan, results: Results) -> bool:
         return True
     except NodeagentError as error:
         results.notes.append(f"ended early: {error}")
+        return True
+    except Exception as error:  # noqa: BLE001 - whatever it is, what had been measured is told
+        results.notes.append(f"ended early: {type(error).__name__}: {error}: this is a fault of the comparison")
         return True
     click.echo(f"measured in {time.monotonic() - started:.0f} s", err=True)
     return False

@@ -317,13 +317,13 @@ def _scale(results: Results) -> Iterator[tuple[Goal, list[float]]]:
     counts = sorted({each.pods for each in results.scale})
     for pods in counts:
         agent, envoys, own = (found.get((mode, pods)) for mode in ("nodeagent", "envoy", "sidecar"))
-        if agent and envoys:
+        if agent and envoys and envoys.memory_bytes:
             must = 1 / 50 if pods == 100 else None
             yield (
                 Goal(f"agent / Envoy sidecars: memory, {pods} pods", must, None, False),
                 [agent.memory_bytes / envoys.memory_bytes],
             )
-        if own and envoys:
+        if own and envoys and envoys.memory_bytes:
             yield (
                 Goal(f"own sidecars / Envoy sidecars: memory, {pods} pods", None, None, False),
                 [own.memory_bytes / envoys.memory_bytes],
@@ -351,7 +351,7 @@ def _logs(results: Results) -> Iterator[tuple[Goal, list[float]]]:
         theirs: str, load: LogLoad, figure: Callable[[LogSample], float], goal: Goal
     ) -> Iterator[tuple[Goal, list[float]]]:
         pairs = zip(samples.get(("nodeagent", load), ()), samples.get((theirs, load), ()), strict=False)
-        if ratios := [figure(ours) / figure(other) for ours, other in pairs]:
+        if ratios := [figure(ours) / base for ours, other in pairs if (base := figure(other))]:
             yield goal, ratios
 
     for theirs, must, aim in (("rsyslog", 6, 12), ("syslog-ng", 4, 8), ("otelcol", 4, 8)):

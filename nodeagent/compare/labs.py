@@ -237,7 +237,9 @@ def alone(names: Sequence[str]) -> Iterator[None]:
     with ExitStack() as stack:
         lock = stack.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            lock.bind("\0nodeagent-compare")  # only one process of the machine can hold it; it goes with the process
+            lock.bind(
+                "\0nodeagent-compare"
+            )  # only one process of the network namespace can hold it; it goes with the process
         except OSError:
             raise CompareError("another comparison is running on this machine: they would disturb each other") from None
         for name in names:
@@ -266,7 +268,10 @@ def bring_up(
             found = setup.make(setup.lab, wanted, chosen)
         except (NodeagentError, OSError) as error:
             Lab.remove(setup.lab)
-            missing += [{"what": name, "why": f"did not come up: {error}"} for name in setup.modes if name in here]
+            part = f", a variant ({setup.lab})" if setup.variant else ""
+            missing += [
+                {"what": name + part, "why": f"did not come up: {error}"} for name in setup.modes if name in here
+            ]
             continue
         for mode in found:
             if mode.name not in chosen or not set(mode.workloads) <= set(wanted.workloads) or not mode.workloads:

@@ -135,12 +135,13 @@ def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: b
     ]
     script = _LUA.replace("PERCENTILES", ", ".join(map(str, PERCENTILES)))
     told = client.run(argv, seconds, script)
-    if not told["requests"]:
+    answered = told["requests"] - told["refused"]
+    if not answered:
         raise CompareError(
-            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered"
+            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered well"
         )
     percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=True))
-    return Sample(told["requests"], told["microseconds"] / 1e6, told["errors"], percentiles)
+    return Sample(answered, told["microseconds"] / 1e6, told["errors"], percentiles)
 
 
 def open_loop(client: Client, url: str, rate: int, connections: int, seconds: int) -> Sample:
@@ -187,8 +188,8 @@ done = function(summary, latency, requests)
   for place, percentile in ipairs({PERCENTILES}) do
     told[place] = percentile == 100 and latency.max or latency:percentile(percentile)
   end
-  io.write(string.format('\\n{"requests": %d, "microseconds": %d, "errors": %d, "latencies": [%s]}\\n',
-    summary.requests, summary.duration,
+  io.write(string.format('\\n{"requests": %d, "refused": %d, "microseconds": %d, "errors": %d, "latencies": [%s]}\\n',
+    summary.requests, errors.status, summary.duration,
     errors.connect + errors.read + errors.write + errors.status + errors.timeout, table.concat(told, ", ")))
 end
 """

@@ -182,8 +182,8 @@ def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -
     if not modes:
         raise CompareError(f"no mode came up: {'; '.join(each['why'] for each in results.missing)}")
     try:
-        _rounds(plan, modes, results, progress)
-        _account(modes, results)
+        lost = _rounds(plan, modes, results, progress)
+        _account([mode for mode in modes if mode not in lost], results)
         if plan.logs and (agent := next((each for each in modes if each.describe() == "nodeagent"), None)):
             progress("nodeagent, under full log load", 0, 1)
             cell = Cell(agent, "http", _OPEN_CONNECTIONS)
@@ -193,7 +193,8 @@ def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -
             mode.lab.down()
 
 
-def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progress: Progress) -> None:
+def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progress: Progress) -> set[Mode]:
+    """Measure, and return the modes that failed in the middle."""
     cells = all_cells(plan, modes)
     total = (plan.rounds + 1) * len(cells)
     done = 0
@@ -218,14 +219,12 @@ def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progr
                 results.samples.setdefault(cell, []).append(sample)
             for log in cell.mode.logs:
                 log.drain()
+    return lost
 
 
 def _account(modes: Sequence[Mode], results: Results) -> None:
     """Note memory after all that load, and whether each mode did the work that it was measured for."""
-    lost = {each["what"].partition(",")[0] for each in results.missing}
     for mode in modes:
-        if mode.describe() in lost:
-            continue
         try:
             for workload in mode.workloads:
                 results.memory[mode, workload] = mode.memory(workload)

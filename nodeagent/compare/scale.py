@@ -10,6 +10,7 @@ from typing import Final
 
 from nodeagent.compare import manifests, measure
 from nodeagent.compare.labs import Missing
+from nodeagent.compare.load import CompareError
 from nodeagent.errors import NodeagentError
 from nodeagent.inject.model import PROXY
 from nodeagent.lab import Lab, cgroup
@@ -68,7 +69,10 @@ def restart(lab: Lab) -> float:
     agent.stop()
     started = time.monotonic()
     agent.start()
+    deadline = started + _WAIT_SECONDS
     while sum(1 for mark in marks.iterdir() if not mark.name.startswith(".")) < len(lab.pods):
+        if time.monotonic() > deadline:
+            raise CompareError(f"not all pods were enrolled {_WAIT_SECONDS:g} s after the agent's start")
         time.sleep(0.005)
     return time.monotonic() - started
 

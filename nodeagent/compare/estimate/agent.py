@@ -15,19 +15,19 @@ from nodeagent.compare.estimate.known import Kind
 class AgentCost:
     """What one agent is taken to cost: bytes are PSS of all of its processes, cores are of CPU."""
 
-    base_bytes: int = 63_000_000
+    base_bytes: int = 77_800_000
     """Of an agent with two pods that have had no traffic: what grows with pods is little beside it."""
     pod_bytes: int = 30_000
-    """For each pod that it captures: 63.2 MB with 2 pods, 65.7 MB with 100."""
+    """For each pod that it captures: 77.9 MB with 2 pods, 80.8 MB with 100 (docs/results/bench.json)."""
     requested_cores: Fraction = Fraction(1)
     """What a node would set aside for it: all that one worker, its default, can use. Not measured:
     a choice, and a cautious one.
     """
     idle_cores: Fraction = Fraction(1, 100)
-    """What it uses while no pod does anything: 0.5 to 1.6 % of a core."""
-    cpu_share: Fraction = Fraction(1, 5)
-    """CPU for a request through the agent, by what an Envoy pair needs for it: 76 to 87 µs by 414
-    to 464 µs, HTTP, one node, 32 connections, access log on.
+    """What it uses while no pod does anything: 0.4 to 0.7 % of a core."""
+    cpu_share: Fraction = Fraction(1, 6)
+    """CPU for a request through the agent, by what an Envoy pair needs for it: 61 µs by 371 µs,
+    HTTP, one node, 32 connections, access log on.
     """
     replaces: frozenset[Kind] = frozenset({"mesh"})
     """The sidecars whose work it does; only these are counted against it."""

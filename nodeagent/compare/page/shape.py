@@ -91,7 +91,7 @@ class Work(_Told):
 
 
 class SwitchRow(_Told):
-    """A setting that differs from the default, and one figure under it."""
+    """A setting of a switch, and one figure under it; ``against_default`` is by that of the first setting."""
 
     switch: str
     setting: str

@@ -168,7 +168,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 def doubts(summary: Summary) -> list[str]:
     """Return what a reader must know before the figures: errors, work that was not done, ratios
-    that moved, goals missed, parts missing.
+    that moved, goals missed, parts missing, and what was noted of the whole.
     """
     rows = rated(summary)
     failed: list[str] = []
@@ -180,10 +180,17 @@ def doubts(summary: Summary) -> list[str]:
     doubtful = [row.name for row in rows if row.doubtful]
     found += [f"Unsteady, or unlike an earlier run: {'; '.join(doubtful)}."] if doubtful else []
     missed = [row.name for row in rows if row.ratio.reached == "missed"]
-    found += [f"{len(missed)} of {len(rows)} goals were missed: {'; '.join(missed)}."] if missed else []
+    asked = sum(row.ratio.reached is not None for row in rows)
+    found += [f"{len(missed)} of {asked} goals were missed: {'; '.join(missed)}."] if missed else []
     absent = absences(summary)
     found += [f"Not measured: {'; '.join(what for what, _ in absent)} (see What is missing)."] if absent else []
+    found += [f"Noted: {note.rstrip('.')}." for note in summary.notes if note not in failed and not _said(note)]
     return found
+
+
+def _said(note: str) -> bool:
+    """Say whether *note* is among the doubts already, by its figures."""
+    return note.endswith("were not sent in time") or note.startswith("two runs do not agree")
 
 
 def absences(summary: Summary) -> list[tuple[str, str]]:
@@ -193,7 +200,8 @@ def absences(summary: Summary) -> list[tuple[str, str]]:
     found = [(each.what, each.why) for each in summary.missing]
     modes = {run.mode for run in summary.runs}
     workloads = {run.workload for run in summary.runs}
-    told = " ".join(each.what for each in summary.missing)
+    told = {each.what.removeprefix("mode ") for each in summary.missing}
+    told |= {name.strip() for name in ",".join(each.what for each in summary.missing).split(",")}
     why = "not in this comparison"
     found += [(f"mode {mode}", why) for mode in MODES if mode not in modes and mode not in told]
     found += [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from nodeagent.cli.main import main
 from nodeagent.compare.load import CompareError
 from nodeagent.compare.run import ComparisonPlan, Progress, Results
+from nodeagent.compare.scale import Scale
 
 command = importlib.import_module("nodeagent.cli.compare")
 
@@ -46,3 +49,34 @@ def test_where_nothing_is_drawn_a_line_is_told_now_and_then(
         main(["compare", "--quick"])
     told = [line for line in capsys.readouterr().err.splitlines() if "step" in line]
     assert told == ["12 s: step 3", "24 s: step 6"]
+
+
+@pytest.mark.parametrize("ratios", [{"x": 1.0}, {"x": {}}, {"x": {"value": "1"}}, {"x": {"value": True}}])
+def test_an_earlier_run_is_read_before_anything_is_measured(
+    ratios: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "run", pytest.fail)
+    (tmp_path / "before.json").write_text(json.dumps({"ratios": ratios}))
+    with pytest.raises(SystemExit):
+        main(["compare", "--quick", "--against", str(tmp_path / "before.json")])
+    assert "ratios.x.value is no number" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_at_the_end_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fault of whatever kind is a note; a file that cannot be written comes after the table."""
+
+    def broken(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+        results.scale.append(Scale("nodeagent", 2, 5_000_000, 0.1, 1.0))
+        results.scale.append(Scale("envoy", 2, 0, 0.1, 1.0))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "run", broken)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["compare", "--quick", "--output", str(tmp_path / "file" / "out.json")])
+    told = capsys.readouterr()
+    assert "pods that do nothing" in told.out
+    assert "No space left on device" in told.out
+    assert "the results cannot be written" in told.err

@@ -484,3 +484,19 @@ def test_the_total_is_the_sum_of_its_parts(chosen: list[tuple[int, bool, int]]) 
         assert sum((each.requested for each in parts.values()), Amount()) == found.total.requested
         assert sum(each.sidecars for each in parts.values()) == found.total.sidecars
     assert found.pods == found.total.pods + found.uninjected
+
+
+def test_an_agent_costs_what_the_projects_own_run_measured() -> None:
+    """Idle, by pods, and for a request beside an Envoy pair; a person decides by these."""
+    told = json.loads((Path(__file__).parents[3] / "docs/results/bench.json").read_text())
+    cost = AgentCost()
+    for row in told["scale"]:
+        if row["mode"] == "nodeagent":
+            assert float(cost.requests(1, row["pods"]).memory) == pytest.approx(row["memory_bytes"], rel=0.05)
+            assert float(cost.idle_cores) >= row["idle_cpu_percent"] / 100
+    cpu = {
+        run["mode"]: run["cpu_us_per_request"]
+        for run in told["runs"]
+        if (run["workload"], run["connections"], run["load"], run["variant"]) == ("http", 32, "closed", "")
+    }
+    assert float(cost.cpu_share) == pytest.approx(cpu["nodeagent"] / cpu["envoy"], rel=0.1)

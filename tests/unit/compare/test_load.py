@@ -48,6 +48,15 @@ def test_what_does_not_measure_is_named(way: Callable[[Client], Sample], given: 
         way(given)
 
 
+def test_what_is_answered_with_an_error_is_no_request_that_was_answered() -> None:
+    told = '{"requests": 10, "refused": %d, "microseconds": 1000000, "errors": 4, "latencies": [%s]}'
+    latencies = ", ".join("1" for _ in load.PERCENTILES)
+    sample = load.closed(client(told % (4, latencies)), "http://a/", 1, 1)
+    assert (sample.requests, sample.errors, sample.rate) == (6, 4, 6)
+    with pytest.raises(CompareError, match="was answered well"):
+        load.closed(client(told % (10, latencies)), "http://a/", 1, 1)
+
+
 LOG = [
     f"{start}\t{status}\t{took}" for start, status, took in ((1, 200, 100), (2, 503, 5), (3, 200, 300), (4, 200, 200))
 ]

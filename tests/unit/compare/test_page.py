@@ -171,7 +171,9 @@ def test_without_a_doubt_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     clean["work"]["nodeagent"]["failed"] = []
     clean["missing"] = []
     clean["ratios"] = {"one": {"value": 2, "must": 1, "reached": "aim"}}
+    noted = clean.pop("notes")
     assert view.doubts(Summary.read(clean)) == []
+    assert view.doubts(Summary.read({**clean, "notes": noted})) == [f"Noted: {noted[0]}"]
     with monkeypatch.context() as patched:
         patched.setattr(view, "absences", lambda _: [])  # a page without absences takes long to draw
         assert "No request failed" in page({**clean, "runs": clean["runs"][:1], "scale": []})
@@ -199,6 +201,7 @@ def test_nothing_at_all_is_still_a_page() -> None:
 
 
 def test_what_is_known_to_be_missing_is_not_said_twice() -> None:
+    assert "mode nodeagent" in dict(view.absences(Summary.read({"missing": [{"what": "nodeagent-kernel", "why": ""}]})))
     less = {"missing": [{"what": "mode haproxy", "why": "haproxy is not installed"}]}
     assert [why for what, why in view.absences(Summary.read(less)) if "haproxy" in what] == ["haproxy is not installed"]
 

@@ -302,7 +302,7 @@ def test_another_groups_job_passes_through(run: Run) -> None:
         ),
         ("[" * 3000, "nested deeper than"),
         (
-            DEPLOYMENT.replace("containerPort: 8080", "containerPort: 8080\t# the web"),
+            DEPLOYMENT.replace("  # deep", "\t# deep"),
             "in.yaml: document 1: cannot be changed in its text: ",
         ),
     ],
