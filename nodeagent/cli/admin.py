@@ -25,6 +25,8 @@ from nodeagent.istio import ADMIN_PORT
 SOCKET: Final = Path("/run/nodeagent/admin.sock")
 LAB_SOCKETS: Final = "lab/*/*/run/admin.sock"
 """Below the folder of SOCKET: lab's name, node's name."""
+LOGS: Final = "/logs"
+"""How the paths begin that are there only where logs are read."""
 _TIMEOUT_SECONDS: Final = 60.0
 _CREDENTIALS: Final = struct.Struct("=3i")
 """struct ucred (unix(7)): pid, uid, gid."""
@@ -89,6 +91,10 @@ class RunningAgent:
             body = response.read()
             if response.status == http.client.BAD_REQUEST:  # the question is wrong, not the way it took
                 raise ControlError(f"{self.name}: {body.decode(errors='replace').strip()[:200]}")
+            if response.status == http.client.NOT_FOUND and path.startswith(LOGS) and body.startswith(b"no such path"):
+                raise ControlError(
+                    f"{self.name}: no logs are read here: its agent.yaml has no section logs (docs/logs.md)"
+                )
             if response.status != http.client.OK:
                 raise ControlError(
                     f"{self.address}: {method} {path}: {response.status} {body.decode(errors='replace').strip()[:200]}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from nodeagent.cli.types import Seconds
+
 SETTLED: float = 60.0
 THEN = {
     "prepare": "the new root is trusted beside the old one; next: switch",
@@ -79,7 +81,7 @@ def init(directory: Path, trust_domain: str) -> None:
     help="How to reach that cluster.",
 )
 @click.option(
-    "--after", default=SETTLED, show_default=True, type=click.FloatRange(min=0),
+    "--after", default=SETTLED, show_default=True, type=Seconds(min=0),
     help="Refuse unless the step before was taken so many seconds ago. Agents that share the directory follow "
 "within seconds; those that use "
     "`nodeagent ca serve` hold certificates of the old root for up to identity.ttlSeconds: give that before `finish`.",

@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.core import ParameterSource
 
-from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
+from nodeagent.cli.cluster import (
+    file_option,
+    kubeconfig_option,
+    manifests,
+    overlay_option,
+    reached,
+    refuse_without_cluster,
+    say,
+)
 from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.cli.run import AGENT_YAML
+from nodeagent.cli.types import Seconds
 from nodeagent.errors import KernelError, NodeagentError
 
 if TYPE_CHECKING:
@@ -68,7 +77,7 @@ WITHOUT_DAEMON: Final = {
 @file_option
 @click.option("--connectivity", is_flag=True, help="Make pods, have them try every path between them, remove them.")
 @click.option(
-    "--timeout", default=120.0, show_default=True, type=click.FloatRange(min=1), help="Seconds for a node's answer.",
+    "--timeout", default=120.0, show_default=True, type=Seconds(min=1), help="Seconds for a node's answer.",
 )  # fmt: skip
 def check(
     path: Path,
@@ -88,6 +97,7 @@ def check(
     if cluster:
         documents = manifests(overlay, file)
         return show(asyncio.run(_found(reached(kubeconfig), documents, connectivity, timeout)), output)
+    refuse_without_cluster("kubeconfig", "overlay", "file", "connectivity", "timeout")
     if os.geteuid():
         raise KernelError(
             "checking means to load BPF programs and to make network namespaces: run it as root, which the agent "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from nodeagent.errors import ConfigError
 
@@ -25,6 +26,16 @@ file_option = click.option(
 )
 
 
+def refuse_without_cluster(*names: str) -> None:
+    """Raise UsageError where one of the options *names* is given to a command that is not for a cluster: what
+    it says would not be done, and something else would.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[-1]} goes with --cluster", context)
+
+
 def say(line: str) -> None:
     """Tell a person what goes on, beside what the command prints."""
     click.echo(line, err=True)
@@ -38,8 +49,11 @@ def reached(kubeconfig: Path | None) -> ClusterObjects:
 
     given = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0]
     path = kubeconfig or Path(given or Path.home() / ".kube" / "config")
-    if not path.exists():
-        raise ConfigError(f"{path}: no such kubeconfig: give --kubeconfig, or set KUBECONFIG")
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: no such kubeconfig ({why}): give --kubeconfig, or set KUBECONFIG") from None
     return ClusterObjects(KubeClient(open_access(path)))
 
 

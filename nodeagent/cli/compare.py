@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import sys
@@ -14,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nodeagent.cli.types import Seconds
 from nodeagent.compare import summary, tables
 from nodeagent.compare.estimate import estimate, read, usage
 from nodeagent.compare.estimate import tables as tables_of
@@ -95,7 +97,7 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 @click.option("--seconds", type=click.IntRange(1, 600), help="Of load for each figure and round.")
 @click.option(
     "--wait",
-    type=click.FloatRange(min=1),
+    type=Seconds(min=1),
     metavar="SECONDS",
     help=f"How long a mode may take to come up: {WAIT_SECONDS:g}, or more on a slow machine.",
 )
@@ -183,6 +185,7 @@ def compare(
         return _estimate(estimated, top, nodes, form)
     plan = _plan(profile or "full", **asked)
     before = _earlier(against)
+    _make_places(output, report)
     results = Results()
     failed = _carry_out(plan, results)
     told = summary.summarize(results, plan, before)
@@ -204,6 +207,9 @@ def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | N
     values = {name: getattr(base, name) if value is None else value for name, value in asked.items()}
     if bool(files) != bool(source) or bool(files) != bool(url):
         raise click.UsageError("--manifest, --from and --url go together")
+    without = [name for name in ("workloads", "rates", "scale", "switches") if asked.get(name) is not None]
+    if files and without:
+        raise click.UsageError(f"--{', --'.join(without)}: not with --manifest, which is the only workload")
     if not files:
         return ComparisonPlan(**values, variants=base.variants, logs=base.logs)
     assert source is not None
@@ -213,6 +219,9 @@ def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | N
     first, slash, rest = source.partition("/")
     namespace, pod = ("default", source) if not slash or first in ("deploy", "deployment") else (first, rest)
     unable = ("haproxy", "envoy-hop", "nodeagent-bypass")
+    wrong = [mode for mode in asked.get("modes") or () if mode in unable]
+    if wrong:
+        raise click.UsageError(f"--modes: {', '.join(wrong)}: not with --manifest")
     values |= {
         "workloads": ("manifest",),
         "rates": (),
@@ -228,7 +237,7 @@ def _earlier(path: Path | None) -> ComparisonResult | None:
         return None
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CompareError(f"--against: {path}: not a comparison's JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("ratios"), dict):
         raise CompareError(f"--against: {path}: not a comparison's JSON: it has no ratios")
@@ -287,6 +296,22 @@ def _show(told: ComparisonResult) -> None:
             console.print(table(told))
     for line in tables.remarks(told):
         console.print(line, highlight=False, markup=False)
+
+
+def _make_places(output: Path | None, report: Path | None) -> None:
+    """Raise CompareError where the results could not be written: before they are measured."""
+    try:
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with output.open("a"):
+                """It can be."""
+        if report:
+            report.mkdir(parents=True, exist_ok=True)
+            importlib.import_module("nodeagent.compare.page")
+    except ImportError as error:
+        raise CompareError(f"--report: {error}: it takes what pip install 'nodeagent[compare]' brings") from None
+    except OSError as error:
+        raise CompareError(f"the results could not be written: {error}") from None
 
 
 def _write(told: ComparisonResult, output: Path | None, report: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Final
 from urllib.parse import urlencode
@@ -12,6 +13,8 @@ from nodeagent.cli.admin import RunningAgent, choosing
 from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.errors import ControlError
 
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""Of a method, or a field's name (RFC 9110, 5.6.2)."""
 COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words", wrap=True))
 
 
@@ -46,11 +49,11 @@ def explain(
     agents the one on DST's node answers. The exit status is 0 when it is allowed, 3 when it is
     refused or depends on more.
     """
-    for header in headers:
-        if ": " not in header:
-            raise click.BadParameter(f"{header!r}: NAME: VALUE is expected", param_hint="--header")
-    fields = [header.split(": ", 1) for header in headers]
-    lines = "\n".join(f"{name.lower()}: {value}" for name, value in fields)
+    if method and not _TOKEN.fullmatch(method):
+        raise click.BadParameter(f"{method!r}: a method such as GET is expected", param_hint="METHOD")
+    if path != "*" and (not path.startswith("/") or not path.isprintable()):
+        raise click.BadParameter(f"{path!r}: a path that begins with / is expected", param_hint="PATH")
+    lines = "\n".join(map(_line, headers))
     question = urlencode(
         {"source": source, "destination": destination, "method": method, "path": path, "headers": lines}
     )
@@ -64,6 +67,15 @@ def explain(
     else:
         emit(found, (), output)
     raise SystemExit(0 if all(answer["verdict"] == "allowed" for answer in found) else 3)
+
+
+def _line(header: str) -> str:
+    """Return a field as its line is read: without the white space around its value. Raises BadParameter."""
+    name, colon, value = header.partition(":")
+    value = value.strip(" \t")
+    if not colon or not _TOKEN.fullmatch(name) or not value.replace("\t", " ").isprintable():
+        raise click.BadParameter(f"{header!r}: NAME: VALUE is expected, on one line", param_hint="--header")
+    return f"{name.lower()}: {value}"
 
 
 def _ask(agents: list[RunningAgent], question: str) -> Row:

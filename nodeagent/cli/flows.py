@@ -34,7 +34,7 @@ def duration(context: click.Context, parameter: click.Parameter, value: str | No
 
 def _codes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        if not re.fullmatch(r"[1-9](\d\d|xx)", value):
+        if not re.fullmatch(r"[1-5](\d\d|xx)", value):
             raise click.BadParameter(f"{value!r}: a status code such as 403, or 5xx, is expected")
     return values
 

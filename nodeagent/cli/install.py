@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
+from nodeagent.cli.types import Seconds
 from nodeagent.errors import NodeagentError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ DEFAULT = "minimal"
 @click.option("--dry-run", is_flag=True, help="Print what would be applied, as YAML; no cluster is asked.")
 @click.option("--force-conflicts", is_flag=True, help="Take over fields that somebody else has set.")
 @click.option(
-    "--timeout", default=300.0, show_default=True, type=click.FloatRange(min=0),
+    "--timeout", default=300.0, show_default=True, type=Seconds(min=0),
     help="Seconds to wait for each rollout; 0: not at all.",
 )  # fmt: skip
 def install(

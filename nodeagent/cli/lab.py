@@ -15,6 +15,7 @@ from rich.console import Console
 
 from nodeagent.cli.lab_kube import kube
 from nodeagent.cli.output import Column, Output, Row, emit, emit_parts, listed, output_option
+from nodeagent.cli.types import Seconds
 from nodeagent.errors import NodeagentError, PodError, ResourceError
 from nodeagent.lab import Lab, cri_log
 from nodeagent.lab.cluster import Mode
@@ -36,6 +37,7 @@ _WAIT = click.option(
     "--wait",
     default=30.0,
     show_default=True,
+    type=Seconds(min=0),
     metavar="SECONDS",
     help="How long pods may take to be ready; 0 does not wait.",
 )
@@ -169,8 +171,8 @@ def _overlay(path: Path | None) -> Mapping[str, object]:
         return {}
     try:
         value = yaml_text.one(path.read_text())
-    except ResourceError as error:
-        raise NodeagentError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError, ResourceError) as error:
+        raise NodeagentError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
     if not isinstance(value, dict):
         raise NodeagentError(f"{path}: allowed: a mapping of agent.yaml's fields")
     return value

@@ -120,9 +120,11 @@ def _assigned(values: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _read(path: Path) -> str:
+    from nodeagent.resources.load import standard_input
+
     try:
         if str(path) == "-":
-            return sys.stdin.read(MAX_BYTES)
+            return standard_input(MAX_BYTES)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

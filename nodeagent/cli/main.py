@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except (OSError, UnicodeError, RecursionError) as error:  # of a file or terminal, where nobody said it better
+        _fail(f"{error}", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

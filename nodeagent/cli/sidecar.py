@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from nodeagent.cli.types import Seconds
+
 
 @click.command()
 @click.option(
@@ -30,7 +32,7 @@ import click
     "--drain-seconds",
     default=5.0,
     show_default=True,
-    type=click.FloatRange(0, 3600),
+    type=Seconds(0, 3600),
     help="How long it serves on after SIGTERM.",
 )
 @click.option(

@@ -132,6 +132,8 @@ def sidecar_init(*, clean: bool, dry_run: bool, **settings: Any) -> None:
     from nodeagent.sidecar import iptables
     from nodeagent.sidecar.rules import PodCapture
 
+    if settings["proxy_port"] == settings["inbound_port"]:
+        raise click.UsageError("--proxy-port and --inbound-capture-port must differ")
     if dry_run and clean:
         raise click.UsageError("--dry-run and --clean exclude each other")
     if dry_run:

@@ -10,9 +10,18 @@ from typing import Final
 
 import click
 
-from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
+from nodeagent.cli.cluster import (
+    file_option,
+    kubeconfig_option,
+    manifests,
+    overlay_option,
+    reached,
+    refuse_without_cluster,
+    say,
+)
 from nodeagent.cli.output import Column, Output, emit, output_option
 from nodeagent.cli.run import AGENT_YAML
+from nodeagent.cli.types import Seconds
 from nodeagent.errors import KernelError
 
 COLUMNS: Final = (Column("REMOVED", "kind"), Column("WHERE IT WAS", "path"))
@@ -39,7 +48,7 @@ COLUMNS: Final = (Column("REMOVED", "kind"), Column("WHERE IT WAS", "path"))
     "--with-volumes", is_flag=True, help="Go on though pods have volumes of csi.nodeagent.io: they hang then."
 )
 @click.option(
-    "--timeout", default=300.0, show_default=True, type=click.FloatRange(min=1), help="Seconds to wait for all nodes.",
+    "--timeout", default=300.0, show_default=True, type=Seconds(min=1), help="Seconds to wait for all nodes.",
 )  # fmt: skip
 def uninstall(
     path: Path,
@@ -67,6 +76,8 @@ def uninstall(
         asyncio.run(removal.run(documents, nodes=not skip_nodes, policies=with_policies, volumes=with_volumes))
         say("nothing of the agent is left in the cluster")
         return
+    of_cluster = ("kubeconfig", "overlay", "file", "skip_nodes", "with_policies", "with_volumes", "timeout")
+    refuse_without_cluster(*of_cluster)
     if os.geteuid():
         raise KernelError("pins and links are root's: run it as root")
     from nodeagent import config, uninstall

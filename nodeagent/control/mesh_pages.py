@@ -74,13 +74,13 @@ class MeshPages:
         from nodeagent.mesh.explain import explain  # 0.5 MB that few daemons are ever asked for
         from nodeagent.mesh.explain_policies import Question
 
-        headers = dict(line.split(": ", 1) for line in query.get("headers", "").split("\n") if ": " in line)
+        lines = [line.partition(": ") for line in query.get("headers", "").split("\n") if ": " in line]
         question = Question(
             query.get("source", "-"),
             query.get("destination", ""),
             query.get("method", ""),
             query.get("path", "") or "/",
-            headers,
+            tuple((name, value) for name, _, value in lines),
         )
         config = self._config
         try:

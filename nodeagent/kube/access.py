@@ -33,6 +33,12 @@ class ApiError(ControlError):
         self.status = status
 
 
+UNSUPPORTED: Final = frozenset(
+    {"exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra"}
+)
+"""Of a kubeconfig's user: without these it would be somebody else who asks, perhaps with more rights."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """Where the API server is, and what proves to it who asks: a client certificate in *context*, or a token."""
@@ -101,10 +107,14 @@ def from_kubeconfig(path: Path) -> Access:
     """
     try:
         document: Any = yaml_text.one(path.read_text())  # others' JSON: a wrong type is told below
+        if not isinstance(document, dict):
+            raise ConfigError(f"{path}: a mapping is expected at the top, not a {type(document).__name__}")
         context = _named(document, "contexts", "context", document["current-context"])
         cluster = _named(document, "clusters", "cluster", context["cluster"])
         user = _named(document, "users", "user", context["user"])
-        if unknown := {"exec", "auth-provider", "username", "password"} & set(user):
+        if "proxy-url" in cluster:
+            raise ConfigError(f"{path}: the cluster's proxy-url: not supported; it would be passed by")
+        if unknown := UNSUPPORTED & set(user):
             raise ConfigError(
                 f"{path}: the user's {', '.join(sorted(unknown))}: not supported; a token, tokenFile or client "
                 "certificate is expected"

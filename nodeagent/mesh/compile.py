@@ -210,8 +210,7 @@ class Mesh:
         }
         rows = []
         for key in sorted(self._state.policies.known):
-            pods = len(self._state.affected(key) & local)
-            row = self._state.policies.row(key, pods)
+            row = self._state.policies.row(key, self._state.affected(key) & local)
             if fault := self.faults.get(Change(*key, None).title):
                 row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
             error = wrong.pop(key, None)

@@ -4,8 +4,7 @@ words: the part of ``mesh/explain.py`` that judges. Pure, and decided by the cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from nodeagent.mesh.entries import HTTP, Entry, Protocol, Service, Workload
@@ -28,8 +27,8 @@ class Question:
     destination: str
     method: str = ""
     path: str = "/"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """By lower-case name."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Each line: its name in lower case, and its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +79,14 @@ class Facts:
     def request(self) -> RequestFacts | None:
         question = self.question
         service = self.server.service
-        host = question.headers.get("host", service.host if service else self.server.workload.pod)
+        lines: dict[str, list[str]] = {}
+        for name, value in question.headers:
+            lines.setdefault(name, []).append(as_received(value))
+        host = lines.get("host", [service.host if service else self.server.workload.pod])[0]
         if not question.method or not self.http:
             return None
-        headers = {name: as_received(value) for name, value in question.headers.items()}
-        return RequestFacts(question.method, question.path, host, headers.get, self.claims)
+        header = {name: ",".join(values) for name, values in lines.items()}.get
+        return RequestFacts(question.method, question.path, host, header, self.claims, lambda name: lines.get(name, ()))
 
 
 def judged(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]]:

@@ -139,6 +139,23 @@ class Policies:
         ports = ((port, own or mode) for port, own in workload.ports) if workload else ()
         return MtlsModes(mode, source, tuple((port, own) for port, own in ports if own != mode))
 
+    def displaced(self, key: ObjectKey, pods: Iterable[NamespacedName]) -> list[Policy]:
+        """Return, for each of *pods* that a PeerAuthentication *key* is for and does not decide about, the older one
+        that does: of a pod's workload, namespace and mesh the oldest of each counts.
+        """
+        policy = self.known[key]
+        if not isinstance(policy.spec, PeerAuthentication):
+            return []
+        rank = self._rank(policy)
+        firsts = [next((each for each in self.peers(pod) if self._rank(each) == rank), policy) for pod in pods]
+        return [first for first in firsts if first is not policy]
+
+    def _rank(self, policy: Policy) -> int:
+        """Return what a PeerAuthentication speaks for: 0 the mesh, 1 a namespace, 2 a workload, 3 nobody."""
+        if policy.namespace == self.root:
+            return 3 if policy.selector else 0
+        return 2 if policy.selector else 1
+
     def idle(self, key: ObjectKey) -> str:
         """Return why the policy *key* can have no effect on any pod; empty: it can."""
         policy = self.known[key]
@@ -168,11 +185,20 @@ class Policies:
             if (why := self.leaves_open(policy))
         ]
 
-    def row(self, key: ObjectKey, pods: int) -> dict[str, object]:
-        """Return the policy *key*, which is for *pods* pods of this node, as a row for people."""
+    def row(self, key: ObjectKey, local: Set[NamespacedName]) -> dict[str, object]:
+        """Return the policy *key*, which is for the pods *local* of this node, as a row for people; of a
+        PeerAuthentication those count about which it decides.
+        """
         policy = self.known[key]
-        why = self.idle(key) or ("" if pods else "no pod of this node is meant")
+        why = self.idle(key) or ("" if local else "no pod of this node is meant")
+        others = self.displaced(key, local) if not why else []
+        pods = len(local) - len(others)
+        older = ", ".join(sorted({f"{each.namespace}/{each.name}" for each in others}))
+        if others and not pods:
+            why = f"the older {older} decides about all pods of this node that it selects"
         state = f"no effect: {why}" if why else "in force"
+        if others and pods:
+            state += f"; about {len(others)} more pods the older {older} decides"
         if policy.refused:
             state = f"refused: {policy.refused}; {self.leaves_open(policy) or f'closes {pods} pods of this node'}"
         scope = "workload"

@@ -82,10 +82,13 @@ def texts(path: Path | str) -> Iterator[tuple[str, str]]:
     or ``-`` for standard input. Raises ResourceError.
     """
     if str(path) == "-":
-        yield "<stdin>", sys.stdin.read()
+        yield "<stdin>", standard_input()
         return
     path = Path(path)
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None
     if not files:
         raise ResourceError(f"{path}: the folder holds no file that ends in {', '.join(SUFFIXES)}")
     for file in files:
@@ -94,6 +97,14 @@ def texts(path: Path | str) -> Iterator[tuple[str, str]]:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ResourceError(f"{file}: cannot be read: {reason}") from None
+
+
+def standard_input(limit: int = -1) -> str:
+    """Return the text of standard input, at most *limit* characters of it. Raises ResourceError."""
+    try:
+        return sys.stdin.read(limit)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResourceError(f"<stdin>: cannot be read: {error}") from None
 
 
 def parse(text: str, file: str) -> list[Document]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -91,7 +91,8 @@ class Manifests:
                 self._watches[inotify.watch(self._inotify, folder, mask)] = folder
             except FileNotFoundError:
                 self.close()
-                raise ConfigError(f"resources[{index}]: {folder}: no such folder") from None
+                why = "is no folder; a folder is expected" if os.path.lexists(folder) else "no such folder"
+                raise ConfigError(f"resources[{index}]: {folder}: {why}") from None
         return self._inotify
 
     def close(self) -> None:
@@ -102,6 +103,8 @@ class Manifests:
 
     def everything(self) -> list[Path]:
         """Read every file; return those whose policies differ from what was known."""
+        for path, why in _unread(self._folders):
+            log.warning("%s: %s", path, why)
         return self._look_at(self._folders)
 
     def changed(self) -> list[Path]:
@@ -130,8 +133,8 @@ class Manifests:
         return known.held if known else {}
 
     def refused(self) -> list[Refused]:
-        """Return the documents that are wrong."""
-        found: list[Refused] = []
+        """Return the documents that are wrong, and what stands in the folders and is not read."""
+        found = [Refused("", "", "", str(path), why, False, ignored=True) for path, why in _unread(self._folders)]
         for _, file in sorted(self._files.items()):
             found += file.refused
         return found
@@ -234,6 +237,22 @@ class Manifests:
     def _instead(known: _File, refused: Refused) -> str:
         closing = known.held.get((refused.kind, refused.namespace, refused.name))
         return closing.closing if closing is not None else "left out"
+
+
+def _unread(folders: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield what of *folders* looks as if it were read, and is not, and why."""
+    for folder in folders:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue  # told where it is listed
+        for name in names:
+            if name.startswith("."):
+                continue
+            if not name.endswith(SUFFIXES) and name.lower().endswith(SUFFIXES):
+                yield folder / name, f"not read: a name that ends in {', '.join(SUFFIXES)} is expected"
+            elif not name.endswith(SUFFIXES) and (folder / name).is_dir():
+                yield folder / name, "not read: of a folder within, nothing is; name it in resources too"
 
 
 def _is_manifest(name: str) -> bool:

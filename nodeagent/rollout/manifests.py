@@ -82,24 +82,43 @@ def load(path: Path) -> list[KubeObject]:
     """Return the objects of *path*, in order: a folder with a kustomization, which kubectl renders; a
     file of YAML; ``-``: standard input. Raises ConfigError.
     """
-    if str(path) == "-":
-        text = sys.stdin.read()
-    elif path.is_dir():
-        text = _rendered(path)
-    else:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
+    text = _rendered(path) if str(path) != "-" and _is_folder(path) else _read(path)
+    documents: list[KubeObject] = []
     try:
-        documents = list(_flat(yaml_text.load(text)))
-    except ResourceError as error:
+        for number, value in enumerate(yaml_text.load(text), 1):
+            documents += _objects(value, f"document {number}")
+    except (ConfigError, ResourceError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if not documents:
         raise ConfigError(f"{path}: holds no objects")
-    for document in documents:
-        name_of(document)
     return ordered(documents)
+
+
+def _read(path: Path) -> str:
+    """Raises ConfigError."""
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _is_folder(path: Path) -> bool:
+    """Raises ConfigError."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _objects(value: object, where: str) -> list[KubeObject]:
+    """Return the objects of the document *value*. Raises ConfigError, which says *where* it stands."""
+    try:
+        found = list(_flat([value]))
+        for document in found:
+            name_of(document)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return found
 
 
 def ordered(documents: Iterable[KubeObject]) -> list[KubeObject]:

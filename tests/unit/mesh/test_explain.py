@@ -38,7 +38,7 @@ def cluster(*policies: Change) -> Mesh:
 
 
 def asked(made: Mesh, source: str, destination: str, method: str = "", path: str = "/", **more: Any) -> Explanation:
-    question = Question(source, destination, method, path, more.pop("headers", {}))
+    question = Question(source, destination, method, path, tuple(more.pop("headers", ())))
     return explain(made.entries().upserts, question, node="node1", trust_domain=DOMAIN, **more)
 
 
@@ -266,3 +266,23 @@ def test_who_comes_by_hbone_has_proved_who_it_is() -> None:
     found = asked(made, "ambient", "web", "GET", hbone=True)
     assert (found.verdict, "HBONE" in words(found, "mtls")) == ("allowed", True)
     assert asked(made, "ambient", "web", "GET").verdict == "refused"
+
+
+@pytest.mark.parametrize(
+    ("action", "lines", "verdict"),
+    [
+        ("DENY", ["mallory"], "refused"),
+        ("DENY", ["mallory", "bob"], "refused"),
+        ("DENY", ["bob", "mallory"], "refused"),
+        ("DENY", ["bob", "carol"], "allowed"),
+        ("ALLOW", ["mallory"], "allowed"),
+        ("ALLOW", ["mallory", "bob"], "refused"),
+        ("ALLOW", ["bob", "mallory"], "refused"),
+    ],
+)
+def test_each_line_of_a_repeated_header_counts(action: str, lines: list[str], verdict: str) -> None:
+    """As in the proxy: DENY refuses where one line matches, ALLOW asks for all."""
+    rule = {"when": [{"key": "request.headers[x-user]", "values": ["mallory"]}]}
+    headers = [("x-user", line) for line in lines]
+    made = cluster(policy("AuthorizationPolicy", {"action": action, "rules": [rule]}))
+    assert asked(made, "client", "web:80", "GET", headers=headers).verdict == verdict

@@ -363,3 +363,23 @@ def test_a_change_of_policy_that_fails_is_not_called_in_force(monkeypatch: pytes
     monkeypatch.undo()
     made.apply([peer("DISABLE")])
     assert [row["state"] for row in made.policies()] == ["in force"]
+
+
+def test_a_policy_counts_the_pods_that_it_decides_about() -> None:
+    """Input: two PeerAuthentications whose different selectors share pods. Verdict: the older one has them, as in
+    Istio, and the younger one's row says so.
+    """
+    older = peer("PERMISSIVE", name="a", created=OLD, **WEB)
+    younger = peer("STRICT", name="b", created=YOUNG, selector={"matchLabels": {"version": "v1"}})
+    labels = {"app": "web", "version": "v1"}
+    made = compiled(older, younger)
+    made.apply([pod("web", labels=labels)])
+    first, second = made.policies()
+    assert (first["pods"], first["state"]) == (1, "in force")
+    assert (second["pods"], second["state"]) == (
+        0,
+        "no effect: the older default/a decides about all pods of this node that it selects",
+    )
+    made.apply([pod("other", "10.0.0.9", labels={"app": "other", "version": "v1"})])
+    _, second = made.policies()
+    assert (second["pods"], second["state"]) == (1, "in force; about 1 more pods the older default/a decides")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nodeagent.errors import ConfigError
 from nodeagent.mesh.policies import refused_row
 from nodeagent.resources import not_taken
 from nodeagent.resources.directory import DirectorySource
@@ -121,3 +122,22 @@ def test_an_object_of_the_source_that_nobody_carries_out_is_told(tmp_path: Path)
 def test_every_kind_is_in_the_documents() -> None:
     words = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
     assert [each.kind for each in not_taken.KINDS if each.kind not in words] == []
+
+
+def test_what_looks_as_if_it_were_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "..data").mkdir()
+    for name in ("x.YAML", "notes.txt", ".hidden.YML"):
+        (tmp_path / name).touch()
+    manifests = Manifests((tmp_path,), LastGood(None))
+    manifests.everything()
+    told = {Path(each.file).name: each for each in manifests.refused()}
+    assert told.keys() == {"shop", "x.YAML"}
+    assert all(each.ignored and each.error.startswith("not read: ") for each in told.values())
+    assert all(name in caplog.text for name in told)
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "deny.yaml").touch()
+    with pytest.raises(ConfigError, match=r"resources\[0\]: .*deny.yaml: is no folder; a folder is expected"):
+        Manifests((tmp_path / "deny.yaml",), LastGood(None)).open()
