@@ -14,7 +14,7 @@ from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
-from nodeagent.sections import ConfigSection, told
+from nodeagent.sections import AbsolutePath, ConfigSection, SecretFile, told
 from nodeagent.services.settings import ServiceSettings
 from nodeagent.vocabulary import WhenDead
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from nodeagent.logs.settings import LogSettings
 else:  # how logs are validated is 2 MB, and only for a daemon that reads them
     LogSettings = Annotated[object, PlainValidator(_log_settings)]
+MAX_SECONDS: Final = 30 * 86400
+"""Of a timeout; more is a mistake in its unit."""
 DeliverySetting = Literal["auto", "network", "inside"]
 MAX_WORKERS: Final = 256
 Model = TypeVar("Model", bound=BaseModel)
@@ -55,9 +57,9 @@ class MapSizes(ConfigSection):
 class Redirect(ConfigSection):
     """Capture: which pods' cgroup subtree, where to pin, what to do about pods that are not enrolled."""
 
-    cgroup: Path = Field(default_factory=_found_cgroup)
+    cgroup: AbsolutePath = Field(default_factory=_found_cgroup)
     """Below which all pods are; found where the kubelet makes it."""
-    pin_directory: Path = Path("/sys/fs/bpf/nodeagent")
+    pin_directory: AbsolutePath = Path("/sys/fs/bpf/nodeagent")
     unknown_pods: Literal["allow", "deny"] = "allow"
     delivery: DeliverySetting = "auto"
     """How an application on the client's own node is reached: dialled over the pods' interfaces,
@@ -121,21 +123,21 @@ class Limits(ConfigSection):
 class Timeouts(ConfigSection):
     """Seconds. For what an application may take there is no bound unless one is set: the network has none either."""
 
-    connect: float = Field(10, gt=0)
-    head: float = Field(300, gt=0)
+    connect: float = Field(10, gt=0, le=MAX_SECONDS)
+    head: float = Field(300, gt=0, le=MAX_SECONDS)
     """For a request's head, from its first byte on."""
-    request: float | None = Field(None, gt=0)
+    request: float | None = Field(None, gt=0, le=MAX_SECONDS)
     """From the complete request to the first byte of the answer."""
-    stream_idle: float | None = Field(None, gt=0)
+    stream_idle: float | None = Field(None, gt=0, le=MAX_SECONDS)
     """How long a body, or a connection that is relayed, may stand still."""
-    idle: float = Field(3600, gt=0)
+    idle: float = Field(3600, gt=0, le=MAX_SECONDS)
     """How long an HTTP connection is kept for its next request."""
     sniff: float = Field(0.1, gt=0, le=5)
     """How long a port of unknown protocol may keep silent before it is carried as TCP."""
-    handshake: float = Field(10, gt=0)
-    drain: float = Field(30, ge=0)
+    handshake: float = Field(10, gt=0, le=MAX_SECONDS)
+    drain: float = Field(30, ge=0, le=MAX_SECONDS)
     """How long a worker that is replaced lets its connections end."""
-    hand_over: float = Field(3600, ge=0)
+    hand_over: float = Field(3600, ge=0, le=MAX_SECONDS)
     """How long the connections go on of a daemon that another one has taken over from, and of the
     workers of a control that died.
     """
@@ -192,25 +194,32 @@ class IstioCaConfig(ConfigSection):
 
     address: str = Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")
     """``HOST:PORT``; the server's certificate must be for HOST."""
-    token_file: Path
+    token_file: SecretFile
     """This node's token, read anew for each request."""
-    root_cert_file: Path
+    root_cert_file: AbsolutePath
     """Roots that the server and the workloads are verified against, read anew when they change."""
     cluster_id: str = ""
     """What the CA calls this cluster; empty: ``cluster``."""
     timeout: float = Field(10, gt=0, le=300)
 
+    @field_validator("address")
+    @classmethod
+    def _port(cls, address: str) -> str:
+        if not 1 <= int(address.rpartition(":")[2]) <= 65535:
+            raise ValueError("HOST:PORT is expected, with a port from 1 to 65535")
+        return address
+
 
 class IdentityFiles(ConfigSection):
     """A mount with ``cert-chain.pem``, ``key.pem`` and ``root-cert.pem`` that something else renews."""
 
-    directory: Path
+    directory: AbsolutePath
 
 
 class Identity(ConfigSection):
     """Where certificates come from: exactly one of ``caDirectory``, ``istioCa`` and ``files``."""
 
-    ca_directory: Path | None = None
+    ca_directory: AbsolutePath | None = None
     """The built-in CA: a directory that the nodes share (its keys are 0600)."""
     istio_ca: IstioCaConfig | None = None
     files: IdentityFiles | None = None
@@ -228,6 +237,13 @@ class AccessLogConfig(ConfigSection):
     path: str = "-"
     """A file to append to, ``-`` for standard output, empty for none."""
     format: Literal["text", "json"] = "text"
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        if path not in ("", "-") and (not path.startswith("/") or "\0" in path):
+            raise ValueError("an absolute path, - or an empty text is expected")
+        return path
 
 
 class JwksSettings(ConfigSection):
@@ -250,17 +266,17 @@ class Telemetry(ConfigSection):
 class Kubernetes(ConfigSection):
     """A cluster: its API server and this node's container runtime."""
 
-    kubeconfig: Path | None = None
+    kubeconfig: AbsolutePath | None = None
     """How to reach the API server; absent: as the service account of the pod that this runs in."""
-    runtime: Path | None = None
+    runtime: AbsolutePath | None = None
     """The socket of the container runtime (CRI v1); absent: the first that is there of those that
     containerd, CRI-O and others have.
     """
-    state_directory: Path | None = None
+    state_directory: AbsolutePath | None = None
     """Where what is known of the cluster is kept for a start while the API server is away; absent:
     ``runtimeDirectory``.
     """
-    kubelet: Path = Path("/var/lib/kubelet")
+    kubelet: AbsolutePath = Path("/var/lib/kubelet")
     """The kubelet's folder, as it has it itself: there it finds the driver of ``csi.nodeagent.io`` volumes.
     Without its ``plugins_registry`` there is no driver.
     """
@@ -272,21 +288,21 @@ def _this_node() -> str:
 
 
 class AgentConfig(ConfigSection):
-    node: str = Field(default_factory=_this_node, min_length=1)
+    node: str = Field(default_factory=_this_node, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._]{0,251}[A-Za-z0-9])?$")
     """As ``spec.nodeName`` of pods has it; absent: ``NODE_NAME`` of the environment, else the host's name."""
     cluster: str = "Kubernetes"
-    source: Path | None = None
+    source: AbsolutePath | None = None
     """The cluster's state: a folder of Kubernetes objects (``objects/``) and of enrolment marks
     (``enrolled/``). Either this or ``kubernetes`` is given.
     """
     kubernetes: Kubernetes | None = None
-    resources: tuple[Path, ...] = Field((), max_length=64)
+    resources: tuple[AbsolutePath, ...] = Field((), max_length=64)
     """Folders of YAML files with PeerAuthentication, AuthorizationPolicy, RequestAuthentication and
     RateLimit, watched.
     """
     services: tuple[ServiceSettings, ...] = Field((), max_length=256)
     """Units of systemd on this machine that are in the mesh like pods."""
-    runtime_directory: Path = Path("/run/nodeagent")
+    runtime_directory: AbsolutePath = Path("/run/nodeagent")
     redirect: Redirect = Field(default_factory=Redirect)  # type: ignore[arg-type]
     identity: Identity
     proxy: ProxySettings = ProxySettings()  # type: ignore[call-arg]

@@ -24,6 +24,8 @@ _UNITS: Final = {
     "Ti": 1 << 40,
 }
 _UNKNOWN: Final = "unknown_key"
+_SWITCH: Final = "switch_for_number"
+_NUMBERS: Final = (int, float, int | None, float | None)
 _EXPECTED: Final = {
     "missing": "is required",
     "model_type": "a mapping of its keys is expected",
@@ -75,6 +77,15 @@ class ConfigSection(BaseModel):
                 meant = f"is {near[0]} meant? There are" if near else "there are"
                 context = {"key": key, "known": f"{meant} {', '.join(known) or 'none'}"}
                 raise PydanticCustomError(_UNKNOWN, "no such key is known; {known}", context)
+        return cls._no_switch_for_number(value)
+
+    @classmethod
+    def _no_switch_for_number(cls, value: object) -> object:
+        """``true`` would be the number 1: the port 1, a limit of 1."""
+        for name, each in cls.model_fields.items():
+            key = each.alias or name
+            if each.annotation in _NUMBERS and isinstance(value, dict) and isinstance(value.get(key), bool):
+                raise PydanticCustomError(_SWITCH, "a number is expected, not true or false", {"key": key})
         return value
 
 
@@ -117,7 +128,7 @@ def _secret_path(value: object) -> object:
 
 
 def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
+    if not path.is_absolute() or "\0" in str(path):
         raise ValueError("an absolute path is expected")
     return path
 
@@ -129,7 +140,7 @@ def told(error: ValidationError) -> str:
     found = error.errors(include_url=False)
     first = next((each for each in found if each["type"] == _UNKNOWN), found[0])
     place = [str(each) for each in first["loc"]]
-    if first["type"] == _UNKNOWN:
+    if first["type"] in (_UNKNOWN, _SWITCH):
         place.append(f"{first['ctx']['key']!s:.80}")
     known = _EXPECTED.get(first["type"])
     words = known.format_map(first.get("ctx", {})) if known else first["msg"]

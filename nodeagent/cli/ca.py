@@ -58,6 +58,8 @@ def init(directory: Path, trust_domain: str) -> None:
     """
     from nodeagent.identity import authority_directory
 
+    if directory == Path():  # of a variable that is not set
+        raise click.BadParameter("the path of a folder is expected", param_hint="--directory")
     there = (directory / authority_directory.ROOTS).exists()
     authority_directory.open_or_create(directory, trust_domain, time.time())
     click.echo(f"{directory}: the authority of {trust_domain} {'is kept' if there else 'is made'}")

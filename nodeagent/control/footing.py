@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -81,7 +82,7 @@ def open_footing(config: AgentConfig) -> Footing:
     source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
     marks = DirectoryMarks(config.source)
     if not config.services and next(own_files(config.source, config.node), None) is None:
-        return Footing(source, AnnotationPlaces(), marks)
+        return Footing(source, AnnotationPlaces(), marks, warnings=partial(_unread, source, config.source))
     services = Services(config.services, this_machine(config), config.source, Systemctl(), network_in)
     return Footing(
         ServiceSource(source, services.look),
@@ -91,6 +92,12 @@ def open_footing(config: AgentConfig) -> Footing:
         warnings=services.warnings,
         logs=services.logs,
     )
+
+
+def _unread(source: DirectorySource, path: Path) -> list[str]:
+    """Say what of the folder *path* may hold pods and is not read: it may be another one than is meant."""
+    what = source.unread_pods()
+    return [f"source: {path}: {each} cannot be read: no pod of it is known; is this the folder?" for each in what]
 
 
 def this_machine(config: AgentConfig) -> Machine:

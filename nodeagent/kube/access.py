@@ -108,7 +108,7 @@ def from_kubeconfig(path: Path) -> Access:
     try:
         document: Any = yaml_text.one(path.read_text())  # others' JSON: a wrong type is told below
         if not isinstance(document, dict):
-            raise ConfigError(f"{path}: a mapping is expected at the top, not a {type(document).__name__}")
+            raise ConfigError(f"{path}: not a usable kubeconfig: a mapping is expected at the top")
         context = _named(document, "contexts", "context", document["current-context"])
         cluster = _named(document, "clusters", "cluster", context["cluster"])
         user = _named(document, "users", "user", context["user"])

@@ -34,7 +34,7 @@ def _absolute(path: str) -> str:
 
 
 def _relative(path: str) -> str:
-    if path.startswith("/") or ".." in path.split("/"):
+    if not path or path.startswith("/") or ".." in path.split("/"):
         raise ValueError("a relative path without '..'")
     return path
 

@@ -6,11 +6,12 @@ The whole input is checked before anything is handed out, so a caller never acts
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,6 +23,8 @@ from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
 from nodeagent.vocabulary import ObjectKey
 
 SUFFIXES = (".yaml", ".yml", ".json")
+_PROGRAM: Final = re.compile(r"ontainers\[\d+\]\.command$")
+_MISSING: Final = ": the lab runs programs of this machine, no images: it names one (docs/lab.md)"
 _MAX_FAULTS = 200
 """That one is chosen from: to look at each of a hundred thousand takes seconds."""
 
@@ -157,7 +160,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             allowed = ", ".join(sorted(field.alias or name for name, field in owner.model_fields.items()))
             return f"{path}: {_show(fault['input'])}: unknown field: allowed: {allowed}"
         case "missing":
-            return f"{path}: missing: allowed: a value, as this field is required"
+            hint = _MISSING if _PROGRAM.search(path) else ""
+            return f"{path}: missing: allowed: a value, as this field is required{hint}"
         case "literal_error":
             allowed = str(context["expected"])
         case "string_pattern_mismatch":

@@ -25,7 +25,9 @@ class Field:
 
     def __init__(self, path: str, value: object) -> None:
         if not isinstance(value, dict):
-            raise ResourceError(f"{path or 'document'}: {shown(value)}: a mapping is expected")
+            # Of a whole document nobody knows what it is: a key of somebody's may stand in it.
+            found = f"{path}: {shown(value)}" if path else f"document: of type {type(value).__name__}"
+            raise ResourceError(f"{found}: a mapping is expected")
         self._path = path
         self._values = value
 

@@ -46,3 +46,18 @@ def test_services_that_are_taken_out_of_the_configuration_leave_no_pods(
 
     asyncio.run(scenario())
     assert len(list((tmp_path / "objects").iterdir())) == left
+
+
+def test_a_folder_that_holds_no_objects_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "agent.yaml").write_text(CONFIG.format(folder=tmp_path))
+
+    async def scenario() -> None:
+        found = footing.open_footing(load(tmp_path / "agent.yaml"))
+        await found.source.changes()
+        (words,) = found.warnings()
+        assert words.startswith(f"source: {tmp_path}: objects cannot be read")
+        (tmp_path / "objects").mkdir()
+        assert found.warnings() == []
+        found.source.close()
+
+    asyncio.run(scenario())

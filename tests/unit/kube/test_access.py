@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,28 @@ def test_no_program_is_run_for_a_token(tmp_path: Path) -> None:
         from_kubeconfig(kubeconfig(tmp_path, exec={"command": "touch"}))
     with pytest.raises(ConfigError, match="not a usable kubeconfig"):
         from_kubeconfig(kubeconfig(tmp_path, **{"client-certificate-data": "!", "client-key-data": "!"}))
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster"),
+    [
+        ({"as": "admin"}, {}),
+        ({"as-uid": "1"}, {}),
+        ({"as-groups": ["x"]}, {}),
+        ({"as-user-extra": {"a": ["b"]}}, {}),
+        ({}, {"proxy-url": "http://proxy"}),
+    ],
+)
+def test_who_else_is_meant_or_how_it_is_reached_is_not_passed_by(
+    tmp_path: Path, user: dict[str, object], cluster: dict[str, object]
+) -> None:
+    document = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://k", **cluster}}],
+        "users": [{"name": "u", "user": {"token": "t", **user}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"{next(iter(user | cluster))}: not supported"):
+        from_kubeconfig(path)

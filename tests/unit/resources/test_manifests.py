@@ -140,7 +140,7 @@ def test_a_wrong_document_keeps_its_last_good_one_and_the_others_go_on(
         (b"kind: [", "document 1: not YAML"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"[" * 100_000, "nested deeper"),
-        (b"just text", "document 1: document: 'just text': a mapping"),
+        (b"just text", "document 1: document: of type str: a mapping"),
         (b"kind: PeerAuthentication", "document 1: apiVersion"),
     ],
 )
