@@ -34,6 +34,10 @@ MAX_SECONDS: Final = 30 * 86400
 """Of a timeout; more is a mistake in its unit."""
 DeliverySetting = Literal["auto", "network", "inside"]
 MAX_WORKERS: Final = 256
+WORKERS_USER: Final = (1 << 31) + 1337
+"""Beyond what a pod's ``runAsUser`` may be (Kubernetes, IsValidUserID) and an image's ``USER`` (containerd's and
+runc's lookup of users): 2147483647.
+"""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -150,6 +154,8 @@ class Timeouts(ConfigSection):
 class ProxySettings(ConfigSection):
     workers: int | Literal["auto"] = 1
     """1 to 256; ``auto``: one for each processor that the agent may use, by its CPU limit too."""
+    user: int = Field(WORKERS_USER, ge=1, le=(1 << 32) - 2)
+    """User and group that workers become: nobody else's, as the kernel bounds many things by user."""
     busy_poll_microseconds: int = Field(100, ge=0, le=1000)
     """A worker whose events follow each other faster than this looks for the next one instead of
     sleeping; 0: it always sleeps.

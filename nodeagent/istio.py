@@ -11,7 +11,7 @@ from typing import Final
 from nodeagent.vocabulary import Family
 
 USER: Final = 1337
-"""User and group of a sidecar, whose traffic is not captured, and of a node's workers."""
+"""User and group of a sidecar, whose traffic is not captured, and of the process that reads pods' logs."""
 ADMIN_PORT: Final = 15000
 """The admin API, on localhost."""
 OUTBOUND_PORT: Final = 15001

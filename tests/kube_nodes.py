@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.compare.measure import cpu_seconds, memory
+from nodeagent.config import WORKERS_USER
 from nodeagent.lab.kube import Kube
 from nodeagent.lab.kube.cluster import KubeShape
 from nodeagent.vocabulary import PodUid
@@ -29,7 +30,7 @@ SETTLE_SECONDS = 30.0
 """After the last pod has come, for what is written and renewed then."""
 ROOM = 600.0
 """Seconds in which a machine that does much else has made the pods."""
-WORKER = 1337
+WORKER = WORKERS_USER
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # newer versions have it under another name
 MAX_BYTES: Final = 16 << 10
 CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
 RSA_BITS: Final = range(2048, 8193)
+RSA_EXPONENTS: Final = range(65537, 1 << 32)
+"""By one as long as the modulus a verification costs the peer as much as a signature."""
 
 
 def public_key(csr: str, identity: SpiffeId) -> CERTIFICATE_PUBLIC_KEY_TYPES:
@@ -45,10 +47,12 @@ def public_key(csr: str, identity: SpiffeId) -> CERTIFICATE_PUBLIC_KEY_TYPES:
     match key:
         case ec.EllipticCurvePublicKey() if key.curve.name in CURVES:
             return key
-        case rsa.RSAPublicKey() if key.key_size in RSA_BITS and key.public_numbers().e >= 65537:
+        case rsa.RSAPublicKey() if key.key_size in RSA_BITS and key.public_numbers().e in RSA_EXPONENTS:
             return key
         case ed25519.Ed25519PublicKey():
             return key
     raise Refusal(
-        "INVALID_ARGUMENT", "csr: allowed are keys on P-256, P-384 or P-521, Ed25519, and RSA of 2048 to 8192 bits"
+        "INVALID_ARGUMENT",
+        "csr: allowed are keys on P-256, P-384 or P-521, Ed25519, and RSA of 2048 to 8192 bits "
+        "with an exponent of 65537 or a little more",
     )

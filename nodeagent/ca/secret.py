@@ -191,7 +191,7 @@ class RootsConfigMap:
         wanted = {ROOTS: authority.roots_pem().decode()}
         if found is None:
             await self._make(wanted)
-        elif found.get("data") != wanted:
+        elif (found.get("data") or {}).get(ROOTS) != wanted[ROOTS]:  # other keys are their writers'
             version = found["metadata"]["resourceVersion"]
             patch = {"metadata": {"resourceVersion": version}, "data": wanted}
             await self._api.patch(f"{self._folder}/{self._name}", patch, MERGE)

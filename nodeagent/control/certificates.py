@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.metrics import CERTIFICATE_EXPIRY
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import SpiffeId
+
+log = logging.getLogger("nodeagent.identity")
 
 
 class KeepsFiles(Protocol):
@@ -130,13 +133,20 @@ class NodeCertificates:
     def _certified(self, certificate: Certificate) -> None:
         told = certificate.to_json()
         self._workers.certificate(certificate.identity, CertificateIssued(told))
-        file = memory_file(orjson.dumps(told))
-        try:
-            self._keeper.keep({f"{certificate.identity}/certificate": file})
-        finally:
-            os.close(file)
         for observer in self._observers:
             observer.certified(certificate)
+        try:
+            self._keep(certificate.identity, orjson.dumps(told))
+        except OSError as error:  # no descriptors, no memory
+            log.warning("%s: its certificate would not outlive control: %s", certificate.identity, error.strerror)
+
+    def _keep(self, identity: SpiffeId, told: bytes) -> None:
+        """Raises OSError."""
+        file = memory_file(told)
+        try:
+            self._keeper.keep({f"{identity}/certificate": file})
+        finally:
+            os.close(file)
 
     def _ended(self, identity: SpiffeId) -> None:
         for observer in self._observers:

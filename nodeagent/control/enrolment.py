@@ -248,8 +248,7 @@ class Enrolment:
         member.excused = False
         for words in self._unmet(member):
             log.warning("pod %s/%s: %s", pod.namespace, pod.pod, words)
-        self._hand_on(uid, member, listeners)
-        self._judge(uid, member, [])
+        self._judge(uid, member, self._hand_on(uid, member, listeners))
 
     def _judge(self, uid: PodUid, member: Member, wrong: list[str]) -> None:
         """Say how a captured pod is, with what is *wrong*; other nodes hear of it when it can take mTLS."""
@@ -295,17 +294,23 @@ class Enrolment:
         except ResourceError as error:
             log.error("other nodes do not hear that a pod takes no mTLS any more: %s", error)
 
-    def _hand_on(self, uid: PodUid, member: Member, listeners: Listeners) -> None:
-        """Give the pod's listeners to the workers, and to the supervisor to keep, unless they have these already."""
+    def _hand_on(self, uid: PodUid, member: Member, listeners: Listeners) -> list[str]:
+        """Give the pod's listeners to the workers, and to the supervisor to keep, unless they have these already.
+        Return why they could not, in words: it is tried again.
+        """
         if self._handed.get(uid) is listeners:
-            return
-        self._handed[uid] = listeners
+            return []
         kept = {
             f"{uid}/{direction}/{family}/{slot}": listener.fileno()
             for (direction, family, slot), listener in listeners.fds.items()
         }
-        self._effects.keep({**kept, f"{uid}/netns": self._plane.network(uid)})
+        try:
+            self._effects.keep({**kept, f"{uid}/netns": self._plane.network(uid)})
+        except OSError as error:  # no descriptors, no memory
+            return [f"its listeners cannot be handed to the workers: {error.strerror}"]
         self._workers.enrol(PodCaptured(uid, member.cookie, member.pod.identity), listeners.fds)
+        self._handed[uid] = listeners
+        return []
 
     def release(self, uid: PodUid) -> None:
         """Stop capturing the pod's new connections; those it has go on."""
@@ -351,8 +356,7 @@ class Enrolment:
         name = f"pod {member.pod.namespace}/{member.pod.pod}"
         found, left = self._mend(name, partial(self._plane.verify, uid), partial(self._plane.repair, uid))
         member.repaired += len(found)
-        self._hand_on(uid, member, self._plane.listeners(uid))
-        self._judge(uid, member, left)
+        self._judge(uid, member, left + self._hand_on(uid, member, self._plane.listeners(uid)))
 
     def _tell_others(self) -> None:
         """Say which programs of somebody else are in the way, when that has changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class WorkerProcess:
         self.finished = False
         self.killed = False
         self.last_pong = 0.0
+        self.ends_by = math.inf
+        """When one that was told to drain must have ended, by the loop's clock."""
         self.progress = Progress()
         self.generation = 0
         """Of the snapshot: the last one that is in force in it, as it says."""

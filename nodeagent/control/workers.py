@@ -66,6 +66,8 @@ from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 
 PING_SECONDS: Final = 1.0
 ADOPTED_PER_SLOT: Final = 3
+OVERDUE_SECONDS: Final = 10.0
+"""After the end of its time a worker that drains has cut what is open, and ended, within this one."""
 POLL_SECONDS: Final = 0.02
 """How often it is looked whether workers are where they should be."""
 RESPAWN_LIMIT: Final = 20
@@ -171,6 +173,7 @@ class Workers:
         its successors are up.
         """
         worker = WorkerProcess(-1, next(self._numbers), pid)
+        worker.last_pong = self._loop.time()
         self._connect(worker, end)
         self._draining.append(worker)
         self._adopted.append(worker)
@@ -187,7 +190,7 @@ class Workers:
             await asyncio.sleep(POLL_SECONDS)
         few = len(self._adopted) <= ADOPTED_PER_SLOT * self.count
         for worker in self._adopted:
-            worker.channel.send(Drain(self._hand_over_seconds if few else self._drain_seconds))
+            self._drain(worker, self._hand_over_seconds if few else self._drain_seconds)
         self._adopted.clear()
 
     def ready(self) -> bool:
@@ -446,7 +449,7 @@ class Workers:
         late = now - self._next_ping
         self._next_ping = now + PING_SECONDS
         self._loop.call_at(self._next_ping, self._ping)
-        for worker in self._slots.values():
+        for worker in (*self._slots.values(), *self._draining):
             worker.last_pong = min(worker.last_pong + late, now)
         number = next(self._pings)
         for worker in list(self._slots.values()):
@@ -461,6 +464,10 @@ class Workers:
                 self._signal(worker, signal.SIGKILL)
         for worker in self._draining:
             worker.channel.send(Ping(number))
+            if not worker.killed and (self._hangs(worker) or now > worker.ends_by):
+                what = "answered" if now <= worker.ends_by else "ended"
+                log.error("a draining worker (pid %d) has not %s in time and is killed", worker.pid, what)
+                self._kill(worker)
 
     async def ask(self, question: type[AskFlows] | type[AskMetrics]) -> list[Unchecked]:
         """Put a question to all workers and return the rows of their answers; one that is silent is left out."""
@@ -494,7 +501,7 @@ class Workers:
             if self._stopping:
                 raise ControlError("the agent stops: no worker is replaced any more")
             if old is not None:
-                old.channel.send(Drain(self._drain_seconds))
+                self._drain(old, self._drain_seconds)
             replaced.append(self._slots[slot].pid)
         log.info("workers replaced: %s", replaced)
         return replaced
@@ -549,7 +556,12 @@ class Workers:
         for slot in list(self._slots):
             self._draining.append(self._slots.pop(slot))
         for worker in self._draining:
-            worker.channel.send(Drain(seconds))
+            self._drain(worker, seconds)
+
+    def _drain(self, worker: WorkerProcess, seconds: float) -> None:
+        """Have *worker* take nothing more, and end within *seconds*; one that does not is killed, soon after."""
+        worker.channel.send(Drain(seconds))
+        worker.ends_by = min(worker.ends_by, self._loop.time() + seconds + OVERDUE_SECONDS)
 
     async def stop(self, drain_seconds: float) -> None:
         """Drain all workers, also those that do so already, and wait for their end."""

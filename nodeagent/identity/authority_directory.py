@@ -41,6 +41,8 @@ ROOT_KEY = "root-key.pem"
 NEXT = "next-root-key.pem"
 OLD_KEY = "ca-key.pem"
 LOCK = ".lock"
+BEGUN: Final = ".begun"
+"""While an authority is made: what is there was never used."""
 MAX_BYTES: Final = 256 << 10
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s*", re.DOTALL)
 Stamp = tuple[tuple[int, int, int], ...]
@@ -78,6 +80,7 @@ def open_or_create(directory: Path, trust_domain: str, now: float) -> Authority:
     check_trust_domain(trust_domain)
     with opened(directory, create=True):
         if not (directory / ROOTS).exists():
+            _check_new(directory)
             _create(directory, trust_domain, now)
         authority = _read(directory, trust_domain, now)
         if _is_due(authority, now) and (directory / ROOT_KEY).exists():
@@ -171,10 +174,24 @@ def opened(directory: Path, *, create: bool = False) -> Iterator[None]:
 
 def _create(directory: Path, trust_domain: str, now: float) -> None:
     """Make an authority; what is trusted last, so that it always has its keys."""
+    (directory / BEGUN).touch(0o600)
     root = profiles.root(trust_domain, now)
     _write_pair(directory / ROOT_KEY, root)
     _write_pair(directory / SIGNING, profiles.intermediate(root, trust_domain, now))
     _write_roots(directory, (root.certificate,))
+    (directory / BEGUN).unlink()
+
+
+def _check_new(directory: Path) -> None:
+    """Raises IdentityError where keys are there: what is trusted is away, for a moment perhaps, and may be more
+    than one root; a key that was written over would be lost for good.
+    """
+    keys = [name for name in (ROOT_KEY, SIGNING, NEXT, OLD_KEY) if (directory / name).exists()]
+    if keys and not (directory / BEGUN).exists():
+        raise IdentityError(
+            f"{directory}: {ROOTS} is missing, and {', '.join(keys)} is there: restore the files that belong "
+            "together, or remove all of them to make a new authority"
+        )
 
 
 def _is_due(authority: Authority, now: float) -> bool:

@@ -3,9 +3,9 @@ byte was read.
 
 A pod may send anything and as much as it likes, in the process that keeps all pods' keys: each
 connection has a budget of bytes, all of one socket have one of HTTP/2 frames (nine bytes that cost
-as much as a thousand), a message has a greatest size, what is worked off a turn of the loop is
-little, and whatever the libraries make of nonsense ends that one connection, without a word in the
-log.
+as much as a thousand) and of calls that go on, a message has a greatest size, what is worked off a
+turn of the loop is little, and whatever the libraries make of nonsense ends that one connection,
+without a word in the log.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from grpclib import const, protocol, server
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError
 from h2.config import H2Configuration
+from h2.errors import ErrorCodes
 
 from nodeagent.identity.allowance import Allowance
 
@@ -31,6 +32,10 @@ BYTES_PER_SECOND: Final = 128 << 10
 BURST_FRAMES: Final = 4000
 FRAMES_PER_SECOND: Final = 400
 """What all connections of a socket may send; a call is half a dozen."""
+MAX_CALLS: Final = 64
+"""That go on at the same time, of all connections of a socket: one that waits costs 24 KB, and what it asked for.
+An Envoy has two, an application one or two; what is more is refused, as a call that was not begun.
+"""
 CONNECTION_FRAMES: Final = 10
 """What a new connection costs, in frames."""
 PORTION: Final = 2048
@@ -77,6 +82,8 @@ class GrpcSocket(server.Server):
         for name in (server.__name__, protocol.__name__):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._frames = Allowance(BURST_FRAMES, FRAMES_PER_SECOND)
+        self.calls: set[asyncio.Task[None]] = set()
+        """That go on, of all connections."""
         super().__init__(
             services, config=Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
         )
@@ -84,6 +91,7 @@ class GrpcSocket(server.Server):
     def protocol(self, ended: Callable[[], None]) -> asyncio.Protocol:
         """Return what serves one connection; *ended* is called when that is over."""
         handler = _Handler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        handler.calls = self.calls
         return _Connection(handler, self._config, self._h2_config, ended, self._frames)
 
 
@@ -97,12 +105,22 @@ class _Buffer(protocol.Buffer):
 
 
 class _Handler(server.Handler):
+    calls: set[asyncio.Task[None]]
+    """Of all connections of the socket."""
+
     def accept(
         self, stream: protocol.Stream, headers: list[tuple[str, str]], release_stream: Callable[[], object]
     ) -> None:
         assert stream.id is not None
+        if len(self.calls) >= MAX_CALLS:
+            stream.reset_nowait(ErrorCodes.REFUSED_STREAM)  # RFC 9113 section 8.7: it may be tried again
+            release_stream()
+            return
         stream.buffer = _Buffer(partial(stream.connection.ack, stream.id))
         super().accept(stream, headers, release_stream)
+        call = self._tasks[stream]
+        self.calls.add(call)
+        call.add_done_callback(self.calls.discard)
 
 
 class _Connection(protocol.H2Protocol):

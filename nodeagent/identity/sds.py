@@ -32,8 +32,10 @@ TYPE_URL: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3
 CERTIFICATE = "default"
 ROOTS = "ROOTCA"
 WILDCARD: Final = "*"
-MAX_NAMES: Final = 64
+MAX_NAMES: Final = 16
 """Names that a stream may ask for; an Envoy asks for one."""
+MAX_NAME: Final = 256
+"""Characters of a name, or of a version: what a stream asked for is kept as long as it is open."""
 MAX_WORDS: Final = 300
 """Characters of an Envoy's complaint that are logged."""
 log = logging.getLogger("nodeagent.identity")
@@ -115,7 +117,9 @@ class _Delta:
         if not self.begun:
             # What a client kept over a reconnect counts for this first request only.
             self.told.update(
-                (name, version) for name, version in request.initial_resource_versions.items() if name in added
+                (name, version)
+                for name, version in request.initial_resource_versions.items()
+                if name in added and len(version) <= MAX_NAME
             )
             added = added or frozenset((WILDCARD,))
         else:
@@ -246,14 +250,15 @@ def _version(found: Mapping[str, tuple[str, AnyMessage]]) -> str:
 
 def _names(names: Iterable[str]) -> frozenset[str]:
     found = frozenset(names)
-    if len(found) > MAX_NAMES:
+    if len(found) > MAX_NAMES or any(len(name) > MAX_NAME for name in found):
         raise _too_many()
     return found
 
 
 def _too_many() -> GRPCError:
     return GRPCError(
-        Status.INVALID_ARGUMENT, f"at most {MAX_NAMES} names are allowed; there are {CERTIFICATE} and {ROOTS}"
+        Status.INVALID_ARGUMENT,
+        f"at most {MAX_NAMES} names of {MAX_NAME} characters are allowed; there are {CERTIFICATE} and {ROOTS}",
     )
 
 

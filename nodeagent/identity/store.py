@@ -20,6 +20,7 @@ from typing import Final
 
 from nodeagent.errors import AwaitedError, IdentityError, translated
 from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.profiles import BACKDATED
 from nodeagent.identity.sources import CertificateSource
 from nodeagent.vocabulary import SpiffeId
 
@@ -114,6 +115,11 @@ class Certificates:
         """
         wanted = self._wanted.get(identity)
         if wanted is not None and wanted.held is not None:
+            if _is_early(wanted.held.certificate, self._clock()):
+                raise IdentityError(
+                    f"the certificate of {identity} is not good yet: the clock was set back since it was issued; "
+                    f"another one is asked for{wanted.error and ': '}{wanted.error}"
+                )
             if wanted.held.certificate.not_after > self._clock():
                 return wanted.held.certificate
             raise IdentityError(
@@ -171,6 +177,8 @@ class Certificates:
                 self._wanted[identity] = replace(wanted, ended=True)
                 log.error("%s: the certificate has ended: %s", identity, wanted.error or "it was not renewed in time")
                 self._on_end(identity)
+            if wanted.due > now + LONGEST_PAUSE and _is_of_another_clock(wanted, now):
+                self._wanted[identity] = wanted = replace(wanted, due=now)
             if wanted.due <= now:
                 self._request(identity)
         self._fill()
@@ -266,3 +274,13 @@ class Certificates:
                 self._on_change(held.certificate)
             if renew:
                 self._wanted[identity] = replace(wanted, due=0.0)
+
+
+def _is_early(certificate: Certificate, now: float) -> bool:
+    """Say whether peers with a clock as this one's refuse *certificate*, as its time has not begun."""
+    return certificate.issued - BACKDATED > now
+
+
+def _is_of_another_clock(wanted: _Wanted, now: float) -> bool:
+    """Say whether what is due beyond the longest pause was put off by a clock that has been set back since."""
+    return wanted.held is None or wanted.failures > 0 or _is_early(wanted.held.certificate, now)

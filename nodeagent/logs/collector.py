@@ -31,6 +31,7 @@ import uvloop
 
 from nodeagent.channel import Channel
 from nodeagent.errors import NodeagentError, shown
+from nodeagent.istio import USER
 from nodeagent.logs.counting import CountsTold, tailed
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts, from_json
@@ -98,8 +99,8 @@ class Collector:
             loop, end, TO_COLLECTOR, heard=self._hear, misunderstood=self._misunderstand, closed=self._orphaned
         )
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
-        # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, a closed terminal, systemd)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
 
     def _hear(self, message: ToCollector) -> None:
@@ -150,7 +151,7 @@ class Collector:
         self._start(self._finish(settings.stop_seconds))
 
     async def _begin(self, start: StartCollector) -> None:
-        privilege.drop(start.supervisor)
+        privilege.drop(start.supervisor, USER)
         settings = LogSettings.model_validate(start.settings)
         await _locked(settings.state_directory)
         if self._finishing:

@@ -45,22 +45,29 @@ class Cgroup2Mount:
 def cgroup2_mounts(mountinfo: str) -> tuple[Cgroup2Mount, ...]:
     """Return the mounts of cgroup2 in *mountinfo* (proc_pid_mountinfo(5)), in its order."""
     found = []
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
         if after.startswith("cgroup2 ") and len(fields) > 5:
-            found.append(Cgroup2Mount(Path(_plain(fields[4])), _plain(fields[3])))
+            found.append(Cgroup2Mount(Path(plain(fields[4])), plain(fields[3])))
     return tuple(found)
 
 
-def _plain(field: str) -> str:
+def kernel_lines(path: Path) -> list[str]:
+    """Return the lines of the file *path* of /proc. Names in them may hold any byte but the few that the kernel
+    escapes: bytes that are no UTF-8, and what Python takes for an end of line too. Raises OSError.
+    """
+    return os.fsdecode(path.read_bytes()).split("\n")[:-1]
+
+
+def plain(field: str) -> str:
     """Return *field* of mountinfo without the kernel's octal numbers (seq_path)."""
     return _ESCAPED.sub(lambda sign: chr(int(sign[1], 8)), field)
 
 
 def own_mountinfo() -> str:
     """Return this process's mountinfo. Raises OSError."""
-    return Path("/proc/self/mountinfo").read_text()
+    return os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
 
 
 def pods_root(mountinfo: str) -> Path:
@@ -71,7 +78,7 @@ def pods_root(mountinfo: str) -> Path:
     """
     mounts = cgroup2_mounts(mountinfo)
     if not mounts:
-        first = any(after.startswith("cgroup ") for _, _, after in map(_halves, mountinfo.splitlines()))
+        first = any(after.startswith("cgroup ") for _, _, after in map(_halves, mountinfo.split("\n")))
         raise ConfigError(
             "redirect.cgroup: no cgroup2 hierarchy is mounted here"
             + (
@@ -197,7 +204,7 @@ def holds(cgroup: Path, pid: int) -> bool:
 
 
 def _cgroup_lines(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return kernel_lines(Path(f"/proc/{pid}/cgroup"))
 
 
 def _seen_at(cgroup: Path, path: str) -> list[Path] | None:

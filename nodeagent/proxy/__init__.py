@@ -6,7 +6,7 @@ plain data (``context.py``), and ``proxy.py`` composes a whole proxy, for a work
 sidecar and the unit tests alike: no part knows the pipeline. Nothing here enters a namespace, reads
 a policy document or knows the authority's key: sockets inside pods, certificates and the snapshot's
 entries come from control over a channel, and a worker (``worker.py``, which keeps their order, and
-``serving.py``, what it serves) is user 1337 without a capability (``privilege.py``).
+``serving.py``, what it serves) is a user of its own without a capability (``privilege.py``).
 
 **HTTP or not.** A port declared http or tcp is what it is declared to be; to one declared http2 or
 grpc a client may come with TLS of the application's own. On these and on any other nothing is

@@ -10,7 +10,6 @@ import signal
 from typing import Final
 
 from nodeagent.errors import KernelError
-from nodeagent.istio import USER
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -21,7 +20,7 @@ _LAST_CAPABILITY: Final = 63
 
 def hide() -> None:
     """Keep memory, descriptors and dumps of this process from others of its user: pods' keys are in
-    it, and in many a pod something is user 1337.
+    it.
 
     What the process reads of itself (/proc/self/fd) stays open to it. Root, with CAP_SYS_PTRACE,
     sees everything as before.
@@ -29,9 +28,13 @@ def hide() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def drop(parent: int) -> None:
-    """Become Istio's proxy user for good; a no-op for who is not root. *parent* is the pid whose
+def drop(parent: int, user: int) -> None:
+    """Become *user*, and the group of that number, for good; a no-op for who is not root. *parent* is the pid whose
     death shall end this process.
+
+    The kernel counts by user: epoll's watches (beyond ``fs.epoll.max_user_watches`` libuv aborts), inotify's,
+    pages of pipes, pending signals, processes, locked memory, a file system's quota. What a pod's process of the
+    same user uses up, this one has not: *user* is one that no pod can be, for who carries traffic.
 
     Raises KernelError when the kernel refuses: a worker that kept privileges must not carry
     traffic.
@@ -43,11 +46,11 @@ def drop(parent: int) -> None:
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL beyond those that this kernel has
     try:
         os.setgroups([])
-        os.setresgid(USER, USER, USER)
-        os.setresuid(USER, USER, USER)  # drops every capability (capabilities(7))
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)  # drops every capability (capabilities(7))
     except OSError as error:
         raise KernelError(
-            f"a worker cannot become user {USER}: {error.strerror}; does the daemon's container allow CAP_SETUID "
+            f"a worker cannot become user {user}: {error.strerror}; does the daemon's container allow CAP_SETUID "
             "and CAP_SETGID?"
         ) from None
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -1,6 +1,6 @@
 """A proxy worker: one event loop that carries the pods' traffic.
 
-It has no privilege (user 1337, no capability): listeners, sockets inside pods, certificates and the
+It has no privilege (a user of its own, no capability): listeners, sockets inside pods, certificates and the
 cluster's view come from control over a channel. It never reads YAML, never enters a namespace, and
 dies alone.
 """
@@ -105,8 +105,8 @@ class Worker:
             loop, end, TO_WORKER, heard=self._message, misunderstood=self._misunderstand, closed=self._orphaned
         )
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
-        # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, a closed terminal, systemd)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
         self._next_sweep = loop.time() + SWEEP_SECONDS
         loop.call_at(self._next_sweep, self._sweep)
@@ -180,7 +180,7 @@ class Worker:
     def _on_start(self, message: StartWorker) -> None:
         try:
             self._serving = Serving.of(message, self.loop, self._channel.send)
-            privilege.drop(message.supervisor)
+            privilege.drop(message.supervisor, self._proxy().context.settings.user)
         except Exception as error:  # noqa: BLE001 - as said below
             # Whatever it was: a worker that could not give up its privileges must not carry a byte.
             log.critical("this worker cannot start: %s", error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nodeagent.errors import KernelError
+from nodeagent.places.cgroups import kernel_lines, plain
 from nodeagent.redirect import hooks, syscall
 
 BPFFS: Final = Path("/sys/fs/bpf")
@@ -101,9 +102,9 @@ def filesystem(path: Path) -> str:
     """
     found = ""
     best = -1
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in kernel_lines(Path("/proc/self/mountinfo")):
         before, _, after = line.partition(" - ")
-        point = before.split()[4].encode().decode("unicode_escape")
+        point = plain(before.split(" ")[4])
         if path.is_relative_to(point) and len(point) >= best:
             found = after.split()[0]
             best = len(point)

@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 
 from nodeagent import links
 from nodeagent.errors import KernelError
+from nodeagent.places.cgroups import cgroup2_mounts, own_mountinfo
 from nodeagent.redirect import netns, pins, rights, syscall
 
 _SECONDS: Final = 3.0
@@ -43,10 +44,8 @@ class Ground:
 
 def find_cgroup2() -> Path:
     """Return where the cgroup2 hierarchy is mounted. Raises KernelError."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(point)
+    for mount in cgroup2_mounts(own_mountinfo()):
+        return mount.point
     raise KernelError("no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 

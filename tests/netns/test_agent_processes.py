@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.config import WORKERS_USER
 from nodeagent.lab import Lab
 from tests.netns.world import (
     about,
@@ -70,7 +71,7 @@ def test_a_worker_has_no_privilege(lab: Lab) -> None:
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
         )
-        assert set(status["Uid"].split()) == {"1337"}
+        assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(WORKERS_USER)}
         assert not int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapBnd"], 16)
         assert status["NoNewPrivs"].strip() == "1"
 

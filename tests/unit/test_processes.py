@@ -40,7 +40,7 @@ def test_no_other_process_of_its_user_reads_a_worker() -> None:
         parent = os.getpid()
         worker = os.fork()
         if worker == 0:
-            privilege.drop(parent)
+            privilege.drop(parent, 1337)
             server_context(certificate)
             os.write(told, b"x")
             os.read(stay, 1)
@@ -85,7 +85,7 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
 
         serving.OriginalDestinations = print  # no map is there
 
-        def refuse(parent):
+        def refuse(parent, user):
             raise KernelError("no CAP_SETUID")
 
         privilege.drop = refuse
@@ -98,3 +98,33 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
     )
     assert done.returncode == 1, done
     assert "this worker cannot start: no CAP_SETUID" in done.stderr
+
+
+def test_signals_to_the_whole_group_end_no_worker() -> None:
+    """Input: a terminal that closes, Ctrl-C, ``systemctl kill``: each process of the daemon gets the signal. Verdict:
+    a worker leaves it to the supervisor, and serves on.
+    """
+    done = run(
+        """
+        import asyncio, os, signal
+        from nodeagent.channel import pair
+        from nodeagent.logs.collector import Collector
+        from nodeagent.proxy.worker import Worker
+        from nodeagent.pulse import Pulses
+
+        async def go_on():
+            loop = asyncio.get_running_loop()
+            ends = [pair() for _ in range(2)]
+            Worker(loop, ends[0][0], Pulses().claim())
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            Collector(loop, ends[1][0])
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+            await asyncio.sleep(0)
+            print("goes on")
+
+        asyncio.run(go_on())
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "goes on\n"), done

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -459,11 +460,23 @@ def test_a_csr_with_many_names(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def with_long_exponent() -> rsa.RSAPrivateKey:
+    """Return a key that is dear for whoever verifies by it."""
+    made = rsa.generate_private_key(65537, 2048).private_numbers()
+    order = (made.p - 1) * (made.q - 1)
+    dear = next(each for each in range(order // 2 + 2, order) if gcd(each, order) == 1)
+    secret = pow(dear, -1, order)
+    public = rsa.RSAPublicNumbers(dear, made.p * made.q)
+    parts = secret % (made.p - 1), secret % (made.q - 1), rsa.rsa_crt_iqmp(made.p, made.q)
+    return rsa.RSAPrivateNumbers(made.p, made.q, secret, *parts, public).private_key()
+
+
 @pytest.mark.parametrize(
     ("key", "good"),
     [
         pytest.param(lambda: rsa.generate_private_key(65537, 1024), False, id="RSA 1024"),
         pytest.param(lambda: rsa.generate_private_key(3, 2048), False, id="RSA with exponent 3"),
+        pytest.param(with_long_exponent, False, id="RSA with an exponent as long as the modulus"),
         pytest.param(lambda: ec.generate_private_key(ec.SECP224R1()), False, id="P-224"),
         pytest.param(lambda: ec.generate_private_key(ec.SECP256K1()), False, id="secp256k1"),
         pytest.param(lambda: rsa.generate_private_key(65537, 2048), True, id="RSA 2048"),

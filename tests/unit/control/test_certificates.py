@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Mapping
 
@@ -87,6 +88,27 @@ def test_each_identity_of_the_node_gets_one_and_nothing_waits_for_it() -> None:
             assert stage.workers.certificates.keys() == {identity("a"), identity("b")}
             assert stage.keeper.read.keys() == {f"{identity('a')}/certificate", f"{identity('b')}/certificate"}
             assert stage.keeper.read[f"{identity('a')}/certificate"] == certificate_json(stage, "a")
+            assert stage.certificates.current(identity("a")).serial == "01"
+        stage.parts.stop()
+
+    play(scene)
+
+
+def test_one_that_cannot_be_kept_for_another_control_is_in_force_all_the_same() -> None:
+    """Input: no descriptors are left when a certificate comes. Verdict: workers and observers have it."""
+
+    async def scene() -> None:
+        stage = Stage()
+        stage.authority.allowed.set()
+
+        def keep(files: Mapping[str, int]) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        stage.keeper.keep = keep  # type: ignore[method-assign]
+        async with stage.certificates.run(stage.parts):
+            stage.certificates.changed(snapshot(["a"]))
+            await until(lambda: len(stage.observer.told) == 1)
+            assert stage.workers.certificates.keys() == {identity("a")}
             assert stage.certificates.current(identity("a")).serial == "01"
         stage.parts.stop()
 

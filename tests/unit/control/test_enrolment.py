@@ -5,8 +5,9 @@ and what others hear of it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -202,6 +203,29 @@ def test_a_pod_that_is_described_otherwise_is_captured_anew_and_an_unchanged_one
     stage.enrolment.changed(snapshot(["a"], entries=[strict]))
     assert stage.plane.captured["a"].protection.dead
     assert stage.workers.told == [("enrol", "a")], "its listeners are those that the workers have"
+
+
+def test_a_moment_without_descriptors_leaves_no_pod_without_a_worker(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: no listener can be handed on while pods are captured; then they can. Verdict: the pods say so, and
+    workers have their listeners from the next check on.
+    """
+    room = False
+
+    def keep(files: Mapping[str, int]) -> None:
+        if not room:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    stage.enrolment._effects = replace(stage.enrolment._effects, keep=keep)
+    stage.bring("a", "b")
+    assert stage.states() == {"a": "faulty", "b": "faulty"}
+    assert "Too many open files" in str(stage.enrolment.rows()[0]["faults"])
+    assert stage.workers.pods == {}
+    room = True
+    stage.enrolment.check()
+    assert stage.workers.pods.keys() == {"a", "b"}
+    assert "faulty" not in stage.states().values()
 
 
 def test_listeners_of_an_earlier_control_are_used_on(stage: Stage) -> None:

@@ -566,6 +566,40 @@ def test_a_control_that_was_held_up_kills_no_worker_for_it(monkeypatch: pytest.M
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_draining_worker_that_hangs_or_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    """Input: an old worker that drains after a reload, and answers nothing any more; or answers, and stays beyond
+    its time. Verdict: it is killed, and no other.
+    """
+    monkeypatch.setattr("nodeagent.control.workers.SILENT_SECONDS", 0.6 if hangs else 60)
+    monkeypatch.setattr("nodeagent.control.workers.OVERDUE_SECONDS", 60 if hangs else -2.5)
+    monkeypatch.setattr("nodeagent.control.workers.PING_SECONDS", 0.05)
+
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        old = await up(stage, 1)
+        reload = asyncio.create_task(stage.workers.reload())
+        await stage.filled(2)
+        new = await up(stage, 2)
+        await reload
+
+        def answer(end: socket.socket) -> None:
+            for message in heard(end):
+                if isinstance(message, Ping):
+                    end.send(encode(Pong(message.number, 1))[0])
+
+        def killed() -> list[int]:
+            answer(new)
+            if not hangs and not stage.supervisor.killed:
+                answer(old)
+            return stage.supervisor.killed
+
+        await until(killed)
+        assert stage.supervisor.killed == [1001]
+
+    play(scene)
+
+
 def test_a_worker_that_gets_no_processor_is_not_killed_for_its_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Input: a silent worker that waits for a processor, as while the kernel verifies a program on a machine with one;
     then one that has used seconds of it. Verdict: the second is killed.

@@ -37,6 +37,7 @@ class World:
         if self.jwt:
             self.jwt.refresh()
         self.subject = Subject(WEB, self.jwt)
+        self.server = GrpcSocket([WorkloadApi(self.subject), SecretDiscovery(self.subject)])
         self.path = str(directory / "socket")
         self.channel = Channel(path=self.path)
 
@@ -51,9 +52,8 @@ class World:
 async def _opened(*, tokens: bool) -> AsyncIterator[World]:
     with TemporaryDirectory() as directory:
         world = World(Path(directory), tokens=tokens)
-        server = GrpcSocket([WorkloadApi(world.subject), SecretDiscovery(world.subject)])
         listener = await asyncio.get_running_loop().create_unix_server(
-            lambda: server.protocol(lambda: None), world.path
+            lambda: world.server.protocol(lambda: None), world.path
         )
         try:
             yield world

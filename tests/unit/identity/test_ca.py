@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity import profiles
-from nodeagent.identity.authority_directory import LOCK, OLD_KEY, ROOT_KEY, ROOTS, SIGNING, certificates
+from nodeagent.identity.authority_directory import BEGUN, LOCK, OLD_KEY, ROOT_KEY, ROOTS, SIGNING, certificates, write
 from nodeagent.identity.ca import CertificateAuthority, private_pem
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import spiffe_id
@@ -103,6 +104,7 @@ def test_agents_that_start_together_share_one_root(tmp_path: Path) -> None:
 def test_a_maker_that_died_halfway_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     CertificateAuthority.open_or_create(tmp_path, DOMAIN)
     (tmp_path / ROOTS).unlink()
+    (tmp_path / BEGUN).touch()
     (tmp_path / f".{ROOTS}.{os.getpid()}").write_text("half")
     CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue(WEB, 60)
 
@@ -276,3 +278,43 @@ def test_a_certificate_goes_through_json_and_never_prints_its_key(tmp_path: Path
     issued = CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue(WEB, 60)
     assert Certificate.from_json(issued.to_json()) == issued
     assert "PRIVATE" not in repr(issued)
+
+
+@pytest.mark.parametrize("left", [(ROOT_KEY, SIGNING), (SIGNING,), (ROOT_KEY,)])
+def test_no_key_is_written_over_while_the_roots_are_away(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """Input: a running agent, and root-cert.pem is away for a moment, as in a restore. Verdict: it says so, touches
+    nothing, and goes on when it is back.
+    """
+    authority = CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    authority.refresh()
+    away = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in (*left, LOCK)}
+    for name in away:
+        (tmp_path / name).unlink()
+    before = {name: (tmp_path / name).read_bytes() for name in left}
+    for _ in range(2):
+        with pytest.raises(IdentityError, match=r"root-cert\.pem is missing, and .* is there: restore"):
+            authority.refresh()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != LOCK} == before
+    for name, content in away.items():
+        write(tmp_path / name, content, 0o600)
+    authority.refresh()
+    assert certificates(authority.issue(WEB, 60).chain_pem)
+
+
+def test_an_authority_whose_making_was_interrupted_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: the disk is full when the second file is written. Verdict: the next start makes it."""
+    written = []
+
+    def full(path: Path, content: bytes, mode: int) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.name)
+        write(path, content, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nodeagent.identity.authority_directory.write", full)
+        with pytest.raises(IdentityError, match="No space left"):
+            CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    assert written == [ROOT_KEY]
+    CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue(WEB, 60)
+    assert {path.name for path in tmp_path.iterdir()} == {ROOTS, SIGNING, ROOT_KEY, LOCK}

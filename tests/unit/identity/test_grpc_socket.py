@@ -7,15 +7,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from grpclib import protocol
+from grpclib.client import Channel, StreamStreamMethod
+from grpclib.exceptions import StreamTerminatedError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.identity.allowance import Allowance
-from nodeagent.identity.grpc_socket import BURST_FRAMES, PORTION, FrameCount
-from tests.unit.identity.sockets import World, run
+from nodeagent.identity.grpc_socket import BURST_FRAMES, MAX_CALLS, PORTION, FrameCount
+from nodeagent.identity.sds import SERVICE, TYPE_URL
+from nodeagent.protocols.envoy_discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from tests.unit.identity.sockets import World, run, talking
+from tests.waiting import until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -79,5 +86,42 @@ def test_small_frames_without_end_cost_little_and_a_new_connection_brings_no_new
             await asyncio.get_running_loop().run_in_executor(None, flood, world.path, unit)
         assert max(worked_off) <= PORTION
         assert sum(worked_off) <= 2 * BURST_FRAMES * len(unit)
+
+    run(scenario)
+
+
+def secret_stream(channel: Channel) -> Any:
+    return StreamStreamMethod(channel, f"/{SERVICE}/StreamSecrets", DiscoveryRequest, DiscoveryResponse).open()
+
+
+async def answer(channel: Channel) -> object:
+    """Return the first answer to one who asks for all."""
+    async with talking(secret_stream(channel)) as stream:
+        await stream.send_message(DiscoveryRequest(type_url=TYPE_URL))
+        return await stream.recv_message()
+
+
+def test_calls_that_go_on_are_few_however_many_connections_there_are() -> None:
+    """Input: streams that wait for their pod's first certificate, on several connections. Verdict: those beyond
+    the bound are refused as not begun; when one has ended there is room for another.
+    """
+
+    async def scenario(world: World) -> None:
+        channels = [Channel(path=world.path) for _ in range(4)]
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(secret_stream(channels[0]))
+            await first.send_message(DiscoveryRequest(type_url=TYPE_URL))
+            for number in range(1, MAX_CALLS):
+                stream = await stack.enter_async_context(talking(secret_stream(channels[number % len(channels)])))
+                await stream.send_message(DiscoveryRequest(type_url=TYPE_URL))
+            await until(lambda: len(world.server.calls) == MAX_CALLS)
+            with pytest.raises(StreamTerminatedError):
+                await answer(channels[0])
+            await first.cancel()
+            await until(lambda: len(world.server.calls) == MAX_CALLS - 1)
+            world.renew()
+            assert await answer(channels[0])
+        for channel in channels:
+            channel.close()
 
     run(scenario)

@@ -10,9 +10,11 @@ import pytest
 from google.protobuf.message import Message
 from grpclib.client import StreamStreamMethod, UnaryUnaryMethod
 from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
 from nodeagent.identity.certificate import Certificate
-from nodeagent.identity.sds import MAX_NAMES, SERVICE, TYPE_URL
+from nodeagent.identity.sds import MAX_NAME, MAX_NAMES, SERVICE, TYPE_URL, _Delta
+from nodeagent.identity.subject import Subject
 from nodeagent.protocols.envoy_discovery_pb2 import (
     DeltaDiscoveryRequest,
     DeltaDiscoveryResponse,
@@ -20,7 +22,7 @@ from nodeagent.protocols.envoy_discovery_pb2 import (
     DiscoveryResponse,
 )
 from nodeagent.protocols.envoy_tls_pb2 import Secret
-from tests.unit.identity.sockets import World, refusal, run, silent, talking
+from tests.unit.identity.sockets import WEB, World, refusal, run, silent, talking
 
 
 def whole(world: World) -> Any:
@@ -181,6 +183,7 @@ def test_no_names_at_first_mean_all() -> None:
     "request_",
     [
         ask("default", *map(str, range(MAX_NAMES))),
+        ask("x" * (MAX_NAME + 1)),
         DiscoveryRequest(type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster"),
     ],
 )
@@ -195,6 +198,22 @@ def test_what_is_not_served_here_is_refused(request_: DiscoveryRequest) -> None:
         assert (await refusal(asked()))[0] is Status.INVALID_ARGUMENT
 
     run(scenario)
+
+
+def test_a_delta_stream_keeps_few_and_short_names() -> None:
+    """Input: names that are long, each in a request that is not; and versions so long. Verdict: the first are
+    refused, the others not kept.
+    """
+    subject = Subject(WEB, None)
+    state = _Delta()
+    state.take(subscribe("default", initial_resource_versions={"default": "x" * (MAX_NAME + 1)}), subject)
+    assert state.told == {}
+    with pytest.raises(GRPCError, match="names of 256 characters"):
+        state.take(subscribe("x" * (MAX_NAME + 1)), subject)
+    for number in range(1, MAX_NAMES):
+        state.take(subscribe(str(number)), subject)
+    with pytest.raises(GRPCError, match="at most 16 names"):
+        state.take(subscribe("one more"), subject)
 
 
 def test_delta_tells_what_is_new_and_what_does_not_exist_once() -> None:

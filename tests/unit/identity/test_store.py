@@ -334,6 +334,32 @@ def test_a_fault_of_the_program_ends_the_store() -> None:
     asyncio.run(scene())
 
 
+def test_a_clock_that_is_set_back_leaves_nobody_with_a_certificate_of_times_to_come() -> None:
+    """Input: the clock is two hours ahead while a certificate is issued and another one fails, then it is right.
+    Verdict: the first is not handed out, and both are asked for at once.
+    """
+
+    async def scene(world: World) -> None:
+        world.now = 7200.0
+        world.broken.add(SHOP)
+        world.certificates.want(SHOP)
+        await ensure(world.certificates, [WEB], 5)
+        early = world.certificates.current(WEB)
+        world.now = 0.0
+        with pytest.raises(IdentityError, match="the clock was set back"):
+            world.certificates.current(WEB)
+        world.broken.clear()
+        await world.at(0.0)
+        assert world.certificates.current(WEB).serial != early.serial
+        assert world.certificates.current(SHOP).issued == 0.0
+        asked = len(world.asked)
+        world.broken |= {WEB, SHOP}
+        await world.at(60.0)
+        assert len(world.asked) == asked, "what is good is not asked for again and again"
+
+    play(scene)
+
+
 def test_what_an_earlier_control_held_is_held_and_asked_for_anew() -> None:
     """Input: certificates taken over, one that has ended among them. Verdict: the good one serves
     at once, and another comes when it can be had.

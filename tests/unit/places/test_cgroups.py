@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nodeagent.errors import ConfigError
-from nodeagent.places.cgroups import Cgroup2Mount, cgroup2_mounts, pod_cgroup, pod_path, pods_root, slice_path
+from nodeagent.places.cgroups import (
+    Cgroup2Mount,
+    cgroup2_mounts,
+    kernel_lines,
+    pod_cgroup,
+    pod_path,
+    pods_root,
+    slice_path,
+)
 
 UID = "0f9b5a1c-7d7a-4a3c-9a55-2f0f6f6f6f6f"
 WITH_LINES = UID.replace("-", "_")
@@ -30,6 +39,20 @@ def test_mounts_of_cgroup2_are_told_from_others() -> None:
         Cgroup2Mount(Path("/sys/fs/cgroup/unified"), "/"),
         Cgroup2Mount(Path("/with blank"), "/../.."),
     )
+
+
+def test_names_in_proc_may_hold_what_is_no_text(tmp_path: Path) -> None:
+    """Input: a mount point that is not UTF-8, and cgroups of which Python would make two lines. Verdict: one line each,
+    and the very path.
+    """
+    file = tmp_path / "mountinfo"
+    odd = mounted(Path("/run/Daten_X/cgroup")).encode().replace(b"X", b"\xfc")
+    file.write_bytes(odd + mounted(Path("/a\u20280::/kubepods\x0b\x85b")).encode())
+    assert [mount.point for mount in cgroup2_mounts("\n".join(kernel_lines(file)))] == [
+        Path(os.fsdecode(b"/run/Daten_\xfc/cgroup")),
+        Path("/a\u20280::/kubepods\x0b\x85b"),
+    ]
+    assert len(kernel_lines(file)) == 2
 
 
 @pytest.mark.parametrize(
