@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain
 
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Draft, Node, NodeName, Object
+from nodeagent.resources.fields import family_of
 from nodeagent.resources.load import Document, refuse_duplicates
 from nodeagent.resources.model import (
     ConfigMapResource,
@@ -402,7 +403,8 @@ def _families(spec: ServiceSpec) -> tuple[str, ...]:
     """Return the families of the ClusterIPs, the first one first: one unless both are asked for, as
     the API server decides.
     """
-    asked = spec.ip_families or ("IPv4",)
+    first = next((each for each in (spec.cluster_ip, *spec.cluster_ips) if each not in (None, "None")), None)
+    asked = spec.ip_families or (family_of(first) if first is not None else "IPv4",)
     dual = spec.ip_family_policy != "SingleStack" or len(spec.cluster_ips) == 2
     if len(asked) == 2 or not dual:
         return asked

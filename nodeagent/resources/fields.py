@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -44,6 +44,11 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise ValueError("an IPv4 or IPv6 address") from None
+
+
+def family_of(address: str) -> Literal["IPv4", "IPv6"]:
+    """Return the family of *address*, as ``ipFamilies`` has it. Raises ValueError."""
+    return "IPv6" if ipaddress.ip_address(address).version == 6 else "IPv4"
 
 
 def _cluster_ip(text: str) -> str:

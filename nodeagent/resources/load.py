@@ -138,7 +138,7 @@ def _validate(value: object, file: str, number: int) -> Resource:
     if kind not in CLUSTER_SCOPED and isinstance(metadata, dict):
         namespace = f"{metadata.get('namespace', 'default')}/"
     try:
-        resource = model.model_validate_json(json.dumps(value))
+        resource = model.model_validate_json(json.dumps(value), by_alias=True, by_name=False)
         if kind in security.KINDS:
             security.parse(value)
     except ValidationError as error:

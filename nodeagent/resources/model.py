@@ -24,6 +24,7 @@ from nodeagent.resources.fields import (
     PortNumber,
     Section,
     ServicePortName,
+    family_of,
     fault,
     unique,
 )
@@ -160,6 +161,11 @@ class ServiceSpec(Section):
         unique((f"ports[{index}].name", port.name) for index, port in enumerate(self.ports))
         if self.cluster_ip and self.cluster_ips and self.cluster_ips[0] != self.cluster_ip:
             raise fault("clusterIPs[0]", self.cluster_ips[0], f"clusterIP's value, {self.cluster_ip}")
+        unique((f"ipFamilies[{index}]", family) for index, family in enumerate(self.ip_families))
+        asked = [each for each in (self.cluster_ip, *self.cluster_ips) if each not in (None, "None")]
+        first = asked[0] if asked else None
+        if first is not None and self.ip_families and family_of(first) != self.ip_families[0]:
+            raise fault("ipFamilies[0]", self.ip_families[0], f"{family_of(first)}, the family of {first}")
         return self
 
 

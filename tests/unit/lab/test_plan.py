@@ -146,6 +146,7 @@ def test_cluster_ips_stay_and_may_be_asked_for() -> None:
         (", ipFamilyPolicy: RequireDualStack", ["IPv4", "IPv6"]),
         (", ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv6]", ["IPv6", "IPv4"]),
         (", clusterIPs: [10.96.0.9, 'fd00:10:96::9']", ["IPv4", "IPv6"]),
+        (", clusterIP: 'fd00:10:96::50'", ["IPv6"]),
         (", clusterIP: None", ["IPv4"]),
         (", clusterIP: None, ipFamilyPolicy: PreferDualStack", ["IPv4", "IPv6"]),
     ],

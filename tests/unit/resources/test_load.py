@@ -197,3 +197,29 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ResourceError, match=r"binary\.yaml: cannot be read"):
         load_documents([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("ipFamilies: [IPv4, IPv4]", r"spec\.ipFamilies\[1\]"),
+        ("ipFamilies: [IPv4, IPv6, IPv4]", r"spec\.ipFamilies\[2\]"),
+        ('clusterIP: "fd00:10:96::50", ipFamilies: [IPv4]', r"spec\.ipFamilies\[0\]: .*IPv6, the family of"),
+        ("cluster_ip: 10.96.0.9", r"spec\.cluster_ip: .*unknown field"),
+    ],
+)
+def test_a_service_that_kubernetes_would_not_take(spec: str, words: str) -> None:
+    with pytest.raises(ResourceError, match=words):
+        parse(SERVICE.replace("spec: {", f"spec: {{{spec}, "), "f.yaml")
+
+
+def test_a_key_is_written_as_kubernetes_writes_it() -> None:
+    with pytest.raises(ResourceError, match=r"match_labels: .*unknown field: allowed: matchExpressions|matchLabels"):
+        parse(DEPLOYMENT.replace("matchLabels", "match_labels"), "f.yaml")
+
+
+def test_a_container_without_a_command_is_told_what_runs_here() -> None:
+    with pytest.raises(
+        ResourceError, match=r"containers\[0\]\.command: missing: .*programs of this machine, no images"
+    ):
+        parse(POD.replace('    command: [sleep, "1"]\n', "    image: nginx\n"), "f.yaml")
