@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import fcntl
 import logging
 import os
@@ -38,6 +39,8 @@ DESCRIPTORS = 200
 
 _IN_FILE = b"memory file"
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN})
+"""By which the kernel says that nobody is at the other end (unix(7))."""
 Heard = TypeVar("Heard")
 Told = TypeVar("Told")
 log = logging.getLogger("nodeagent.channel")
@@ -204,6 +207,8 @@ class Outbox(Generic[Told]):
 
     def __init__(self, end: socket.socket) -> None:
         """*end*: non-blocking."""
+        self.lost = False
+        """What was queued was dropped though the other side is there: the kernel had no room for it."""
         self._end = end
         self._queue: collections.deque[tuple[bytes, list[FileDescriptor]]] = collections.deque()
 
@@ -227,7 +232,8 @@ class Outbox(Generic[Told]):
                 socket.send_fds(self._end, [payload], descriptors)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:
+            except OSError as error:
+                self.lost = error.errno not in _GONE
                 self.close()
                 return
             self._queue.popleft()

@@ -70,6 +70,7 @@ class ControlProcess:
     def flush(self) -> None:
         """Send on what is queued."""
         self._outbox.flush()
+        self._check_told()
 
     def read(self) -> Packet | None:
         """Return what it says next; None: nothing now."""
@@ -94,6 +95,14 @@ class ControlProcess:
             self._outbox.send(message)
         except OSError as error:
             say(log, f"control cannot be told {type(message).__name__} and is killed: {error.strerror}")
+            self.kill()
+        self._check_told()
+
+    def _check_told(self) -> None:
+        """As above: who was not told that a worker is gone, say, never fills its slot."""
+        if self._outbox.lost:
+            self._outbox.lost = False
+            say(log, "control cannot be told what it has to know, for want of memory, and is killed")
             self.kill()
 
     def look_after(self) -> None:

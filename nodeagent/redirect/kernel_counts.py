@@ -67,6 +67,11 @@ class KernelCounts:
                 self._base.pop(key, None)
                 self._refused.pop(key, None)
 
+    def services(self) -> set[int]:
+        """Return the numbers of the Services by which something is counted yet. Raises OSError."""
+        flows = (layout.KernelFlow.from_buffer_copy(value) for _, value in self._maps["kernel_flows"].items())
+        return {named.service for named, _ in self._read_totals().values()} | {flow.service for flow in flows}
+
     def refusals(self) -> list[Refusals]:
         """Return what was refused since the last call. Raises OSError."""
         self.note_refusals()

@@ -58,6 +58,8 @@ from nodeagent.redirect.maps import Map
 from nodeagent.vocabulary import PodUid
 
 _S = TypeVar("_S", bound=ctypes.Structure)
+SPARE_NAMES: Final = 1024
+"""Services that are gone, and whose numbers are known yet, before they are looked through."""
 _WRITTEN: Final = ("destinations", "verdicts", "services", "backends")
 
 
@@ -213,7 +215,17 @@ class KernelMaps:
         for where, service in plan.services.items():
             self._attempt(where, partial(self._balance, where, service), partial(self._unbalance, where))
         self._sweep()
+        if len(self._names) > 2 * len(plan.services) + SPARE_NAMES:
+            self._forget_services()
         self.confirm()
+
+    def _forget_services(self) -> None:
+        """Forget the numbers of Services that are gone, and by which nothing is counted any more. Raises OSError."""
+        there = self._state.wanted["services"]
+        used = self.counts.services() | {_as(layout.ServiceValue, value).number for value in there.values()}
+        self._names = {number: name for number, name in self._names.items() if number in used}
+        self._services = {name: number for name, number in self._services.items() if number in used}
+        self._vips = {key: number for key, number in self._vips.items() if key in there}
 
     def withdraw(self, number: int, addresses: Collection[str] | None = None) -> None:
         """Take a pod off the kernel path at once, or only these *addresses*, which are its no

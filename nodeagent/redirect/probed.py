@@ -70,7 +70,7 @@ class Probed:
 
     def _look(self, netns: PodNetns, ports: frozenset[int]) -> None:
         try:
-            there = sock_diag.listening(netns.fd)
+            there = sock_diag.listening(netns.fd, ports)
         except OSError as error:
             log.warning("what listens in a pod is not known: %s", error)
             return

@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -39,6 +39,8 @@ _ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _LAST_ACK, _CLOSE_WAIT, _CLOSING = 1, 4, 5
 _LISTEN: Final = 10
 _STATES: Final = sum(1 << state for state in (_ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _LAST_ACK, _CLOSE_WAIT, _CLOSING))
 _WINDOW: Final = 65536
+MOST_LISTENING: Final = 256
+"""Listeners of one port that are looked at; with more, it is taken for open."""
 
 ANY_COOKIE: Final = (1 << 64) - 1
 """INET_DIAG_NOCOOKIE, twice."""
@@ -64,15 +66,26 @@ def clients(namespace: int) -> dict[Ends, CarriedBytes]:
     return dict(one for message in _dump(namespace, _STATES, 1 << (_INFO - 1)) if (one := _socket(message)) is not None)
 
 
-def listening(namespace: int) -> frozenset[int]:
-    """Return the TCP ports of the network namespace *namespace* at which something listens that can
-    be reached from outside. Raises OSError.
+def listening(namespace: int, ports: Collection[int]) -> frozenset[int]:
+    """Return those of *ports* in the network namespace *namespace* at which something listens that can be reached
+    from outside. Raises OSError.
+
+    The kernel picks the port (``idiag_sport``): a pod may listen on as many as it has descriptors for, and on each
+    address of its loopback.
     """
-    found = (
-        (struct.unpack_from("!H", message, 4)[0], _text(message[0], message[8:24]))
-        for message in _dump(namespace, 1 << _LISTEN, 0)
-    )
-    return frozenset(port for port, address in found if not ip_address(address).is_loopback)
+    with netns.inside(namespace):
+        return frozenset(port for port in ports if _is_open(socket.AF_INET, port) or _is_open(socket.AF_INET6, port))
+
+
+def _is_open(family: int, port: int) -> bool:
+    """Say whether anybody reaches *port* of this network namespace. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:
+        body = _ASK.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _LISTEN) + struct.pack("!H", port) + bytes(46)
+        link.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST | _DUMP, 1, 0) + body)
+        for count, message in enumerate(_messages(link)):
+            if count == MOST_LISTENING or not ip_address(_text(message[0], message[8:24])).is_loopback:
+                return True
+    return False
 
 
 def _dump(namespace: int, states: int, extensions: int) -> Iterator[bytes]:

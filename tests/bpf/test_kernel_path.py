@@ -14,7 +14,7 @@ from pathlib import Path as File
 import pytest
 
 from nodeagent.mesh.kernel_plan import ALLOWED, KernelDestination, KernelPlan, KernelService, KernelVerdict
-from nodeagent.redirect import layout, netns, syscall
+from nodeagent.redirect import kernel_maps, layout, netns, syscall
 from nodeagent.redirect.kernel_record import CountedPair, Total
 from nodeagent.vocabulary import PodUid
 from tests.apps.forged import syn
@@ -647,6 +647,19 @@ def test_a_full_map_leaves_the_port_to_the_proxy(make_node: Callable[..., Node],
     node.plane.kernel.sync(KernelPlan({(b.ipv4, 2): KernelDestination(B, {A: ALLOWED})}), node.plane.numbers())
     assert node.plane.kernel.left_out == {}
     assert contents(node) == {"destinations": 1, "verdicts": 1, "services": 0, "backends": 0}
+
+
+def test_services_that_are_gone_are_forgotten(path: Path, b: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: one Service after the other, at ClusterIPs of their own. Verdict: few numbers are known, those that are
+    there among them.
+    """
+    monkeypatch.setattr(kernel_maps, "SPARE_NAMES", 3)
+    kernel = path.node.plane.kernel
+    for number in range(20):
+        where = (f"10.99.1.{number}", 80)
+        path.apply(KernelPlan({}, {where: KernelService(f"ns/s{number}", ((b.ipv4, 80),))}))
+    assert len(kernel._names) == len(kernel._services) <= 5
+    assert kernel.service_name(kernel._services["ns/s19"]) == "ns/s19"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -97,8 +97,32 @@ def test_who_listens(namespace: int) -> None:
             for each in diagnosis.get_sock_stats(family=family, states=1 << SS_LISTEN)
         }
         reached = {each.getsockname()[1] for each in (everywhere, everywhere6)}
-        assert sock_diag.listening(namespace) == reached
+        assert sock_diag.listening(namespace, theirs | {1}) == reached
         assert theirs == reached | {inside.getsockname()[1]}
+
+
+def test_who_listens_where_a_pod_listens_everywhere(namespace: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: listeners at many ports, and one port with a listener at each of many addresses of loopback. Verdict: none
+    of the first is read, and few of the others, which are taken for an open port then.
+    """
+    read: list[int] = []
+    messages = sock_diag._messages
+
+    def counted(link: socket.socket) -> Iterator[bytes]:
+        for message in messages(link):
+            read.append(1)
+            yield message
+
+    monkeypatch.setattr(sock_diag, "_messages", counted)
+    monkeypatch.setattr(sock_diag, "MOST_LISTENING", 5)
+    with contextlib.ExitStack() as stack, netns.inside(namespace):
+        for number in range(1, 21):
+            stack.enter_context(socket.create_server(("127.0.0.1", 9000 + number)))
+            stack.enter_context(socket.create_server((f"127.0.1.{number}", 8000)))
+        assert sock_diag.listening(namespace, {7000}) == set()
+        assert read == []
+        assert sock_diag.listening(namespace, {8000, 9001}) == {8000}
+        assert len(read) == 1 + 6
 
 
 def test_a_socket_is_closed_from_outside(namespace: int) -> None:

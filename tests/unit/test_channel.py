@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -12,10 +13,10 @@ from typing import TypeAlias
 
 import pytest
 
-from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Channel, decode, pair, receive
+from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Channel, Outbox, decode, pair, receive
 from nodeagent.channel import memory_file as make_memory_file
 from nodeagent.errors import ControlError
-from nodeagent.messages import FROM_WORKER, Counted, FlowRows
+from nodeagent.messages import FROM_WORKER, Counted, Exited, FlowRows, FromSupervisor
 from nodeagent.wire import LARGEST_BYTES, FileDescriptor, MessageDecoder, MessageError, encode
 from tests.waiting import DEADLINE
 
@@ -294,3 +295,21 @@ def test_what_no_reader_takes_is_not_sent(descriptors: Callable[[], int]) -> Non
         theirs.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("code", "lost"), [(errno.ENOBUFS, True), (errno.ETOOMANYREFS, True), (errno.EPIPE, False)])
+def test_an_outbox_says_that_it_has_lost_what_somebody_waits_for(
+    monkeypatch: pytest.MonkeyPatch, code: int, lost: bool
+) -> None:
+    """Input: the kernel has no room for a message; or nobody is at the other end."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    ours, theirs = pair()
+    outbox: Outbox[FromSupervisor] = Outbox(ours)
+    monkeypatch.setattr(socket, "send_fds", refuse)
+    outbox.send(Exited("worker", 1, 0))
+    assert (outbox.lost, bool(outbox)) == (lost, False)
+    ours.close()
+    theirs.close()
