@@ -5,6 +5,7 @@ back to any of them.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 from typing import Final
@@ -49,10 +50,12 @@ def drop(parent: int, user: int) -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)  # drops every capability (capabilities(7))
     except OSError as error:
-        raise KernelError(
-            f"a worker cannot become user {user}: {error.strerror}; does the daemon's container allow CAP_SETUID "
-            "and CAP_SETGID?"
-        ) from None
+        likely = (
+            "this user namespace has none of that number (/proc/self/uid_map): set proxy.user"
+            if error.errno == errno.EINVAL
+            else "does the daemon's container allow CAP_SETUID and CAP_SETGID?"
+        )
+        raise KernelError(f"this process cannot become user {user}: {error.strerror}; {likely}") from None
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user clears it
     hide()
