@@ -161,9 +161,8 @@ class Policies:
         policy = self.known[key]
         if why := self.leaves_open(policy):
             return why
-        others = [target for target in policy.targets if not _is_service(target)]
-        if others and len(others) == len(policy.targets):
-            return f"targetRefs: {', '.join(map(str, others))}: only a Service is served here"
+        if policy.targets and not _services(policy):
+            return _unserved(policy)
         if isinstance(policy.spec, PeerAuthentication):
             if policy.selector and policy.namespace == self.root:
                 return "a PeerAuthentication of the root namespace with a selector is ignored, as in Istio"
@@ -197,6 +196,8 @@ class Policies:
         if others and not pods:
             why = f"the older {older} decides about all pods of this node that it selects"
         state = f"no effect: {why}" if why else "in force"
+        if not why and (unserved := _unserved(policy)):
+            state += f"; {unserved}"
         if others and pods:
             state += f"; about {len(others)} more pods the older {older} decides"
         if policy.refused:
@@ -280,6 +281,12 @@ def _age(policy: Policy) -> tuple[str, str, str, str]:
 
 def _is_service(target: PolicyTarget) -> bool:
     return target.kind == "Service" and target.group in ("", "core")
+
+
+def _unserved(policy: Policy) -> str:
+    """Return, in words, which of *policy*'s targets nobody serves here; empty: all are served."""
+    others = [target for target in policy.targets if not _is_service(target)]
+    return f"targetRefs: {', '.join(map(str, others))}: only a Service is served here" if others else ""
 
 
 def _services(policy: Policy) -> list[NamespacedName]:

@@ -237,6 +237,13 @@ def test_an_error_of_the_agent_is_told(agent: FakeAgent) -> None:
     assert result.stderr == f"nodeagent: {agent.path}: GET /routes: 500 the maps are gone\n"
 
 
+@pytest.mark.parametrize("command", [["get", "logs"], ["logs", "web"]])
+def test_logs_of_an_agent_that_reads_none(agent: FakeAgent, command: list[str]) -> None:
+    result = nodeagent(*command, admin=str(agent.path))
+    assert result.returncode == 1
+    assert "no logs are read here: its agent.yaml has no section logs (docs/logs.md)" in result.stderr
+
+
 def test_a_question_that_is_wrong_is_told_in_the_agents_words_alone(agent: FakeAgent) -> None:
     result = nodeagent("explain", "client", "nowhere", admin=str(agent.path))
     assert (result.returncode, result.stderr) == (

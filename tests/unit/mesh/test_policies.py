@@ -383,3 +383,10 @@ def test_a_policy_counts_the_pods_that_it_decides_about() -> None:
     made.apply([pod("other", "10.0.0.9", labels={"app": "other", "version": "v1"})])
     _, second = made.policies()
     assert (second["pods"], second["state"]) == (1, "in force; about 1 more pods the older default/a decides")
+
+
+def test_the_targets_that_nobody_serves_are_told_beside_those_that_are() -> None:
+    gateway = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}
+    made = compiled(service(), allow(targetRefs=[{"kind": "Service", "name": "web"}, gateway]))
+    (row,) = made.policies()
+    assert (row["pods"], row["state"]) == (1, "in force; targetRefs: Gateway/g: only a Service is served here")
