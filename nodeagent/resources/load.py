@@ -141,11 +141,25 @@ def _validate(value: object, file: str, number: int) -> Resource:
         resource = model.model_validate_json(json.dumps(value), by_alias=True, by_name=False)
         if kind in security.KINDS:
             security.parse(value)
+        if kind != "ConfigMap" and (place := _nul(value, "")):
+            raise ResourceError(f"{place}: a text without NUL is expected: no file, variable or argument has one")
     except ValidationError as error:
         raise ResourceError(f"{where} ({kind} {namespace}{name}): {explain(error, model)}") from None
     except ResourceError as error:
         raise ResourceError(f"{where} ({kind} {namespace}{name}): {error}") from None
     return resource
+
+
+def _nul(value: object, path: str) -> str:
+    """Return where in *value*, which stands at *path*, a text has the character NUL; empty: nowhere."""
+    if isinstance(value, str):
+        return path if "\0" in value else ""
+    parts: Iterable[tuple[str, object]] = ()
+    if isinstance(value, dict):
+        parts = ((f"{path}.{key}" if path else str(key), each) for key, each in value.items())
+    elif isinstance(value, list):
+        parts = ((f"{path}[{index}]", each) for index, each in enumerate(value))
+    return next((found for place, each in parts if (found := _nul(each, place))), "")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

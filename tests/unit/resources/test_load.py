@@ -223,3 +223,8 @@ def test_a_container_without_a_command_is_told_what_runs_here() -> None:
         ResourceError, match=r"containers\[0\]\.command: missing: .*programs of this machine, no images"
     ):
         parse(POD.replace('    command: [sleep, "1"]\n', "    image: nginx\n"), "f.yaml")
+
+
+def test_no_program_file_or_variable_has_a_nul() -> None:
+    with pytest.raises(ResourceError, match=r"spec\.containers\[0\]\.command\[1\]: a text without NUL"):
+        parse(POD.replace('"1"', '"1\\0"'), "f.yaml")
