@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from nodeagent.lab.kube import Kube
-from tests.kube.mesh import SECONDS, SYSTEM, agent_pods, agents, alone, apply, get, rolled_out, taken_over
+from nodeagent.lab.kube.config import CONTAINERD
+from tests.kube.mesh import SECONDS, SYSTEM, agent_pods, agents, alone, apply, containers, get, rolled_out, taken_over
 from tests.kube.steady import NAMESPACE, NODES, asking, pods_addresses, strict_pods
 from tests.kube.workloads import Document, deployment, service
 from tests.waiting import eventually
@@ -100,8 +101,19 @@ def end_too_early(kube: Kube, before: Sequence[Document]) -> None:
 
 
 def take_away(kube: Kube, node: str) -> None:
-    """Remove the agent of *node* that does not drain, and wait for another one."""
+    """Kill the agent of *node* that does not drain; when it has begun again, and knows nobody who drains, remove it,
+    and wait for another one.
+    """
     taken = agents(kube)[node]
+
+    def state() -> Document:
+        (found,) = containers(get(kube, "pod", "-n", SYSTEM, taken))
+        return found
+
+    container = state()["containerID"].rpartition("/")[2]
+    kill = ["ctr", "-a", str(CONTAINERD), "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container]
+    subprocess.run(kube.command(node, kill), check=True)
+    eventually(lambda: state()["restartCount"] and state()["ready"], "the agent has begun again", SECONDS)
     kube.kubectl("delete", "pod", "-n", SYSTEM, taken, f"--timeout={SECONDS:g}s", seconds=SECONDS)
     eventually(lambda: agents(kube).get(node, taken) != taken, f"another agent on {node}", SECONDS)
 
