@@ -70,12 +70,14 @@ def test_what_goes_wrong_at_the_end_takes_nothing_away(
     def broken(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
         results.scale.append(Scale("nodeagent", 2, 5_000_000, 0.1, 1.0))
         results.scale.append(Scale("envoy", 2, 0, 0.1, 1.0))
+        place.unlink()  # what could be written before the measurement
+        place.mkdir()
         raise OSError(28, "No space left on device")
 
+    place = tmp_path / "folder" / "out.json"
     monkeypatch.setattr(command, "run", broken)
-    (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
-        main(["compare", "--quick", "--output", str(tmp_path / "file" / "out.json")])
+        main(["compare", "--quick", "--output", str(place)])
     told = capsys.readouterr()
     assert "pods that do nothing" in told.out
     assert "No space left on device" in told.out
