@@ -7,6 +7,14 @@ from __future__ import annotations
 import logging
 import select
 import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+SPARING_SECONDS: Final = 10.0
+"""Between two warnings of a kind."""
+MAX_KINDS: Final = 64
+"""Of warnings that are told apart; the one that was heard of the longest ago is forgotten first."""
 
 
 class OneLine(logging.Formatter):
@@ -35,3 +43,27 @@ def say(log: logging.Logger, words: str, level: int = logging.ERROR) -> None:
     """
     if select.select([], [sys.stderr], [], 0)[1]:
         log.log(level, words)
+
+
+class SparingLog:
+    """Warnings whose number others choose, as who dials does: of each kind one in SPARING_SECONDS, which
+    says how many were left out since the last one. *now* is a monotonic clock in seconds.
+    """
+
+    def __init__(self, log: logging.Logger, now: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._now = now
+        self._told: dict[str, tuple[float, int]] = {}
+        """By kind: when the last one was written, and how many were not since."""
+
+    def tell(self, kind: str, words: str) -> None:
+        """Warn with *words*, unless a warning of this *kind* was written a moment ago."""
+        now = self._now()
+        since, left_out = self._told.pop(kind, (float("-inf"), 0))
+        if now - since < SPARING_SECONDS:
+            self._told[kind] = since, left_out + 1
+            return
+        self._told[kind] = now, 0
+        if len(self._told) > MAX_KINDS:
+            del self._told[next(iter(self._told))]
+        self._log.warning("%s%s", words, f" (and {left_out} more like it)" if left_out else "")

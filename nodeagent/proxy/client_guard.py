@@ -24,6 +24,7 @@ from nodeagent.errors import (
     RATE_LIMITED,
     Reason,
 )
+from nodeagent.log_lines import SparingLog
 from nodeagent.policy.authorization import (
     Authorizer,
     ConnectionFacts,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 _SCHEME: Final = "spiffe://"
 _OTHER_METHODS: Final = ("x-http-method", "x-http-method-override", "x-method-override")
 """Fields by which frameworks take a request for one of another method than its own."""
-log = logging.getLogger("nodeagent.proxy")
+log: Final = SparingLog(logging.getLogger("nodeagent.proxy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,8 @@ class ClientGuard:
         """Return the refusal that *verdict* is."""
         self._count(around, provider, "external_denied")
         if verdict.failed:
-            log.warning("%s: the external authorizer %s: %s", self.workload, provider, verdict.failed)
+            words = f"{self.workload}: the external authorizer {provider}: {verdict.failed}"
+            log.tell(f"{self.workload} {provider}", words)
             return replace(EXTERNAL_ERROR, status=verdict.status, policy=provider)
         return replace(
             EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers, policy=provider
@@ -263,7 +265,8 @@ class ClientGuard:
             limit, descriptors(limit, request, self.facts.principal, self.client), self.uid
         )
         if verdict.failed:
-            log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
+            words = f"{self.workload}: the rate limit service {limit.provider}: {verdict.failed}"
+            log.tell(f"{self.workload} {limit.provider}", words)
         if verdict.allowed:
             adopt(exchange, (), verdict.request_headers)
             exchange.answer_fields += tuple((name, value, "add") for name, value in verdict.headers)

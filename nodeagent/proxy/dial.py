@@ -20,6 +20,7 @@ from nodeagent.errors import (
     Reason,
 )
 from nodeagent.identity.tls import SHARED_ALPN, TUNNEL_ALPN, Contexts, Inside, peer_expiry, peer_identity
+from nodeagent.log_lines import SparingLog
 from nodeagent.mesh import entries
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
@@ -31,7 +32,7 @@ from nodeagent.vocabulary import SpiffeId, family_of, host_port
 
 _ELSEWHERE: Final = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL))
 """What tells that an endpoint is not at this address, and may be at another."""
-log = logging.getLogger("nodeagent.proxy")
+log: Final = SparingLog(logging.getLogger("nodeagent.proxy"))
 
 
 class DialError(Exception):
@@ -98,7 +99,8 @@ class Dial:
                 NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT
             ) from None
         except (ssl.SSLError, IdentityError) as error:
-            log.warning("mTLS from %s to %s failed: %s", self.pod.identity, host_port(self.address, self.port), error)
+            between = f"{self.pod.identity} to {host_port(self.address, self.port)}"
+            log.tell(between, f"mTLS from {between} failed: {error}")
             raise DialError(UPSTREAM_TLS) from None
         except OSError as error:
             raise DialError(self._failed(error)) from None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from nodeagent.log_lines import OneLine
+import pytest
+
+from nodeagent import log_lines
+from nodeagent.log_lines import SPARING_SECONDS, OneLine, SparingLog
 
 
 def line(message: str, *arguments: object, failed: Exception | None = None) -> str:
@@ -21,3 +24,22 @@ def test_a_record_is_one_line_whatever_the_names_in_it() -> None:
     )
     assert line("plain %d", 5) == "WARNING plain 5"
     assert line("it failed", failed=KeyError("a")).splitlines() == ["WARNING it failed", "KeyError: 'a'"]
+
+
+def test_of_warnings_that_others_cause_one_of_a_kind_is_written_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = SparingLog(logging.getLogger("nodeagent.x"), lambda: now)
+    for _ in range(1000):
+        log.tell("a to b", "a to b: reset")
+    log.tell("a to c", "a to c: refused")
+    now = SPARING_SECONDS
+    log.tell("a to b", "a to b: refused")
+    assert caplog.messages == ["a to b: reset", "a to c: refused", "a to b: refused (and 999 more like it)"]
+
+
+def test_kinds_of_warnings_are_bounded(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_lines, "MAX_KINDS", 2)
+    log = SparingLog(logging.getLogger("nodeagent.x"), lambda: 0.0)
+    for kind in ("a", "b", "a", "c", "a", "b"):
+        log.tell(kind, kind)
+    assert caplog.messages == ["a", "b", "c", "b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -15,6 +16,8 @@ MAX_CALLS: Final = 1024
 """Calls to one provider under way at once; more are refused at once, so that a slow provider does
 not pile requests up.
 """
+MAX_CALLS_OF_A_POD: Final = MAX_CALLS // 4
+"""Of them for one pod, so that the others' are not refused for its crowd of clients."""
 MAX_CONNECTIONS: Final = 64
 """Connections to one provider that are kept."""
 _Result = TypeVar("_Result")
@@ -35,10 +38,27 @@ class CallBounds:
     def __init__(self, name: str, service: str, port: int) -> None:
         self._provider = f"{name} ({service}:{port})"
         self._calls = 0
+        self._of: Counter[str] = Counter()
+        """Calls under way, by who asks; nobody is in it without one."""
         self._failing = False
 
-    async def run(self, timeout: float, call: Callable[[asyncio.Timeout], Awaitable[_Result]]) -> _Result:
-        """Return what *call* returns, which must do so within *timeout* seconds. Raises CallError."""
+    async def run(self, timeout: float, call: Callable[[asyncio.Timeout], Awaitable[_Result]], asker: str) -> _Result:
+        """Return what *call*, made for the pod *asker*, returns, which must do so within *timeout* seconds.
+
+        Raises CallError.
+        """
+        if self._of[asker] >= MAX_CALLS_OF_A_POD:
+            raise CallError(f"{MAX_CALLS_OF_A_POD} calls of this pod wait for an answer already")
+        self._of[asker] += 1
+        try:
+            return await self._watched(timeout, call)
+        finally:
+            self._of[asker] -= 1
+            if not self._of[asker]:
+                del self._of[asker]
+
+    async def _watched(self, timeout: float, call: Callable[[asyncio.Timeout], Awaitable[_Result]]) -> _Result:
+        """Run *call*; say when the provider stops and begins to answer."""
         try:
             result = await self._run(timeout, call)
         except CallError as error:

@@ -41,7 +41,7 @@ class ProviderCalls:
         """Send *request* for the pod *asker*; return the answer, which must come within *timeout*
         seconds. Raises CallError.
         """
-        return await self._bounds.run(timeout, partial(self._call, request, answer, asker))
+        return await self._bounds.run(timeout, partial(self._call, request, answer, asker), asker)
 
     def close(self) -> None:
         """Close the connections; calls under way fail."""

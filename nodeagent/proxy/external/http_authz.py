@@ -128,7 +128,7 @@ class HttpAuthz:
             return CheckVerdict(False, status=self._settings.status_on_error, failed=_NOT_HTTP)
         question = self._questions.about(source, destination, http, sni)
         try:
-            return await self._bounds.run(self._settings.timeout, partial(self._asked, question, asker))
+            return await self._bounds.run(self._settings.timeout, partial(self._asked, question, asker), asker)
         except CallError as error:
             return CheckVerdict(self._settings.fail_open, status=self._settings.status_on_error, failed=str(error))
 

@@ -430,6 +430,18 @@ def test_calls_beyond_the_bound_fail_at_once(start: Start, monkeypatch: pytest.M
     assert [verdict.allowed for verdict in run(lambda: providers(port), use)] == [True, True, False]
 
 
+def test_a_pod_whose_calls_wait_keeps_no_other_from_asking(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_CALLS_OF_A_POD", 2)
+    port = start(ext_authz.METHOD, ext_authz.by_header)
+
+    async def use(made: Providers) -> list[CheckVerdict]:
+        askers = ("crowded", "crowded", "crowded", "other")
+        asked = [made.check("authz", CLIENT, SERVER, REQUEST, asker=asker) for asker in askers]
+        return [*await asyncio.gather(*asked), await made.check("authz", CLIENT, SERVER, REQUEST, asker="crowded")]
+
+    assert [verdict.allowed for verdict in run(lambda: providers(port), use)] == [True, True, False, True, True]
+
+
 def test_connections_to_many_endpoints_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call, "MAX_CONNECTIONS", 2)
     peers: list[str] = []
