@@ -99,7 +99,7 @@ def test_positions_that_cannot_be_written_are_warned_of_until_they_can(tmp_path:
 def test_another_controls_first_words_end_it_where_they_are_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(privilege, "drop", lambda _: None)
+    monkeypatch.setattr(privilege, "drop", lambda *_: None)
     (tmp_path / "state").mkdir()
 
     def words(sink: str) -> bytes:
