@@ -157,7 +157,10 @@ class Workers:
         for slot in range(self.count):
             self._starts[slot] = replace(start, slot=slot)
             self._spawn(slot)
-        self._next_ping = self._loop.time() + PING_SECONDS
+        now = self._loop.time()
+        for worker in self._draining:
+            worker.last_pong = now  # nobody has asked an adopted one until now
+        self._next_ping = now + PING_SECONDS
         self._loop.call_at(self._next_ping, self._ping)
 
     def node(self, addresses: Sequence[str]) -> None:

@@ -353,6 +353,22 @@ def test_workers_of_an_earlier_control_serve_on_until_their_successors_are_up() 
     play(scene)
 
 
+def test_a_worker_of_an_earlier_control_is_not_silent_while_nobody_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: one that answers, and a control that was at its first listing for an hour before it filled its slots."""
+    monkeypatch.setattr("nodeagent.control.workers.PING_SECONDS", 0.05)
+
+    async def scene(stage: Scene) -> None:
+        ours, theirs = channel.pair()
+        stage.workers.adopt(7, theirs)
+        stage.workers._draining[0].last_pong -= 3600
+        stage.workers.fill(start())
+        await until(lambda: told(ours, Ping))
+        assert stage.supervisor.killed == []
+        ours.close()
+
+    play(scene)
+
+
 def test_an_answer_is_the_rows_of_all_and_who_dies_is_not_waited_for() -> None:
     async def scene(stage: Scene) -> None:
         stage.workers.fill(start())
