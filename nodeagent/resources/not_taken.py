@@ -52,13 +52,16 @@ def group_of(document: JsonObject) -> str | None:
 def is_anothers(document: object) -> bool:
     """Say whether *document* is whole and somebody else's: of a kind and an API group that no policy has.
 
-    One with a kind or a group of policies may be a policy whose other half is mistyped.
+    One with a kind or a group of policies may be a policy whose other half is mistyped; a list that
+    is still one here was cut off, or its items are: whose they were nobody knows.
     """
     if not isinstance(document, dict):
         return False
     kind = document.get("kind")
-    group = group_of(document)
-    return isinstance(kind, str) and kind not in security.KINDS and group is not None and group not in security.GROUPS
+    version = document.get("apiVersion")
+    if not isinstance(kind, str) or kind in security.KINDS or kind.endswith("List"):
+        return False
+    return isinstance(version, str) and version != "" and version.partition("/")[0] not in security.GROUPS
 
 
 def lost(document: JsonObject) -> str:

@@ -65,6 +65,12 @@ def test_a_policy_that_is_removed_goes_whatever_of_another_api_stands_beside_it(
         document("nodeagent.io/v1alpha1", "RateLimits"),
         {"kind": "VirtualService", "metadata": {"name": "x"}},
         {"apiVersion": "v1", "metadata": {"name": "x"}},
+        {"apiVersion": "security.istio.io", "kind": "AuthorisationPolicy"},
+        {"apiVersion": "v1", "kind": "List"},
+        {"apiVersion": "v1", "kind": "List", "items": None},
+        {"apiVersion": "v1", "kind": "List", "item": [OPEN]},
+        {"apiVersion": "v1", "kind": "List", "items": OPEN},
+        {"apiVersion": "v1", "kind": "AuthorizationPolicyList", "items": [OPEN]},
     ],
 )
 def test_what_may_be_a_policy_with_a_mistyped_name_keeps_what_was_there(
