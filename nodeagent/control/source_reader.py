@@ -54,6 +54,8 @@ class SourceReader:
         self._settled = asyncio.Event()
         """No batch is half taken in."""
         self._settled.set()
+        self._unread: tuple[str, ...] = ()
+        """What may have held unknown pods when the last batch was told: one that was read since is in no batch yet."""
         self.batches = 0
         """Of changes that were taken in."""
 
@@ -70,7 +72,9 @@ class SourceReader:
         """Wait for the source's next batch of changes, and take it into the snapshot; the first one
         is everything. Raises ConfigError, KernelError: the source cannot be read.
         """
-        await self._apply(await self._source.changes())
+        changes = await self._source.changes()
+        self._unread = tuple(self._source.unread_pods())
+        await self._apply(changes)
 
     def begin(self, concerns: Iterable[Concern], enforcing: Iterable[Behind]) -> None:
         """Take the node over: bring *concerns* to what was read, and to every change from now on.
@@ -115,7 +119,8 @@ class SourceReader:
         """A row for each policy, which says whether it is in force everywhere, and for each document
         that was refused.
         """
-        await self._settled.wait()
+        while not self._settled.is_set():  # the next batch may have begun before this has its turn
+            await self._settled.wait()
         return Response.json(self._in_force.tell(self._mesh.policies(self._source.refused()), self._behind))
 
     def _behind(self, generation: int) -> list[str]:
@@ -149,7 +154,7 @@ class SourceReader:
             objects=pods.objects(),
             here=pods.here(),
             unplaced=pods.unplaced(),
-            unread=tuple(self._source.unread_pods()),
+            unread=tuple(dict.fromkeys((*self._unread, *self._source.unread_pods()))),
         )
 
     def _reconcile(self) -> None:
@@ -166,4 +171,5 @@ class SourceReader:
         """Started again after a failure, it reconciles first: the batch at which it failed is in the snapshot."""
         while True:
             self._reconcile()
+            await asyncio.sleep(0)  # a turn for who waits for this, or batch after batch would keep it waiting
             await self.read()

@@ -58,6 +58,11 @@ class Stage:
     def says(self, *changes: AnyChange) -> None:
         self.source.waiting.put_nowait(list(changes))
 
+    async def midway(self) -> None:
+        """Wait until a batch is half taken in; it may be whole a few turns later."""
+        while self.reader._settled.is_set():
+            await asyncio.sleep(0)
+
     async def begin(self) -> None:
         self.says()
         await self.reader.read()
@@ -199,6 +204,55 @@ def test_while_a_mesh_compiles_others_have_their_turns_and_what_was_in_force_sta
         assert told[0] == {"PERMISSIVE"} and told[-1] <= {"STRICT", "DISABLE"}
         last = [each.mtls for each in stage.reader.entries() if isinstance(each, Workload)]
         assert last == ["DISABLE"] * 99
+
+    play(scene)
+
+
+def test_the_page_of_policies_is_never_of_half_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: it is asked for while a batch is taken in, and the next one, with a policy, waits already. Verdict: it
+    is told of that policy when that batch is taken in, not before; and it does not wait for that.
+    """
+    monkeypatch.setattr("nodeagent.steps.SLICE_SECONDS", 0.0)
+
+    async def scene() -> None:
+        stage = Stage("pods")
+        stage.says(*(pod(str(number)) for number in range(1, 100)))
+        await stage.reader.read()
+        stage.reader.begin(stage.concerns, enforcing=())
+
+        async def asked() -> tuple[bytes, int]:
+            page = await stage.reader.routes()["GET", "/policies"]({})
+            return bytes(page.body), stage.reader.batches  # type: ignore[arg-type]
+
+        async with stage.reader.run(stage.parts):
+            stage.says(peer_authentication("STRICT"))
+            await stage.midway()
+            stage.says(policy("late"), *(pod(str(number)) for number in range(100, 180)))
+            body, batches = await asked()
+        stage.parts.stop()
+        assert (batches, b"late" in body, b"STRICT" in body) == (2, False, True)
+
+    play(scene)
+
+
+def test_a_pod_that_is_read_while_a_batch_is_taken_in_was_unread_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdict: the batch's snapshot says so, for what protects that pod; the next one, which has the pod, does not."""
+    monkeypatch.setattr("nodeagent.steps.SLICE_SECONDS", 0.0)
+
+    async def scene() -> None:
+        stage = Stage()
+        unread: list[tuple[str, ...]] = []
+        stage.source.unread = ("shop/100",)
+        stage.says(*(pod(str(number)) for number in range(1, 100)))
+        reading = asyncio.ensure_future(stage.reader.read())
+        await stage.midway()
+        stage.source.unread = ()
+        stage.says(pod("100"))
+        await reading
+        unread.append(stage.reader._snapshot().unread)
+        await stage.reader.read()
+        unread.append(stage.reader._snapshot().unread)
+        assert unread == [("shop/100",), ()]
 
     play(scene)
 
