@@ -96,7 +96,8 @@ class ClusterSide:
                 async with asyncio.timeout(FORSAKEN_SECONDS if self._forsaken else None):
                     await self._news.wait()
             except TimeoutError:
-                return
+                if self._forsaken and not self._news.is_set():  # news may come in the turn in which time is over
+                    return
 
     def changed(self, snapshot: Snapshot) -> None:
         """Another agent may have been made for this node, or be gone."""

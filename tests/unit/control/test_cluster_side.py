@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -60,5 +61,33 @@ def test_who_drains_gives_the_node_up_when_no_other_agent_has_been_there_for_a_w
         assert not waits.done()
         there()
         await asyncio.wait_for(waits, 60)
+
+    asyncio.run(scene())
+
+
+def test_another_agent_that_comes_in_the_turn_in_which_the_time_is_over_has_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Input: a loop that was held up until the time was over, and the news that waits behind that."""
+    monkeypatch.setattr(cluster_side, "FORSAKEN_SECONDS", 0.05)
+    unused: Any = None
+
+    async def scene() -> None:
+        side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
+
+        def there(*others: dict[str, Any]) -> None:
+            snapshot: Any = SimpleNamespace(objects=pods(agent(OWN, terminating=True), *others))
+            side.changed(snapshot)
+
+        there()
+        waits = asyncio.ensure_future(side.forsaken())
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # the loop is held up for longer than it waits
+        for _ in range(2):
+            await asyncio.sleep(0)  # the timer has had its turn, who waits for it has not
+        there(agent("two"))
+        await asyncio.wait((waits,), timeout=0.1)
+        assert not waits.done()
+        waits.cancel()
 
     asyncio.run(scene())
