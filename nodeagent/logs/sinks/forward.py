@@ -74,7 +74,7 @@ class ForwardSink:
             if not acknowledged:
                 return Untaken(why)
             return Taken(again=_numbers(payload.batch, acknowledged), why=why)
-        except asyncio.CancelledError:
+        except BaseException:
             await self.close()
             raise
         return Taken()
@@ -115,8 +115,8 @@ class ForwardSink:
         out to have been closed while nothing was sent.
         """
         if (kept := self._connection) is not None:
-            kept.send(messages)
             with suppress(ConnectionError, _Closed):
+                kept.send(messages)
                 return kept, await kept.next()
             await self.close()
         made = self._connection = await self._connect(address)
@@ -158,7 +158,9 @@ class _ForwardConnection:
         self._writer.transport.abort()
 
     def send(self, messages: Sequence[bytes]) -> None:
-        """Send *messages*; what the network does not take at once goes while answers are waited for."""
+        """Send *messages*; what the network does not take at once goes while answers are waited for. Raises _Closed."""
+        if self._writer.transport.is_closing():
+            raise _Closed("the connection was lost before anything was sent")  # uvloop's would raise RuntimeError
         self._writer.writelines(messages)
 
     async def next(self) -> object:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from pathlib import Path
 from typing import Any
 
 import ormsgpack
 import pytest
+import uvloop
 
 from nodeagent.logs.sinks.forward import ForwardSink, first_message
 from nodeagent.logs.sinks.settings import ForwardSettings
 from nodeagent.logs.sinks.sink import Outcome, Taken, Untaken
 from tests.fakes.forward import ForwardInput
 from tests.unit.logs.made_records import origin, records
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, until
 
 TWO = [records([{"a": 1, "big": 2**70}, "b"]), records(["c"], source=origin("web-2"))]
 
@@ -103,7 +106,9 @@ def test_nobody_waits_for_an_acknowledgement_to_send_the_next_message() -> None:
     asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
-def test_a_connection_that_was_closed_while_idle_is_made_anew_without_a_word() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_was_lost_while_idle_is_made_anew_without_a_word(run: Any, reset: bool) -> None:
     async def test() -> None:
         found = ForwardInput()
         server = await found.start()
@@ -111,12 +116,19 @@ def test_a_connection_that_was_closed_while_idle_is_made_anew_without_a_word() -
         sink = ForwardSink("forward", settings, 5)
         for _ in range(3):
             assert await sink.send(sink.encode(TWO)) == Taken()
-            found.connections[-1].close()
+            connection = found.connections[-1]
+            if reset:  # as a load balancer does
+                linger = struct.pack("ii", 1, 0)
+                connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.close()
+            kept = sink._connection
+            assert kept is not None
+            await until(lambda: not reset or kept._writer.transport.is_closing(), "the sink's end has noticed")
         assert len(found.connections) == 3
         await sink.close()
         server.close()
 
-    asyncio.run(asyncio.wait_for(test(), DEADLINE))
+    run(asyncio.wait_for(test(), DEADLINE))
 
 
 def secrets(folder: Path, key: str = "abc", password: str = "") -> dict[str, str]:
