@@ -511,7 +511,7 @@ class LogSourceGone:
 @dataclass(frozen=True, slots=True)
 class AllLogsTold:
     """Another control is at the other end, and has told all that it knows: sources that are not among *keys*
-    are gone.
+    are gone, and read to their ends. Of what is left out it has told by :class:`LogSourceGone`.
     """
 
     keys: tuple[str, ...]

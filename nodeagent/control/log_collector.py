@@ -72,6 +72,9 @@ class Found(Protocol):
     def keys(self) -> Iterable[str]:
         """Return the keys of all sources."""
 
+    def excluded(self) -> Iterable[str]:
+        """Return the keys of what is left out of pods that live."""
+
 
 @dataclass(slots=True)
 class Answer:
@@ -168,6 +171,8 @@ class LogCollector:
         """Once everything is told, say so to a collector of an earlier control."""
         while self._adopted:
             if self._finder is not None and self._finder.settled:
+                for key in self._finder.excluded():  # since when, nobody knows
+                    self.source_gone(key, left_out=True)
                 self._send(AllLogsTold(tuple(self._finder.keys())))
                 self._adopted = False
             await asyncio.sleep(0.05)

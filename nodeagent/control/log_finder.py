@@ -171,6 +171,13 @@ class LogFinder:
         for followed in self._pods.values():
             yield from followed.sources
 
+    def excluded(self) -> Iterator[str]:
+        """Return the keys of containers' outputs that are left out of pods that live."""
+        for followed in self._pods.values():
+            if followed.object is not None and followed.plan is not None and not followed.gone_at:
+                names = (each.name for each in followed.object.containers)
+                yield from (_key(followed, "output", each) for each in names if followed.plan.reading_of(each) is None)
+
     @property
     def settled(self) -> bool:
         """Everything that is followed has been looked at since it was told."""

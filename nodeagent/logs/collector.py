@@ -279,14 +279,13 @@ class Intake:
         self.tail.leave(SourceKey(key))
 
     def all_told(self, keys: Iterable[str]) -> None:
-        """Sources that are not among *keys* are gone, or left out where others of their pod are not; who says so has
-        counted nothing.
+        """Sources that are not among *keys* are gone, but for those of which that was told; what they have open is
+        read to its end, for their files may only have lost their names. Who says so has counted nothing.
         """
         self._counts = None
-        told = set(keys)
-        lives = {self._sources[key].uid for key in told & self._sources.keys()}
-        for key in self._sources.keys() - told:
-            self.source_gone(key, left_out=self._sources[key].uid in lives)
+        for key in self._sources.keys() - set(keys):
+            if not self.streams.sources[key].gone:
+                self.source_gone(key, left_out=False)
 
     def forget(self) -> None:
         """Forget the sources that are gone and have been read to their ends, and what was counted, and told, of pods

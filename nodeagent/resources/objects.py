@@ -52,6 +52,7 @@ class ContainerObject:
     ports: tuple[NamedPort, ...]
     """Its TCP ports."""
     probes: tuple[ProbeAction, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ def _container(item: Field) -> ContainerObject:
     lifecycle = item.part("lifecycle")
     declared += [lifecycle.part(name) for name in ("postStart", "preStop") if lifecycle.has(name)]
     probes = (_probe(each) for each in declared)
-    return ContainerObject(ports, tuple(probe for probe in probes if probe is not None))
+    return ContainerObject(ports, tuple(probe for probe in probes if probe is not None), item.text("name", ""))
 
 
 def _probe(declared: Field) -> ProbeAction | None:

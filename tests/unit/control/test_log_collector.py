@@ -28,6 +28,7 @@ from nodeagent.messages import (
     Fork,
     LogFileClosed,
     LogFileOpened,
+    LogSourceGone,
     LogSourceTold,
     Signal,
     StartCollector,
@@ -94,6 +95,9 @@ class FakeFinder:
 
     def keys(self) -> list[str]:
         return ["output/u/app"]
+
+    def excluded(self) -> list[str]:
+        return ["output/u/side"]
 
 
 @dataclass
@@ -192,8 +196,9 @@ def test_an_earlier_controls_goes_on_and_hears_what_is_gone() -> None:
         (process,) = scene.supervisor.forked
         assert scene.collector.pid == 41
         heard: list[Any] = []
-        await until(lambda: heard.extend(process.heard()) or len(heard) == 2)
-        assert heard == [START, AllLogsTold(("output/u/app",))], "it ends where its first words were others"
+        await until(lambda: heard.extend(process.heard()) or len(heard) == 3)
+        left_out = LogSourceGone("output/u/side", left_out=True)
+        assert heard == [START, left_out, AllLogsTold(("output/u/app",))], "it ends where its first words were others"
         assert scene.finder.forgot == 0
         process.say(CollectorCounted({"since": "the last one"}, whole=False))
         await scene.say(CollectorCounted({"since": "the start"}, whole=True), lambda: scene.counted)

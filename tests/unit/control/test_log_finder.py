@@ -236,9 +236,10 @@ def test_a_pod_that_asks_to_be_left_out_later_is(node: Node) -> None:
     node.pod()
     node.output("0.log")
     node.look()
-    node.pod(annotations={"nodeagent.io/logs": "disabled"})
+    node.pod(annotations={"nodeagent.io/logs": "disabled"}, containers=(ContainerObject((), (), "app"),))
     node.look()
     assert node.heard.gone == node.heard.left_out == ["output/u1/app"]
+    assert list(node.finder.excluded()) == ["output/u1/app"], "who succeeds tells it anew"
 
 
 def test_what_is_no_file_of_the_volume_is_refused_by_name(node: Node) -> None:

@@ -224,6 +224,31 @@ def test_what_is_left_out_of_a_pod_that_lives_is_delivered_no_more(tmp_path: Pat
     asyncio.run(scenario())
 
 
+def test_what_another_control_does_not_find_is_read_to_its_end_unless_it_is_left_out(tmp_path: Path) -> None:
+    app, side, out = Output(tmp_path, "app"), Output(tmp_path, "side"), Output(tmp_path, "out")
+
+    def has(text: str) -> bool:
+        return (tmp_path / "out.jsonl").exists() and text in (tmp_path / "out.jsonl").read_text()
+
+    async def scenario() -> None:
+        async with at_work(tmp_path) as intake:
+            for each in (app, side, out):
+                intake.source(each.facts)
+                intake.add(opened(each.path, each.facts.key))
+                each.say(f"before of {each.facts.container}")
+            await until(lambda: all(map(has, ("before of app", "before of side", "before of out"))))
+            for each in (app, side, out):
+                each.say(f"after of {each.facts.container}")
+            side.path.unlink()
+            intake.source_gone(out.facts.key, left_out=True)
+            intake.all_told([app.facts.key])
+            await until(lambda: has("after of app") and has("after of side"), "both are read")
+            await until(lambda: all(each["settled"] == each["size"] for each in intake.rows()), "all is settled")
+            assert not has("after of out")
+
+    asyncio.run(scenario())
+
+
 def test_records_of_a_former_sink_are_told_until_somebody_decides(tmp_path: Path) -> None:
     async def scenario() -> None:
         for sink in ("former", "all"):

@@ -106,6 +106,11 @@ def test_nobody_waits_for_an_acknowledgement_to_send_the_next_message() -> None:
     asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
+def _noticed(sink: ForwardSink) -> bool:
+    assert sink._connection is not None
+    return sink._connection._writer.transport.is_closing()
+
+
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_that_was_lost_while_idle_is_made_anew_without_a_word(run: Any, reset: bool) -> None:
@@ -121,9 +126,7 @@ def test_a_connection_that_was_lost_while_idle_is_made_anew_without_a_word(run: 
                 linger = struct.pack("ii", 1, 0)
                 connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             connection.close()
-            kept = sink._connection
-            assert kept is not None
-            await until(lambda: not reset or kept._writer.transport.is_closing(), "the sink's end has noticed")
+            await until(lambda: not reset or _noticed(sink), "the sink's end has noticed")
         assert len(found.connections) == 3
         await sink.close()
         server.close()
