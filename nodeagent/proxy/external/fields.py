@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from nodeagent.proxy.external.bounds import CallError
 from nodeagent.proxy.external.model import Header
+from nodeagent.proxy.http.fields import folded
 
 if TYPE_CHECKING:
     from nodeagent.protocols.envoy_core_pb2 import HeaderValue
@@ -20,20 +21,23 @@ _PARAMETER: Final = re.compile(r"[A-Za-z0-9!$'()*+,./:;?@_~%-]{1,1024}")
 _PARAMETER_VALUE: Final = re.compile(r"[A-Za-z0-9!$'()*+,./:;=?@_~%-]{0,8192}")
 """What RFC 3986 section 3.4 lets stand in a query, but for what separates its parameters."""
 _KEPT: Final = frozenset(
-    (
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "upgrade",
-        "x-forwarded-client-cert",
+    folded(name)
+    for name in (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"upgrade",
+        b"x-forwarded-client-cert",
     )
 )
-"""What the proxy itself answers for: where a message ends, whose connection it is, who the client is."""
+"""What the proxy itself answers for: where a message ends, whose connection it is, who the client is;
+as the proxy compares names, of which applications take ``content_length`` for one of them too.
+"""
 
 
 def utf8(text: str) -> str:
@@ -46,7 +50,7 @@ def changeable(name: str) -> str:
     pseudo-headers are none. Raises CallError.
     """
     lower = name.lower()
-    if lower.startswith(":") or lower in _KEPT:
+    if lower.startswith(":") or folded(lower.encode("latin-1", "replace")) in _KEPT:
         return ""
     if not _NAME.fullmatch(lower):
         raise CallError("the answer names a header field that cannot be")

@@ -93,15 +93,16 @@ class Verdicts:
     def _denied(self, answer: CheckAnswer, fields: list[Header]) -> CheckVerdict:
         """A no stays one, whatever is wrong with the rest of it: without an answer the request might pass."""
         status = answer.status if 200 <= answer.status <= 599 else 403
+        bare = 403 if 300 <= status <= 399 else status  # without its headers a redirect leads nowhere
         if answer.fault:
-            return CheckVerdict(False, status=status, failed=f"its refusal is not whole: {answer.fault}")
+            return CheckVerdict(False, status=bare, failed=f"its refusal is not whole: {answer.fault}")
         refused = self._refused
         try:
             headers = sound(
                 field for field in fields if (refused is None or field[0] in refused) and field[0] != REMOVE
             )
         except CallError as error:
-            return CheckVerdict(False, status=status, failed=str(error))
+            return CheckVerdict(False, status=bare, failed=str(error))
         return CheckVerdict(False, status=status, headers=headers, body=answer.body)
 
 

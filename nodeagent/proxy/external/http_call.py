@@ -125,7 +125,8 @@ class HttpConnections:
         if way is None:
             raise CallError("no such Service, or it has no ready endpoint")
         kept = None if fresh else self._lent(way)
-        return await self._answer(kept or await self._connected(way), question, limit)
+        upstream = cast(Http1Upstream, kept or await self._connected(way))
+        return await self._answer(upstream, question, limit)
 
     def _lent(self, way: Way) -> Upstream | None:
         """Return a connection by *way* that idles, the last used one; None: there is none."""
@@ -151,7 +152,7 @@ class HttpConnections:
         self._open[upstream] = (way, monotonic())
         return upstream
 
-    async def _answer(self, upstream: Upstream, question: HttpCheck, limit: asyncio.Timeout) -> CheckAnswer | None:
+    async def _answer(self, upstream: Http1Upstream, question: HttpCheck, limit: asyncio.Timeout) -> CheckAnswer | None:
         """Ask on *upstream*; return the answer, None where the connection ended before it. Raises CallError."""
         told = _Told()
         exchange = Exchange(told, question.method, question.target, question.authority, question.fields, perf_counter())
@@ -166,11 +167,13 @@ class HttpConnections:
             await told.ready
         except asyncio.CancelledError:
             upstream.abandon(exchange)
-            if not told.status or not limit.expired():
+            if not (told.status or _refuses(upstream.said)) or not limit.expired():
                 raise
             told.fault = "it was not whole in time"
         if told.status:
             return CheckAnswer(told.status, told.fields, b"".join(told.pieces), told.fault)
+        if _refuses(upstream.said):
+            return CheckAnswer(upstream.said, [], b"", told.fault or "its head is not valid HTTP/1.1, too long or cut")
         if exchange.reason is UPSTREAM_RESET:
             return None
         raise CallError("the answer is not valid HTTP/1.1")
@@ -249,6 +252,11 @@ class _Told(Downstream):
 
     def elsewhere(self, exchange: Exchange) -> bool:
         return False
+
+
+def _refuses(status: int) -> bool:
+    """Say whether an answer that begins with *status* is a no, as which it counts though nothing else of it is known."""
+    return status > 200 and not 500 <= status <= 599
 
 
 async def _dialled(way: Way) -> Dialled:

@@ -98,6 +98,11 @@ class Http1Upstream(Upstream):
         self.transport = transport
         self.write = transport.write
 
+    @property
+    def said(self) -> int:
+        """The status that the answer under way begins with, whatever is wrong with the rest of it; 0: none (yet)."""
+        return 0 if self._between else self._parser.get_status_code()
+
     # -- the request --
 
     def ask(self, exchange: Exchange) -> None:

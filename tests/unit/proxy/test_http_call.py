@@ -219,11 +219,52 @@ def test_a_refusal_that_is_not_whole_stays_one(rest: bytes, closes: bool) -> Non
         assert "not whole" in verdict.failed
 
     answer = b"HTTP/1.1 401 Unauthorized\r\n" + rest
-    played(lambda head, body: answer, scene, failOpen=True, timeout="5s" if closes else "300ms")
+    played(lambda head, body: answer, scene, failOpen=True, timeout="5s" if closes else "2s")
+
+
+@pytest.mark.parametrize("status", [200, 204, 302, 403, 500, 503])
+@pytest.mark.parametrize(
+    ("rest", "ends"),
+    [
+        (b"Location: https://login/?rd=%b\r\n" % (b"y" * 100_000), "by itself"),
+        (b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n", "by itself"),
+        (b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", "by itself"),
+        (b"X-A\x00: 2\r\n", "by itself"),
+        (b"X-A: 2", "closed"),
+        (b"X-A: 2", "late"),
+    ],
+    ids=["too long", "two lengths", "two framings", "NUL", "cut", "stops"],
+)
+def test_a_refusal_whose_head_is_broken_stays_one(status: int, rest: bytes, ends: str) -> None:
+    """Where no answer means that the request passes, too: what the client writes may make the head so long."""
+
+    async def scene(authorizer: Authorizer, check: Asking) -> None:
+        asking = asyncio.ensure_future(check())
+        if ends == "closed":
+            await until(lambda: authorizer.heads)
+            await authorizer.stop()
+        verdict = await asking
+        no = status not in (200, 500, 503)
+        assert verdict.allowed is not no
+        if no:
+            assert (verdict.status, verdict.headers) == (403 if status == 302 else status, ())
+            assert "refusal is not whole" in verdict.failed
+
+    answer = b"HTTP/1.1 %d Word\r\n" % status + rest
+    played(lambda head, body: answer, scene, failOpen=True, timeout="2s" if ends == "late" else "5s")
+
+
+def test_what_was_said_to_another_question_is_no_refusal() -> None:
+    async def scene(authorizer: Authorizer, check: Asking) -> None:
+        assert not (await check()).allowed
+        authorizer.reply = lambda head, body: None
+        assert (await check()).allowed
+
+    played(lambda head, body: NO, scene, failOpen=True)
 
 
 def test_a_body_of_200_that_is_not_whole_does_not_allow() -> None:
-    verdict = checked(lambda head, body: b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", timeout="100ms")
+    verdict = checked(lambda head, body: b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", timeout="2s")
     assert (verdict.allowed, verdict.failed) == (False, "there is no whole answer: it was not whole in time")
 
 
