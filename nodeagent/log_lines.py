@@ -56,8 +56,8 @@ class SparingLog:
         self._told: dict[str, tuple[float, int]] = {}
         """By kind: when the last one was written, and how many were not since."""
 
-    def tell(self, kind: str, words: str) -> None:
-        """Warn with *words*, unless a warning of this *kind* was written a moment ago."""
+    def tell(self, kind: str, words: str, level: int = logging.WARNING) -> None:
+        """Warn with *words*, or say them at *level*, unless something of this *kind* was written a moment ago."""
         now = self._now()
         since, left_out = self._told.pop(kind, (float("-inf"), 0))
         if now - since < SPARING_SECONDS:
@@ -66,4 +66,4 @@ class SparingLog:
         self._told[kind] = now, 0
         if len(self._told) > MAX_KINDS:
             del self._told[next(iter(self._told))]
-        self._log.warning("%s%s", words, f" (and {left_out} more like it)" if left_out else "")
+        self._log.log(level, "%s%s", words, f" (and {left_out} more like it)" if left_out else "")

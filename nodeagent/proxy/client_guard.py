@@ -239,10 +239,17 @@ class ClientGuard:
         if verdict.query_set or verdict.query_remove:
             request.path = with_parameters(request.path, verdict.query_set, verdict.query_remove)
             exchange.target = request.path.encode("latin-1")
+        self._opened(provider, verdict)
         added = tuple([(name, value) for name, value in verdict.append if exchange.header(name) is not None])
         adopt(exchange, (*verdict.remove, *[name for name, _ in verdict.set]), verdict.set + added)
         exchange.answer_fields += verdict.answer
         return None
+
+    def _opened(self, provider: str, verdict: CheckVerdict) -> None:
+        """Say where *verdict* lets pass what nobody looked at, as the provider's failOpen wants it."""
+        if verdict.failed:
+            words = f"{self.workload}: passes unchecked: the external authorizer {provider}: {verdict.failed}"
+            log.tell(f"{self.workload} {provider} opens", words)
 
     def _external(self, around: Surroundings, provider: str, verdict: CheckVerdict) -> Reason:
         """Return the refusal that *verdict* is."""
@@ -308,6 +315,7 @@ class ClientGuard:
             )
             if not verdict.allowed:
                 return self._external(around, decision.custom, verdict)
+            self._opened(decision.custom, verdict)
         return self.reason
 
     # -- observe --

@@ -218,6 +218,7 @@ class Pipeline(Line):
         if exchange.pending is None:
             exchange.pending = []  # what the client sends meanwhile
         task = self._context.loop.create_task(self._decided(exchange, route, verdict))
+        exchange.deciding = task
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
         return False

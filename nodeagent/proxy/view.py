@@ -46,7 +46,8 @@ class ClusterView:
         self._by_vip: dict[tuple[Address, int], tuple[Service, ServicePort]] = {}
         self._vip_addresses: dict[Address, Service] = {}
         self._targets: dict[tuple[str, int], Resolved] = {}
-        self._turn = -1
+        self._turns: dict[tuple[str, int], int] = {}
+        """Of a provider's endpoints the one that was given last, by the Service's key and the port."""
 
     def apply(self, delta: Delta) -> None:
         """Put and drop entries; the cost is the size of the delta."""
@@ -128,13 +129,15 @@ class ClusterView:
             return name, port
         own, _, rest = name.removesuffix(".svc.cluster.local").removesuffix(".svc").partition(".")
         service = self._services.get(f"service/{rest or namespace or 'default'}/{own}")
-        served = next((each for each in service.ports if each.port == port), None) if service is not None else None
+        if service is None:
+            return None
+        served = next((each for each in service.ports if each.port == port), None)
         if served is None or not served.endpoints:
             return None
         v6 = ":" in served.endpoints[0].address
         endpoints = [each for each in served.endpoints if (":" in each.address) == v6]
-        self._turn += 1
-        endpoint = endpoints[self._turn % len(endpoints)]
+        turn = self._turns[service.key, port] = self._turns.get((service.key, port), -1) + 1
+        endpoint = endpoints[turn % len(endpoints)]
         return endpoint.address, endpoint.port
 
     def resolve(self, address: str, port: int) -> Resolved:

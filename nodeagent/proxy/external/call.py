@@ -19,7 +19,15 @@ from grpclib.protocol import H2Protocol
 
 from nodeagent.grpc_answers import AnswerError, next_answer
 from nodeagent.proxy.dial import DialError, Dialled
-from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallBounds, CallError, UnreachedError
+from nodeagent.proxy.external.bounds import (
+    MAX_ANSWER,
+    MAX_CONNECTIONS,
+    CallBounds,
+    CallError,
+    UnreachedError,
+    connecting,
+    next_way,
+)
 from nodeagent.proxy.external.model import Resolve, Way
 
 _WINDOW: Final = Configuration(http2_stream_window_size=(1 << 16) - 1, http2_connection_window_size=1 << 20)
@@ -51,24 +59,25 @@ class ProviderCalls:
         self._channels.clear()
 
     async def _call(self, request: Message, answer: type[_Answer], asker: str, limit: asyncio.Timeout) -> _Answer:
+        way = next_way(self._resolve, self._service, self._port, asker, None)
         try:
-            return await self._attempt(request, answer, asker, limit)
+            return await self._attempt(way, request, answer, limit)
         except (StreamTerminatedError, UnreachedError):
             # The connection went away under the call, or there was none: a provider that restarts
             # or renews connections. Its next endpoint is asked once.
             pass
+        way = next_way(self._resolve, self._service, self._port, asker, way)
         try:
-            return await self._attempt(request, answer, asker, limit)
+            return await self._attempt(way, request, answer, limit)
         except StreamTerminatedError:
             raise CallError("the connection was closed before the answer") from None
 
-    async def _attempt(self, request: Message, answer: type[_Answer], asker: str, limit: asyncio.Timeout) -> _Answer:
-        way = self._resolve(self._service, self._port, asker)
-        if way is None:
-            raise CallError("no such Service, or it has no ready endpoint")
+    async def _attempt(self, way: Way, request: Message, answer: type[_Answer], limit: asyncio.Timeout) -> _Answer:
         shared = self._lend(way)
         keep = False
         try:
+            async with connecting(limit):
+                await shared.channel.__connect__()
             result = await unary(UnaryUnaryMethod(shared.channel, self._path, type(request), answer), request, answer)
             keep = True
             return result
@@ -82,6 +91,8 @@ class ProviderCalls:
             raise
         except DialError as error:
             raise UnreachedError(f"cannot connect: {error.reason.code}") from None
+        except TimeoutError:
+            raise UnreachedError("cannot connect: nobody answers") from None
         except OSError as error:
             raise UnreachedError(f"cannot connect: {error.strerror or type(error).__name__}") from None
         except Exception as error:  # noqa: BLE001 - the library asserts, and raises others' errors, on what a broken peer sends

@@ -8,7 +8,7 @@ from typing import Final
 from nodeagent.extension_providers import EnvoyExtAuthzGrpc, RequestBody
 from nodeagent.protocols.envoy_auth_pb2 import AttributeContext, CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_core_pb2 import HeaderValueOption
-from nodeagent.proxy.external.bounds import CallError
+from nodeagent.proxy.external.bounds import CallError, CrowdedError
 from nodeagent.proxy.external.call import ProviderCalls
 from nodeagent.proxy.external.fields import MAX_FIELDS, changeable, parameter, read, utf8
 from nodeagent.proxy.external.model import AnswerAction, AnswerField, CheckVerdict, Header, HttpFacts, Party, Resolve
@@ -45,7 +45,8 @@ class ExtAuthz:
             request = CheckRequest(attributes=_attributes(source, destination, http, sni, self.body))
             return _verdict(await self._calls.call(request, CheckResponse, self._settings.timeout, asker))
         except CallError as error:
-            return CheckVerdict(self._settings.fail_open, status=self._settings.status_on_error, failed=str(error))
+            opens = self._settings.fail_open and not isinstance(error, CrowdedError)
+            return CheckVerdict(opens, status=self._settings.status_on_error, failed=str(error))
 
     def close(self) -> None:
         self._calls.close()

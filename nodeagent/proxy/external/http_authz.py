@@ -16,7 +16,7 @@ from typing import Final
 from nodeagent.extension_providers import NOT_TOLD, EnvoyExtAuthzHttp, RequestBody
 from nodeagent.policy.header_names import HeaderNames
 from nodeagent.policy.substitutions import RequestAsTold, SubstitutedText
-from nodeagent.proxy.external.bounds import CallBounds, CallError
+from nodeagent.proxy.external.bounds import CallBounds, CallError, CrowdedError
 from nodeagent.proxy.external.fields import MAX_FIELDS, changeable, sound
 from nodeagent.proxy.external.http_call import CheckAnswer, HttpCheck, HttpConnections
 from nodeagent.proxy.external.model import CheckVerdict, Header, HttpFacts, Party, Resolve
@@ -131,7 +131,8 @@ class HttpAuthz:
         try:
             return await self._bounds.run(self._settings.timeout, partial(self._asked, question, asker), asker)
         except CallError as error:
-            return CheckVerdict(self._settings.fail_open, status=self._settings.status_on_error, failed=str(error))
+            opens = self._settings.fail_open and not isinstance(error, CrowdedError)
+            return CheckVerdict(opens, status=self._settings.status_on_error, failed=str(error))
 
     def close(self) -> None:
         self._connections.close()

@@ -15,7 +15,14 @@ from typing import Final, cast
 
 from nodeagent.errors import UPSTREAM_RESET
 from nodeagent.proxy.dial import DialError, Dialled
-from nodeagent.proxy.external.bounds import MAX_ANSWER, MAX_CONNECTIONS, CallError, UnreachedError
+from nodeagent.proxy.external.bounds import (
+    MAX_ANSWER,
+    MAX_CONNECTIONS,
+    CallError,
+    UnreachedError,
+    connecting,
+    next_way,
+)
 from nodeagent.proxy.external.model import Resolve, Way
 from nodeagent.proxy.http.exchange import Downstream, Exchange, Upstream
 from nodeagent.proxy.http.fields import Field
@@ -74,12 +81,14 @@ class HttpConnections:
         Where no connection can be made, or it ends before the answer, the next endpoint is asked once on
         a new one: nobody had looked at the question, or nobody acts on it but the one who asks.
         """
+        way = next_way(self._resolve, self._service, self._port, asker, None)
         try:
-            answer = await self._attempt(question, asker, limit, fresh=False)
+            answer = await self._attempt(way, question, limit, fresh=False)
         except UnreachedError:
             answer = None
         if answer is None:
-            answer = await self._attempt(question, asker, limit, fresh=True)
+            way = next_way(self._resolve, self._service, self._port, asker, way)
+            answer = await self._attempt(way, question, limit, fresh=True)
         if answer is None:
             raise CallError("the connection was closed before the answer")
         return answer
@@ -118,14 +127,11 @@ class HttpConnections:
     # -- parts --
 
     async def _attempt(
-        self, question: HttpCheck, asker: str, limit: asyncio.Timeout, *, fresh: bool
+        self, way: Way, question: HttpCheck, limit: asyncio.Timeout, *, fresh: bool
     ) -> CheckAnswer | None:
         """Ask once, where *fresh* says so on a new connection; None: it ended before the answer. Raises CallError."""
-        way = self._resolve(self._service, self._port, asker)
-        if way is None:
-            raise CallError("no such Service, or it has no ready endpoint")
         kept = None if fresh else self._lent(way)
-        upstream = cast(Http1Upstream, kept or await self._connected(way))
+        upstream = cast(Http1Upstream, kept or await self._connected(way, limit))
         return await self._answer(upstream, question, limit)
 
     def _lent(self, way: Way) -> Upstream | None:
@@ -136,9 +142,12 @@ class HttpConnections:
                 return upstream
         return None
 
-    async def _connected(self, way: Way) -> Upstream:
+    async def _connected(self, way: Way, limit: asyncio.Timeout) -> Upstream:
         try:
-            dialled = await (way.connect("http") if way.connect is not None else _dialled(way))
+            async with connecting(limit):
+                dialled = await (way.connect("http") if way.connect is not None else _dialled(way))
+        except TimeoutError:
+            raise UnreachedError("cannot connect: nobody answers") from None
         except DialError as error:
             raise UnreachedError(f"cannot connect: {error.reason.code}") from None
         except OSError as error:
@@ -255,7 +264,7 @@ class _Told(Downstream):
 
 
 def _refuses(status: int) -> bool:
-    """Say whether an answer that begins with *status* is a no, as which it counts though nothing else of it is known."""
+    """Say whether an answer that begins with *status* is a no, whatever follows."""
     return status > 200 and not 500 <= status <= 599
 
 

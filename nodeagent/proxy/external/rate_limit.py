@@ -8,7 +8,7 @@ from typing import Final
 from nodeagent.extension_providers import RateLimitGrpc
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitDescriptor, RateLimitRequest, RateLimitResponse
-from nodeagent.proxy.external.bounds import CallError
+from nodeagent.proxy.external.bounds import CallError, CrowdedError
 from nodeagent.proxy.external.call import ProviderCalls
 from nodeagent.proxy.external.fields import read, utf8
 from nodeagent.proxy.external.model import Descriptor, Header, RateVerdict, Resolve
@@ -40,6 +40,8 @@ class RateLimitService:
                     request, RateLimitResponse, limit.timeout_seconds or self._settings.timeout, asker
                 )
             )
+        except CrowdedError as error:
+            return RateVerdict(False, failed=str(error))
         except CallError as error:
             return RateVerdict.unanswered(limit, str(error))
 

@@ -98,6 +98,8 @@ class Exchange:
     user_agent = b""
     request_id = b""
     content_type = b""
+    deciding: asyncio.Task[None] | None = None
+    """What asks others whether it may be forwarded."""
     call: Call | None = None
     """The gRPC call that it is."""
     pending: list[bytes] | None = None
@@ -305,6 +307,8 @@ class Exchange:
         self.progressed()
         if self.upstream is not None:
             self.upstream.abandon(self)
+        if self.deciding is not None:
+            self.deciding.cancel()
         return True
 
 

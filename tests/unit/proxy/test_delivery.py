@@ -175,5 +175,7 @@ def test_a_providers_endpoints_are_asked_in_turn() -> None:
         found = [stage.context.view.endpoint_of("default/web", 80) for _ in range(3)]
         assert found == [("10.0.0.1", 1), ("10.0.0.2", 1), ("10.0.0.1", 1)]
         assert stage.context.view.endpoint_of("default/web", 81) is None
+        other = stage.context.view.endpoint_of("web.default.svc.cluster.local", 80)
+        assert other == ("10.0.0.2", 1), "it is the same Service"
 
     play(SERVE, scene)

@@ -5,6 +5,7 @@ broken and hostile.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from nodeagent.policy.model import GlobalLimit
 from nodeagent.policy.rate_limit import descriptors
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitRequest, RateLimitResponse
+from nodeagent.proxy.dial import Dialled
 from nodeagent.proxy.external import bounds, call
 from nodeagent.proxy.external.model import CheckVerdict, HttpFacts, Party, RateVerdict, Way
 from nodeagent.proxy.external.providers import Providers
@@ -431,15 +433,47 @@ def test_calls_beyond_the_bound_fail_at_once(start: Start, monkeypatch: pytest.M
 
 
 def test_a_pod_whose_calls_wait_keeps_no_other_from_asking(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_CALLS", 6)
+    monkeypatch.setattr(bounds, "FEW_LEFT", 3)
     monkeypatch.setattr(bounds, "MAX_CALLS_OF_A_POD", 2)
     port = start(ext_authz.METHOD, ext_authz.by_header)
 
     async def use(made: Providers) -> list[CheckVerdict]:
-        askers = ("crowded", "crowded", "crowded", "other")
+        askers = ("crowded", "crowded", "crowded", "crowded", "other")
         asked = [made.check("authz", CLIENT, SERVER, REQUEST, asker=asker) for asker in askers]
         return [*await asyncio.gather(*asked), await made.check("authz", CLIENT, SERVER, REQUEST, asker="crowded")]
 
-    assert [verdict.allowed for verdict in run(lambda: providers(port), use)] == [True, True, False, True, True]
+    assert [verdict.allowed for verdict in run(lambda: providers(port), use)] == [True, True, True, False, True, True]
+
+
+def test_the_next_endpoint_is_asked_where_nobody_takes_the_connection(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 0.1)
+    port = start(ext_authz.METHOD, ext_authz.by_header)
+
+    async def never(inside: object) -> Dialled:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody says so")
+
+    def made() -> Providers:
+        ways = itertools.cycle([Way("192.0.2.1", 80, "pod", never), Way("127.0.0.1", port)])
+        document = {"name": "authz", "envoyExtAuthzGrpc": {"service": "a", "port": 1, "timeout": "5s"}}
+        return Providers((ExtensionProvider.model_validate(document),), lambda *_: next(ways))
+
+    assert run(made, lambda providers: providers.check("authz", CLIENT, SERVER, REQUEST)).allowed
+
+
+def test_what_too_many_calls_keep_from_being_asked_never_passes(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients bring it about: else their crowd would let the others pass unchecked."""
+    monkeypatch.setattr(bounds, "MAX_CALLS", 0)
+    port = start(ext_authz.METHOD, ext_authz.by_header)
+
+    async def use(made: Providers) -> CheckVerdict:
+        assert not (await made.ask(GlobalLimit("limits", "d", (), failure_mode="allow"), [(("a", "b"),)])).allowed
+        return await made.check("authz", CLIENT, SERVER, REQUEST)
+
+    assert not run(lambda: providers(port, failOpen=True), use).allowed
 
 
 def test_connections_to_many_endpoints_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

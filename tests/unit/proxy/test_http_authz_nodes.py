@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +13,9 @@ import pytest
 
 from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.identity.tls import Contexts
+from nodeagent.log_lines import SparingLog
 from nodeagent.policy.model import Operation, Rule
+from nodeagent.proxy import client_guard
 from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from tests.unit.proxy.http2_peers import Apps, Http2Client, echo
@@ -123,12 +128,32 @@ def test_an_empty_refusal_is_empty(tls: dict[str, Contexts]) -> None:
 
 
 @pytest.mark.parametrize("fails_open", [False, True])
-def test_an_authorizer_that_fails(tls: dict[str, Contexts], fails_open: bool) -> None:
+def test_an_authorizer_that_fails(
+    tls: dict[str, Contexts], fails_open: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_guard, "log", SparingLog(logging.getLogger("nodeagent.proxy")))
+
     async def scene(nodes: Nodes, authorizer: Authorizer) -> None:
         assert (await get(await nodes.dial(STRANGER)))[0] == (200 if fails_open else 403)
 
     reply: Reply = lambda head, body: b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"  # noqa: E731
     acted(reply, tls, scene, failOpen=fails_open)
+    assert ("passes unchecked: the external authorizer authz: the answer's status is 500" in caplog.text) is fails_open
+
+
+def test_a_client_that_resets_its_connection_ends_its_check(tls: dict[str, Contexts]) -> None:
+    """One that only says that it sends no more may wait for the answer."""
+
+    async def scene(nodes: Nodes, authorizer: Authorizer) -> None:
+        _, writer = await nodes.dial(STRANGER)
+        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        await until(lambda: authorizer.heads and authorizer.open)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        await until(lambda: not authorizer.open)
+        assert nodes.app_connections == 0
+
+    acted(lambda head, body: b"HTTP/1.1 200 OK\r\n", tls, scene, failOpen=True, timeout="600s")
 
 
 @pytest.mark.parametrize("chunked", [False, True])

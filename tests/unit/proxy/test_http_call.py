@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import uvloop
 
 from nodeagent.extension_providers import ExtensionProvider
+from nodeagent.proxy.dial import Dialled
 from nodeagent.proxy.external import bounds, http_call
 from nodeagent.proxy.external.http_authz import HttpAuthz
 from nodeagent.proxy.external.model import Body, CheckVerdict, HttpFacts, Party, Way
@@ -295,6 +297,35 @@ def test_the_next_endpoint_is_asked_where_one_is_not_there() -> None:
     played(lambda head, body: OK, scene)
 
 
+def test_the_next_endpoint_is_asked_whoever_else_takes_a_turn_meanwhile() -> None:
+    async def scene(authorizer: Authorizer, check: Asking) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            places = itertools.cycle([unused.getsockname()[1], authorizer.port])
+            made = provider(lambda *_: Way("127.0.0.1", next(places)))
+            asked = [made.check(CLIENT, SERVER, REQUEST) for _ in range(40)]
+            assert all(verdict.allowed for verdict in await asyncio.gather(*asked))
+            made.close()
+
+    played(lambda head, body: OK, scene)
+
+
+def test_the_next_endpoint_is_asked_where_nobody_takes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 0.1)
+
+    async def never(inside: object) -> Dialled:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody says so")
+
+    async def scene(authorizer: Authorizer, check: Asking) -> None:
+        ways = itertools.cycle([Way("192.0.2.1", 80, "pod", never), Way("127.0.0.1", authorizer.port)])
+        made = provider(lambda *_: next(ways))
+        assert (await made.check(CLIENT, SERVER, REQUEST)).allowed
+        made.close()
+
+    played(lambda head, body: OK, scene)
+
+
 def provider(resolve: Callable[[str, int, str], Way | None]) -> HttpAuthz:
     document = {"name": "authz", "envoyExtAuthzHttp": {"service": "authz", "port": 8000, "timeout": "5s"}}
     settings = ExtensionProvider.model_validate(document).envoy_ext_authz_http
@@ -376,7 +407,7 @@ def test_calls_beyond_the_bound_fail_at_once(monkeypatch: pytest.MonkeyPatch) ->
     async def scene(authorizer: Authorizer, check: Asking) -> None:
         assert [each.allowed for each in await asyncio.gather(*[check() for _ in range(3)])] == [True, True, False]
 
-    played(lambda head, body: OK, scene)
+    played(lambda head, body: OK, scene, failOpen=True)
 
 
 @pytest.mark.parametrize("constant", ["IDLE_SECONDS", "OLDEST_SECONDS"])
