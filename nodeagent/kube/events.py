@@ -32,7 +32,7 @@ AGAIN_SECONDS: Final = 3600.0
 REWORDED_SECONDS: Final = 60.0
 BURST: Final = 20
 A_SECOND: Final = 0.5
-"""How many are told, after a burst."""
+"""How many are told, or refused, after a burst."""
 TERMINATING: Final = "being terminated"
 """What the API server says of a namespace that takes nothing new (plugin NamespaceLifecycle)."""
 NOT_ALLOWED: Final = 'is forbidden: User "'
@@ -99,7 +99,7 @@ class EventTeller:
         self._seen: dict[Subject, float] = {}
         """What was wrong at the last look, and since when."""
         self._turns: dict[str, int] = {}
-        """By namespace, when it was told of last: a count."""
+        """By namespace, when it was last tried to tell of it: a count."""
         self._count = itertools.count(1)
         self._told: dict[Subject, _Told] = {}
         self._tokens = float(BURST)
@@ -121,6 +121,7 @@ class EventTeller:
         wrong = {each.subject: each for each in self._troubles()}
         self._told = {subject: told for subject, told in self._told.items() if subject in wrong}
         self._turns = {where: self._turns[where] for where, *_ in wrong if where in self._turns}
+        self._wrong = {where: self._wrong[where] for where in ("", *(at for at, *_ in wrong)) if where in self._wrong}
         news = [each for each in wrong.keys() & self._seen.keys() if self._is_news(wrong[each], now)]
         refusing: set[str] = set()
         for subject in self._in_turn(news):
@@ -128,13 +129,13 @@ class EventTeller:
                 break
             if subject[0] in refusing:
                 continue
+            self._tokens -= 1  # one that is refused costs the API server as much
+            self._turns[subject[0]] = next(self._count)
             refused = await self._tell(wrong[subject])
             if refused is not None:
                 refusing.add(refused)
                 continue
-            self._tokens -= 1
             self._told[subject] = _Told(wrong[subject].note, now)
-            self._turns[subject[0]] = next(self._count)
         self._seen = {subject: self._seen.get(subject, now) for subject in wrong}
 
     def _in_turn(self, news: Iterable[Subject]) -> Iterator[Subject]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nodeagent.kube.client import KubeClient
-from nodeagent.kube.events import BURST, EventTeller, Trouble, of_pods
+from nodeagent.kube.events import A_SECOND, BURST, EventTeller, Trouble, of_pods
 from nodeagent.kube.source import KubernetesSource
 from tests.fakes.kube_api import FakeKubeApi
 from tests.unit.kube.api_scene import following, peer_authentication, play, soon
@@ -154,6 +154,34 @@ def test_a_namespace_that_takes_none_holds_up_no_other_and_is_said_once(
         api.full.clear()
         await people.look()
         assert notes(api)[2:] == ["one", "two"]
+
+    play(tmp_path, scene)
+
+
+def test_how_many_are_refused_is_bounded_and_other_namespaces_have_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: namespaces that take none, first by name and more than a burst, and one that does; then they are gone."""
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        tried: list[str] = []
+        post = client.post
+
+        async def counted(path: str, document: Any) -> Any:
+            tried.append(path)
+            return await post(path, document)
+
+        monkeypatch.setattr(client, "post", counted)
+        full = [f"a-{number:02}" for number in range(2 * BURST)]
+        api.full |= set(full)
+        people = People(client, *(replace(WEB, namespace=where) for where in full), replace(WEB, namespace="z"))
+        await people.look(1 + 12)
+        assert len(tried) <= BURST + 12 * 5 * A_SECOND + 1
+        assert notes(api) == [WEB.note]
+        assert set(people.teller._wrong) == set(full)
+        people.troubles = []
+        await people.look()
+        assert not people.teller._wrong
 
     play(tmp_path, scene)
 
