@@ -82,6 +82,7 @@ def open_or_create(directory: Path, trust_domain: str, now: float) -> Authority:
         if not (directory / ROOTS).exists():
             _check_new(directory)
             _create(directory, trust_domain, now)
+        (directory / BEGUN).unlink(missing_ok=True)  # also of a maker that died before it came to this
         authority = _read(directory, trust_domain, now)
         if _is_due(authority, now) and (directory / ROOT_KEY).exists():
             root = _pair(directory / ROOT_KEY)
@@ -179,7 +180,6 @@ def _create(directory: Path, trust_domain: str, now: float) -> None:
     _write_pair(directory / ROOT_KEY, root)
     _write_pair(directory / SIGNING, profiles.intermediate(root, trust_domain, now))
     _write_roots(directory, (root.certificate,))
-    (directory / BEGUN).unlink()
 
 
 def _check_new(directory: Path) -> None:

@@ -301,6 +301,18 @@ def test_no_key_is_written_over_while_the_roots_are_away(tmp_path: Path, left: t
     assert certificates(authority.issue(WEB, 60).chain_pem)
 
 
+def test_an_authority_whose_maker_died_last_of_all_is_not_made_again(tmp_path: Path) -> None:
+    """Input: it was made whole, and its maker died before it said so; it is used; later its roots are away."""
+    CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    (tmp_path / BEGUN).touch()
+    CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    (tmp_path / ROOTS).unlink()
+    before = (tmp_path / ROOT_KEY).read_bytes()
+    with pytest.raises(IdentityError, match=r"root-cert\.pem is missing"):
+        CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    assert (tmp_path / ROOT_KEY).read_bytes() == before
+
+
 def test_an_authority_whose_making_was_interrupted_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Input: the disk is full when the second file is written. Verdict: the next start makes it."""
     written = []
