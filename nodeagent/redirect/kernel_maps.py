@@ -122,6 +122,8 @@ class KernelMaps:
         self._pods: dict[int, int] = {}
         self._services: dict[str, int] = {}
         self._names: dict[int, str] = {}
+        self._kept_names = 0
+        """As many were needed yet when they were looked through last."""
         self._vips: dict[bytes, int] = {}
         self.record = Record(opened, self.service_name)
         self.left_out: dict[Where, str] = {}
@@ -215,7 +217,7 @@ class KernelMaps:
         for where, service in plan.services.items():
             self._attempt(where, partial(self._balance, where, service), partial(self._unbalance, where))
         self._sweep()
-        if len(self._names) > 2 * len(plan.services) + SPARE_NAMES:
+        if len(self._names) > max(2 * len(plan.services), self._kept_names) + SPARE_NAMES:
             self._forget_services()
         self.confirm()
 
@@ -226,6 +228,7 @@ class KernelMaps:
         self._names = {number: name for number, name in self._names.items() if number in used}
         self._services = {name: number for name, number in self._services.items() if number in used}
         self._vips = {key: number for key, number in self._vips.items() if key in there}
+        self._kept_names = len(self._names)
 
     def withdraw(self, number: int, addresses: Collection[str] | None = None) -> None:
         """Take a pod off the kernel path at once, or only these *addresses*, which are its no

@@ -662,6 +662,27 @@ def test_services_that_are_gone_are_forgotten(path: Path, b: Pod, monkeypatch: p
     assert kernel.service_name(kernel._services["ns/s19"]) == "ns/s19"
 
 
+def test_flows_of_services_that_are_gone_are_not_looked_through_at_each_change(
+    path: Path, b: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: one Service after the other, by each of which something is counted yet when it is gone. Verdict: it is
+    looked through again when there are SPARE_NAMES more.
+    """
+    monkeypatch.setattr(kernel_maps, "SPARE_NAMES", 3)
+    kernel = path.node.plane.kernel
+    looked: list[int] = []
+
+    def services() -> set[int]:
+        looked.append(len(kernel._names))
+        return set(kernel._names)
+
+    monkeypatch.setattr(kernel.counts, "services", services)
+    for number in range(20):
+        where = (f"10.99.1.{number}", 80)
+        path.apply(KernelPlan({}, {where: KernelService(f"ns/s{number}", ((b.ipv4, 80),))}))
+    assert looked == [6, 10, 14, 18]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_daemon_takes_over(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str) -> None:
     """Input: the daemon is replaced while a connection lives. Verdict: numbers stay, the connection
