@@ -18,6 +18,7 @@ from nodeagent.parts import Parts
 from nodeagent.redirect import heartbeat
 from nodeagent.redirect.plane import Statistics
 from nodeagent.redirect.probed import LOOK_SECONDS
+from nodeagent.steps import Steps, in_turns
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.telemetry.metrics import KERNEL_EVENTS, MAP_CAPACITY, MAP_ENTRIES
 from nodeagent.telemetry.store import Store
@@ -51,7 +52,7 @@ class KernelSide:
     """Waits until what counts HTTP is loaded. Raises KernelError."""
     confirm: Callable[[], None]
     """What was decided goes on to hold."""
-    look: Callable[[], None]
+    look: Callable[[], Steps[None]]
     """Looks which probed ports have a listener."""
     statistics: Callable[[], Statistics]
     """Returns how full the maps are and what the programs counted. Raises OSError."""
@@ -201,4 +202,4 @@ class KernelUpkeep:
             await asyncio.sleep(LOOK_SECONDS)
             if self._resigned:
                 return
-            self._kernel.look()
+            await in_turns(self._kernel.look())

@@ -18,6 +18,7 @@ from nodeagent.errors import KernelError
 from nodeagent.redirect import layout, sock_diag
 from nodeagent.redirect.maps import Map
 from nodeagent.redirect.netns import PodNetns
+from nodeagent.steps import Steps
 
 log = logging.getLogger("nodeagent.redirect")
 LOOK_SECONDS: Final = 1.0
@@ -56,10 +57,12 @@ class Probed:
         for port in self._pods.pop(cookie, (None, frozenset()))[1]:
             self._map.drop(_key(cookie, port))
 
-    def look(self) -> None:
-        """Compare all of them with what listens; to be called every LOOK_SECONDS."""
-        for netns, ports in self._pods.values():
-            self._look(netns, ports)
+    def look(self) -> Steps[None]:
+        """Compare all of them with what listens, a pod a step; to be done every LOOK_SECONDS."""
+        for cookie in list(self._pods):
+            if cookie in self._pods:  # it may be gone since, with its descriptor
+                self._look(*self._pods[cookie])
+            yield
 
     def prune(self, known: Collection[int]) -> int:
         """Remove what an earlier daemon left of pods whose network namespaces are not *known*;

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.steps import drained
 from tests.bpf.conftest import Node
 from tests.bpf.world import Pod, accept, dial, hold, ip, serve
 
@@ -222,7 +223,7 @@ def test_a_port_that_is_probed_opens_only_while_something_listens_there(
     application.receive()
     assert not refused(), "it is known at once"
     application.stop()
-    node.plane.probed.look()
+    drained(node.plane.probed.look())
     assert refused()
     assert counted()["inbound_unanswered"] == 3
     node.enroll(b, protected=protected)

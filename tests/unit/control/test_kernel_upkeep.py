@@ -12,6 +12,7 @@ from nodeagent.errors import KernelError
 from nodeagent.mesh.entries import Entry
 from nodeagent.parts import Parts
 from nodeagent.redirect.plane import Statistics
+from nodeagent.steps import Steps
 from nodeagent.telemetry.store import Store
 from tests.unit.control.scene import play, snapshot, workload
 from tests.waiting import until
@@ -82,7 +83,8 @@ class Stage:
     def _confirm(self) -> None:
         self.confirmed += 1
 
-    def _look(self) -> None:
+    def _look(self) -> Steps[None]:
+        yield
         self.looked += 1
 
 
