@@ -587,7 +587,7 @@ def test_a_draining_worker_that_hangs_or_does_not_end_is_killed(monkeypatch: pyt
     """Input: an old worker that drains after a reload, and answers nothing any more; or answers, and stays beyond
     its time. Verdict: it is killed, and no other.
     """
-    monkeypatch.setattr("nodeagent.control.workers.SILENT_SECONDS", 0.6 if hangs else 60)
+    monkeypatch.setattr("nodeagent.control.workers.SILENT_SECONDS", 3 if hangs else 60)
     monkeypatch.setattr("nodeagent.control.workers.OVERDUE_SECONDS", 60 if hangs else -2.5)
     monkeypatch.setattr("nodeagent.control.workers.PING_SECONDS", 0.05)
 
