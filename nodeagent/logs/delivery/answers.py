@@ -96,6 +96,7 @@ class Answers:
                 await self._apply_taken(batch, outcome)
             case Untaken():
                 self._pace.pause(outcome.why, outcome.after)
+                batch.under_way = outcome.under_way
                 batch.due = self._pace.resume
                 self._send_again(batch, batch.numbers)
             case Indivisible() if len(batch.numbers) > 1:

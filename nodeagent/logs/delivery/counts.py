@@ -71,7 +71,7 @@ class SinkCounts:
 
     def forget(self, living: Set[PodName]) -> None:
         """Have no numbers of their own for pods that are not among *living* and of which nothing waits any more."""
-        if len(self.pods) <= len(living):
+        if self.pods.keys() <= living:
             return
         for pod in [each for each, counts in self.pods.items() if each not in living and each != OTHERS]:
             if self.pods[pod].offered == self.pods[pod].settled:

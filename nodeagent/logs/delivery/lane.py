@@ -254,8 +254,10 @@ class Lane:
             log.info("sink %s does not keep pace: records go to the buffer on disk first", self.sink.name)
 
     def _stays(self, batch: Batch) -> bool:
-        """Whether *batch* never goes to disk: that the sink takes others is known of it, and would be forgotten."""
-        return batch.beside > 0 and not self.sink.ordered
+        """Whether *batch* never goes to disk: that the sink takes others is known of it, and would be forgotten; or it
+        is still written, and would come from disk in other pieces, behind itself.
+        """
+        return batch.under_way or (batch.beside > 0 and not self.sink.ordered)
 
     def _launch(self, now: float) -> float | None:
         """Start all requests that may be started; return the seconds until another one may be, None: not

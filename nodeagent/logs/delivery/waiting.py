@@ -59,6 +59,8 @@ class Batch:
     """How many it had taken when it first refused this, or what this is a part of, as a whole; None: it did not."""
     due: float = 0.0
     """When it is to be sent again."""
+    under_way: bool = False
+    """Whether the sink may still take it as it was sent."""
     starts: list[int] = field(init=False)
     """The number of each entry's first record."""
 

@@ -19,7 +19,7 @@ TIME: Final = "__REALTIME_TIMESTAMP"
 _LENGTH_BYTES: Final = 8
 _REPLACED: Final = "\ufffd".encode()
 _FIELD: Final = re.compile(rb"([A-Z_][A-Z0-9_]{0,63})(?:=([^\n]*)|\n(.{1,12}?\0{4,7}))", re.DOTALL)
-_NEXT: Final = re.compile(rb"\n(?=[A-Z_][A-Z0-9_]{0,63}[=\n])|\n*\Z")
+_NEXT: Final = re.compile(rb"\n(?=[A-Z_][A-Z0-9_]{0,63}[=\n])")
 
 
 def entries() -> Multiline:
@@ -30,6 +30,7 @@ def entries() -> Multiline:
 def journal(text: bytes) -> dict[str, str] | None:
     """Return the fields of the entry *text*; None: it has none. Of a field that is there twice the last counts."""
     made: dict[str, str] = {}
+    last = len(text.rstrip(b"\n"))
     at = 0
     while at < len(text):
         field = _FIELD.match(text, at)
@@ -39,7 +40,7 @@ def journal(text: bytes) -> dict[str, str] | None:
         name, value, length = field.groups()
         at = field.end()
         if value is None:
-            at = _end(text, at, length)
+            at = _end(text, at, length, last)
             value = text[field.end() : at]
         made[name.decode()] = value.decode("utf-8", "replace")
         at += 1
@@ -51,11 +52,11 @@ def _end_of_line(text: bytes, at: int) -> int:
     return end if end >= 0 else len(text)
 
 
-def _end(text: bytes, begin: int, length: bytes) -> int:
-    """Return where the value ends that stands behind its *length*."""
+def _end(text: bytes, begin: int, length: bytes, last: int) -> int:
+    """Return where the value ends that stands behind its *length*; *last*: from where on only ends of lines follow."""
     if len(length) == _LENGTH_BYTES and _REPLACED not in length:
         end = begin + int.from_bytes(length, "little")
-        if end <= len(text) and _NEXT.match(text, end):
+        if end <= len(text) and (end >= last or _NEXT.match(text, end)):
             return end
     found = _NEXT.search(text, begin)
-    return found.start() if found else len(text)
+    return found.start() if found else max(begin, last)

@@ -67,7 +67,8 @@ class FileSink:
         try:
             await self._writer.write(payload.body)
         except TimeoutError:
-            return Untaken(f"{self._file.path}: it is written to for too long, and goes on; is its file system there?")
+            why = f"{self._file.path}: it is written to for too long, and goes on; is its file system there?"
+            return Untaken(why, under_way=True)
         except OSError as error:
             return Untaken(
                 f"{error.filename or self._file.path}: {error.strerror}; the collector's user must be able to write "
@@ -100,7 +101,9 @@ class StdoutSink:
         try:
             await self._writer.write(payload.body)
         except TimeoutError:
-            return Untaken("standard output: whoever reads it has stopped reading; it goes on when that one does")
+            return Untaken(
+                "standard output: whoever reads it has stopped reading; it goes on when that one does", under_way=True
+            )
         except OSError as error:
             return Untaken(f"standard output: {error.strerror}; whoever reads it is gone")
         return Taken()

@@ -41,6 +41,8 @@ class Untaken:
     """In words, with the likely cause and the next step."""
     after: float | None = None
     """Seconds that the sink asks to wait; None: as long as delivery thinks right."""
+    under_way: bool = False
+    """It may still take it: nothing but this very request may come next, or records are there twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,9 @@ class Contents:
         self.files.sort(key=lambda file: (not file.compressed, file.born, file.added))
 
     def _claim(self, file: OpenFile) -> bool:
-        """Find what was known of *file* before a restart; return whether that says what it holds."""
+        """Find what was known of *file* before a restart, or before it was closed; return whether that says what it
+        holds.
+        """
         inode = file.inode
         for each in self.unclaimed:
             if not each.inode.is_still(inode):
@@ -127,6 +129,11 @@ class Contents:
             return True
         if self._claim_by_content(file):
             return True
+        for each in self.orphans:
+            if each.inode.is_still(inode) and not each.overwritten and each.reached.offset and self._fits(file, each):
+                self.orphans.remove(each)  # left out, or out of its folder, for a while
+                self._hold(file, each)
+                return True
         gone = [each.truncated for each in self.orphans if each.inode.may_be(inode)]
         if gone:
             self.begin(file, max(gone) + 1)
@@ -147,7 +154,7 @@ class Contents:
 
     @staticmethod
     def _hold(file: OpenFile, generation: Generation) -> None:
-        """*file* is where *generation* goes on, as before the restart."""
+        """*file* is where *generation* goes on, as before."""
         file.generation = generation
         generation.inode = file.inode
         generation.name = file.name

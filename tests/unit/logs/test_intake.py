@@ -195,6 +195,7 @@ def test_what_is_left_out_of_a_pod_that_lives_is_delivered_no_more(tmp_path: Pat
 
     async def scenario() -> None:
         async with at_work(tmp_path) as intake:
+            intake.tail.settings = replace(intake.tail.settings, rotated_seconds=60.0)
             for each in (app, side):
                 intake.source(each.facts)
                 intake.add(opened(each.path, each.facts.key))
@@ -220,6 +221,15 @@ def test_what_is_left_out_of_a_pod_that_lives_is_delivered_no_more(tmp_path: Pat
             side.say("side again")
             await until(lambda: has("side again"), "it is wanted again")
             assert not has("side after")
+            intake.tail.settings = replace(intake.tail.settings, rotated_seconds=0.1)
+            intake.source_gone(side.facts.key, left_out=True)
+            await until(lambda: [each["container"] for each in intake.rows()] == ["app"], "it is closed")
+            intake.forget()
+            intake.source(side.facts)
+            intake.add(opened(side.path, side.facts.key))
+            side.say("side at last")
+            await until(lambda: has("side at last"), "it is wanted again")
+            assert (tmp_path / "out.jsonl").read_text().count("side again") == 1 and not has("side after")
 
     asyncio.run(scenario())
 

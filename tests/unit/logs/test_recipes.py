@@ -76,6 +76,15 @@ def test_entries_of_the_journal_are_records_with_their_time(pieces: int) -> None
     assert not counts.unparsed
 
 
+@pytest.mark.parametrize("end", [b"", b"x\n", b"x\n\n"])
+def test_blank_lines_in_an_entry_of_the_journal_cost_no_more_than_others(end: bytes) -> None:
+    """A million: were each run looked through from each of its lines, this would not come to an end."""
+    blank = b"\n" * 1_000_000
+    unknown = b"A\n" + "\ufffd".encode() + b"\0" * 7
+    found = journal(b"__CURSOR=a\n" + unknown + blank + end)
+    assert found is not None and len(found["A"].strip()) == (1 if end else 0)
+
+
 @given(st.binary(max_size=300))
 def test_no_text_keeps_the_journal_s_parser(text: bytes) -> None:
     found = journal(text)

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.logs.delivery import lane as lanes
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.clock import MonotonicClock
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.lane import Lane
+from nodeagent.logs.delivery.spill import Spill
 from nodeagent.logs.records import Receipt
 from nodeagent.logs.sinks.files import FileSink, StdoutSink
 from nodeagent.logs.sinks.making import make_sink
@@ -80,6 +84,41 @@ def test_a_reader_that_hangs_is_told_and_waited_for_and_nothing_comes_twice(tmp_
         return read
 
     assert asyncio.run(test()).count(b"\n") == len(batch)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_is_written_slowly_does_not_come_from_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "SPILL_SECONDS", 0.1)
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    clock = MonotonicClock()
+    spill = Spill("x", DiskBuffer(tmp_path / "buffer", 1 << 28), "block", 1 << 20, clock)
+    lane = Lane(StdoutSink("x", 0.05, writing), DeadLetters(tmp_path, "x"), clock=clock, spill=spill)
+    spill.open(lane.counts)
+
+    async def test() -> bytearray:
+        running = asyncio.create_task(lane.run())
+        for number in range(300):
+            lane.offer(records([f"{number} {'x' * 1000}"], start=number * 2000), Receipt(1, lambda: None))
+            if number == 150:
+                await until(lambda: "stopped reading" in lane.trouble, "it is written too slowly")
+        await until(lambda: lane.buffered_bytes, "what follows is on disk")
+        read = bytearray()
+
+        def all_is_read() -> bool:
+            with suppress(BlockingIOError):
+                read.extend(os.read(reading, 1 << 16))
+            return lane.counts.total().delivered == 300 and not readable(reading)
+
+        await until(all_is_read, "all is delivered")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await lane.close(0)
+        return read
+
+    lines = asyncio.run(test()).splitlines()
+    assert [int(json.loads(each)["log"].split()[0]) for each in lines] == list(range(300))
     os.close(reading)
     os.close(writing)
 
