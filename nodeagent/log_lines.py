@@ -14,7 +14,10 @@ from typing import Final
 SPARING_SECONDS: Final = 10.0
 """Between two warnings of a kind."""
 MAX_KINDS: Final = 64
-"""Of warnings that are told apart; the one that was heard of the longest ago is forgotten first."""
+"""Of warnings that are told apart; those beyond count as one kind, until one that was heard of the longest
+ago may be forgotten.
+"""
+_OTHERS: Final = ""
 
 
 class OneLine(logging.Formatter):
@@ -59,11 +62,15 @@ class SparingLog:
     def tell(self, kind: str, words: str, level: int = logging.WARNING) -> None:
         """Warn with *words*, or say them at *level*, unless something of this *kind* was written a moment ago."""
         now = self._now()
+        if kind not in self._told and len(self._told) >= MAX_KINDS:
+            oldest = next(iter(self._told))
+            if now - self._told[oldest][0] < SPARING_SECONDS:
+                kind = _OTHERS
+            else:
+                del self._told[oldest]
         since, left_out = self._told.pop(kind, (float("-inf"), 0))
         if now - since < SPARING_SECONDS:
             self._told[kind] = since, left_out + 1
             return
         self._told[kind] = now, 0
-        if len(self._told) > MAX_KINDS:
-            del self._told[next(iter(self._told))]
         self._log.log(level, "%s%s", words, f" (and {left_out} more like it)" if left_out else "")

@@ -85,12 +85,20 @@ class LogWriter:
             _log.warning("access log %s: %s: lines are being lost", self._path, error.strerror)
 
 
-def try_to_open(path: str) -> None:
+def try_to_open(path: str) -> int:
     """Raise ConfigError where a log at *path* (``-``: standard output; empty: none) cannot be opened, or is
     a pipe that nobody reads: before workers, of which none would start, take anything over.
+
+    Return -1, or the descriptor of a pipe, which is to be kept until workers have their own: who
+    reads it sees its end where nobody writes any more.
     """
-    if path:
-        os.close(_opened(path, os.O_NONBLOCK))
+    if not path:
+        return -1
+    descriptor = _opened(path, os.O_NONBLOCK)
+    if path != "-" and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return -1
 
 
 def _opened(path: str, flags: int = 0) -> int:

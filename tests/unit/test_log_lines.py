@@ -39,7 +39,11 @@ def test_of_warnings_that_others_cause_one_of_a_kind_is_written_for_a_while(capl
 
 def test_kinds_of_warnings_are_bounded(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_lines, "MAX_KINDS", 2)
-    log = SparingLog(logging.getLogger("nodeagent.x"), lambda: 0.0)
-    for kind in ("a", "b", "a", "c", "a", "b"):
+    now = 0.0
+    log = SparingLog(logging.getLogger("nodeagent.x"), lambda: now)
+    for kind in ("a", "b", "a", "c", "d", "a", "b") * 2:
         log.tell(kind, kind)
-    assert caplog.messages == ["a", "b", "c", "b"]
+    assert caplog.messages == ["a", "b", "c"], "those beyond are one kind"
+    now = SPARING_SECONDS
+    log.tell("d", "d")
+    assert caplog.messages[3:] == ["d"], "one that was long ago makes room"

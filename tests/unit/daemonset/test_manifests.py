@@ -104,6 +104,11 @@ def test_what_cleans_a_node_is_what_is_installed_with_another_command() -> None:
     """Whatever of image, configuration, mounts and rights an overlay of somebody's own has changed, stays."""
     patch = yaml.safe_load(UNINSTALL.read_text())
     (agent,) = patch["spec"]["template"]["spec"].pop("containers")
+    (volume,) = patch["spec"]["template"]["spec"].pop("volumes")
+    assert volume == {"name": "roots", "configMap": {"optional": True}}
+    installed = next(spec for name, spec in pod_specs() if name == "DaemonSet/nodeagent")
+    (mounted,) = [each for each in installed["volumes"] if each["name"] == "roots"]
+    assert "configMap" in mounted, "else the patch would be refused"
     assert patch == {
         "spec": {
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "100%"}},

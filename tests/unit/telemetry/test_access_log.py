@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from nodeagent.cli.main import cli
 from nodeagent.errors import ConfigError
-from nodeagent.telemetry import log_format
+from nodeagent.telemetry import log_format, log_writer
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.log_format import FIELDS, Record
 from tests.waiting import DEADLINE, until
@@ -277,8 +277,21 @@ def test_a_daemon_whose_log_cannot_be_opened_takes_nothing_over(
     log = {"path": f"{tmp_path}/{place}"}
     folders = {"source": str(tmp_path), "identity": {"caDirectory": str(tmp_path)}, "redirect": {"cgroup": "/"}}
     config.write_text(json.dumps({"node": "a", **folders, "telemetry": {"accessLog": log}}))
-    with pytest.raises(ConfigError, match=r"telemetry\.accessLog\.path: .*: does its folder exist"):
+    with pytest.raises(ConfigError, match=r"telemetry\.accessLog\.path: .*(: does its folder exist|an absolute path)"):
         cli.main(["run", "-c", str(config), *replaces], standalone_mode=False)
+
+
+def test_who_reads_a_pipe_that_was_tried_sees_no_end_before_workers_have_it(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    held = log_writer.try_to_open(str(path))
+    with pytest.raises(BlockingIOError):  # at the end of the file it were nothing
+        os.read(reader, 1)
+    os.close(held)
+    os.close(reader)
+    (tmp_path / "file").touch()
+    assert log_writer.try_to_open(str(tmp_path / "file")) == -1
 
 
 def test_a_busy_worker_loses_no_lines(tmp_path: Path) -> None:
