@@ -288,9 +288,10 @@ class Intake:
                 self.source_gone(key, left_out=False)
 
     def forget(self) -> None:
-        """Forget the sources that are gone and have been read to their ends, and what was counted, and told, of pods
-        that have none.
+        """Forget the sources that are gone and have been read to their ends, what was counted, and told, of pods
+        that have none, and former sinks' buffers that were removed.
         """
+        self.streams.forget_removed()
         self.streams.forget_pods()
         gone = [key for key, each in self.streams.sources.items() if each.gone]
         if not gone:

@@ -15,6 +15,7 @@ from nodeagent.logs.counting import Counter, PodName, delivered, processed, wait
 from nodeagent.logs.delivery.lane import Lane
 from nodeagent.logs.delivery.left_behind import left_behind
 from nodeagent.logs.delivery.making import BUFFER, make_lane
+from nodeagent.logs.delivery.spill import DAMAGED
 from nodeagent.logs.process.framing import Framing
 from nodeagent.logs.process.origin import OriginFacts as Described
 from nodeagent.logs.process.origin import make_origin
@@ -228,6 +229,20 @@ class FileStreams:
             self._recipes.forget(uid)
         return last
 
+    def forget_removed(self) -> None:
+        """Tell of former sinks' buffers no more once somebody has removed them."""
+        for name, left in self._left.items():
+            if left.trouble and not left.is_there():
+                counts = self.lanes[name].counts if name in self.lanes else left.counts
+                for pod, each in left.counts.pods.items():
+                    counts.named(pod).dropped[DAMAGED] += each.offered
+                self._left[name] = left.removed()
+
+    def _names(self) -> Iterator[str]:
+        """Yield the names of sinks, and of those that are none any more and have records on disk."""
+        yield from self.lanes
+        yield from (name for name, left in self._left.items() if left.trouble and name not in self.lanes)
+
     def forget_pods(self) -> None:
         """Forget, as far as is told, what became of records of pods that are gone."""
         living = {each.pod for each in self.sources.values()}
@@ -259,7 +274,7 @@ class FileStreams:
 
     def rows(self) -> list[Unchecked]:
         """Return a row for each sink, and for each that is one no more and has records on disk."""
-        return [self._row(name) for name in dict.fromkeys((*self.lanes, *self._left))]
+        return [self._row(name) for name in self._names()]
 
     def _row(self, name: str) -> Unchecked:
         lane = self.lanes.get(name)
@@ -277,13 +292,16 @@ class FileStreams:
     def _troubles(self, name: str) -> list[str]:
         lane = self.lanes.get(name)
         left = self._left.get(name)
-        return [*(lane.troubles() if lane is not None else ()), *((left.trouble,) if left is not None else ())]
+        return [
+            *(lane.troubles() if lane is not None else ()),
+            *((left.trouble,) if left is not None and left.trouble else ()),
+        ]
 
     def warnings(self) -> list[str]:
         """Return, in words, which sinks take nothing, and why."""
         unknown = sorted(set().union(*(each.unknown for each in self.sources.values())))
         result = [f"sink {name} is unknown to the collector; nothing is read that goes there" for name in unknown]
-        for name in dict.fromkeys((*self.lanes, *self._left)):
+        for name in self._names():
             result += [f"sink {name}: {each}" for each in self._troubles(name)]
         return result
 

@@ -6,12 +6,13 @@ Nothing of them is delivered elsewhere by itself: another sink may be another te
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.buffer import NAME, DiskBuffer
 from nodeagent.logs.delivery.counts import SinkCounts
 
 MAX_FOLDERS: Final = 100
@@ -30,6 +31,21 @@ class LeftBehind:
     bytes: int
     trouble: str
     """What is to be done, in words."""
+    folder: Path
+
+    def is_there(self) -> bool:
+        """Say whether anything is in it still; where that cannot be read it is."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return any(NAME.fullmatch(each.name) for each in entries)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def removed(self) -> LeftBehind:
+        """Return what it is once somebody has removed it."""
+        return replace(self, bytes=0, trouble="")
 
 
 def left_behind(folder: Path, sinks: Collection[str]) -> list[LeftBehind]:
@@ -61,4 +77,4 @@ def _found(folder: Path) -> list[LeftBehind]:
         "that name, or logs.buffer.bytes is 0: have both until they are delivered, or remove that folder"
     )
     log.warning("sink %s: %s", name, trouble)
-    return [LeftBehind(name, counts, buffer.bytes, trouble)]
+    return [LeftBehind(name, counts, buffer.bytes, trouble, folder)]

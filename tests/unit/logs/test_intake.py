@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from nodeagent.channel import pair
 from nodeagent.logs.collector import Collector, Intake
 from nodeagent.logs.delivery.buffer import DiskBuffer
 from nodeagent.logs.delivery.counts import MAX_PODS, OTHERS
+from nodeagent.logs.delivery.spill import DAMAGED
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts
 from nodeagent.logs.tail.positions import FILE
@@ -276,6 +278,12 @@ def test_records_of_a_former_sink_are_told_until_somebody_decides(tmp_path: Path
         for _ in range(2):
             async with at_work(tmp_path, buffer={"bytes": 0}) as intake:
                 assert any("former" in each for each in intake.warnings())
+        async with at_work(tmp_path) as intake:
+            shutil.rmtree(tmp_path / "state" / "buffer" / "former")
+            intake.forget()
+            assert not intake.warnings() and [each["name"] for each in intake.streams.rows()] == ["all"]
+            (of_former,) = [counts for who, _, counts in intake.streams.counts() if "former" in who]
+            assert [count for _, labels, count in of_former() if DAMAGED in labels] == [2], "they are dropped"
 
     asyncio.run(scenario())
 
