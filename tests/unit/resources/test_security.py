@@ -237,7 +237,7 @@ def test_request_authentication() -> None:
 
 WRONG: list[tuple[Any, str]] = [
     # the document
-    (5, "document: 5: a mapping is expected"),
+    (5, "document: of type int: a mapping is expected"),
     ({"kind": "VirtualService"}, "kind: 'VirtualService': allowed: AuthorizationPolicy, PeerAuthentication"),
     ({"kind": []}, "kind: []"),
     (
