@@ -230,7 +230,8 @@ def _pod(pod: PodObject) -> dict[str, KubeObject]:
 
 
 def _container(container: ContainerObject) -> KubeObject:
-    found: KubeObject = {"ports": [{"name": port.name, "containerPort": port.number} for port in container.ports]}
+    ports = [{"name": port.name, "containerPort": port.number} for port in container.ports]
+    found: KubeObject = {"name": container.name, "ports": ports}
     places = ("startupProbe", "livenessProbe", "readinessProbe", "postStart", "preStop")
     for place, probe in zip(places, container.probes, strict=False):
         target = found.setdefault("lifecycle", {}) if place in ("postStart", "preStop") else found
