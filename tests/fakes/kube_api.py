@@ -200,7 +200,7 @@ class FakeKubeApi:
         groups: dict[str, list[Document]] = {name: [] for name in self.groups}
         for each in self.kinds.values():
             if each.group and each.plural in self.served - self.undiscovered:
-                groups.setdefault(each.group, []).append({"version": each.versions[0]})
+                groups.setdefault(each.group, []).append(_version(each.group, each.versions[0]))
         return {"kind": "APIGroupList", "groups": [{"name": name, "versions": found} for name, found in groups.items()]}
 
     def _resources(self, group: str, version: str) -> web.Response:
@@ -330,6 +330,10 @@ def _merged(document: Document, patch: Document) -> Document:
         else:
             found[name] = value
     return found
+
+
+def _version(group: str, version: str) -> Document:
+    return {"groupVersion": f"{group}/{version}", "version": version}
 
 
 def _line(event: Document) -> bytes:

@@ -115,7 +115,7 @@ OTHERWISE = {
     "http2/5.3.1/1": "RFC 9113 section 5.3.2 gives priorities no meaning: RFC 7540's rules for them are gone",
     "http2/5.3.1/2": "the same, in a frame of its own",
 }
-"""Tests of h2spec that do not pass, and why they need not."""
+"""Tests of h2spec that do not pass, or only where an answer comes late, and why they need not."""
 TIMES = 4
 """So often at most h2spec is asked. What it sends behind a request may come behind the whole answer, to
 a stream that is closed, where it is ignored: then a test fails that passes the next time.
@@ -130,7 +130,7 @@ def test_the_rules_hold_as_h2spec_knows_them(lab: Lab) -> None:
         told = json.loads(done.stdout.splitlines()[-1])
         assert told["passed"] + len(told["failed"]) == H2SPEC
         always = {name: said for name, said in told["failed"].items() if always is None or name in always}
-        if always.keys() == OTHERWISE.keys():
+        if always.keys() <= OTHERWISE.keys():
             break
     assert always is not None
-    assert always.keys() == OTHERWISE.keys(), always
+    assert always.keys() <= OTHERWISE.keys(), always

@@ -209,10 +209,12 @@ def carried(delta_entries: Any) -> None:
 def test_yaml(tmp_path: Path, seed: int) -> None:
     """750 × 4 mutants of a file of policies: each is read, and none that is refused takes a last good one away."""
     chance = Random(seed)
-    file, kept = tmp_path / "a.yaml", LastGood(tmp_path / "last-good")
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    file, kept = folder / "a.yaml", LastGood(tmp_path / "last-good")
     good = "---\n".join(yaml.safe_dump(document, sort_keys=False) for document in POLICIES)
     keys = {(each["kind"], "shop", each["metadata"]["name"]) for each in POLICIES}
-    manifests = Manifests((tmp_path,), kept)
+    manifests = Manifests((folder,), kept)
     for number in range(750):
         file.write_text(good)
         manifests.everything()
