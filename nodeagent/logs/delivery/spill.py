@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -37,6 +37,9 @@ log = logging.getLogger("nodeagent.logs")
 
 class Feeding(Protocol):
     """What the lane does for its spill."""
+
+    on_room: Callable[[], None]
+    """Told when more may be offered again."""
 
     def settle(self, entry: Entry, records: int) -> None:
         """So many records of *entry* are on disk."""
@@ -170,9 +173,12 @@ class Spill:
         if self.trouble:
             log.info("sink %s: its buffer takes records again", self._sink)
             self.trouble = ""
+        full = not self.room()
         self._bytes -= size
         for part in parts:
             lane.settle(part.entry, len(part.records))
+        if full and self.room():
+            lane.on_room()
         self._feed.set()
 
     async def _fail(self, error: OSError, lane: Feeding) -> None:

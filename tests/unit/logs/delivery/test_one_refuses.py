@@ -270,3 +270,31 @@ def test_one_pod_whose_records_are_refused_costs_others_few_requests(tmp_path: P
         await scene.lane.close(0)
 
     asyncio.run(asyncio.wait_for(test(), 100))
+
+
+def test_who_reads_is_told_once_the_disk_has_taken_what_filled_the_memory(tmp_path: Path) -> None:
+    """Without that files would be read a window at each of the tail's looks, while the sink is away."""
+
+    async def test() -> None:
+        scene = Scene(tmp_path, ScriptedSink(lambda _texts: Untaken("away")), buffered=True)
+        assert scene.lane.spill
+        told = 0
+
+        def on_room() -> None:
+            nonlocal told
+            told += 1
+
+        scene.lane.on_room = on_room
+        task = asyncio.create_task(scene.lane.run())
+        scene.offer([f"a {TEXT}"], "a")
+        await until(lambda: scene.lane.spill and scene.lane.spill.active)
+        for _ in range(3):
+            before = told
+            while scene.lane.room():
+                scene.offer([f"a {TEXT}"], "a")
+            await until(lambda before=before: told > before, "it is told")  # type: ignore[misc]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await scene.lane.close(0)
+
+    asyncio.run(asyncio.wait_for(test(), 100))
