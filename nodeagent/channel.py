@@ -101,6 +101,8 @@ class Channel(Generic[Heard, Told]):
         self._in_flight = 0
         """Descriptors that were sent since the other end had read everything."""
         self._open = True
+        self._deaf = False
+        """After what was no message."""
         loop.add_reader(end.fileno(), self._readable)
 
     def send(self, message: Told) -> None:
@@ -139,6 +141,13 @@ class Channel(Generic[Heard, Told]):
         """Say whether the other end has something to read (SIOCOUTQ, unix(7))."""
         return any(fcntl.ioctl(self._end.fileno(), termios.TIOCOUTQ, bytes(4)))
 
+    def hear_out(self) -> None:
+        """The other end is dead, which is known: hear what it had said, and close."""
+        self._closed = _known
+        while self._open and not self._deaf and self._read():
+            """Its last words count."""
+        self.close()
+
     def close(self) -> None:
         """Close this end; queued messages are dropped."""
         if not self._open:
@@ -146,10 +155,14 @@ class Channel(Generic[Heard, Told]):
         self._open = False
         self._loop.remove_reader(self._end.fileno())
         self._loop.remove_writer(self._end.fileno())
+        self._drop()
+        self._end.close()
+
+    def _drop(self) -> None:
         for queued in self._queue:
             close_all(queued.descriptors)
         self._queue.clear()
-        self._end.close()
+        self._bytes = self._descriptors = 0
 
     def _flush(self) -> None:
         while self._queue:
@@ -159,9 +172,12 @@ class Channel(Generic[Heard, Told]):
             except (BlockingIOError, InterruptedError):
                 self._loop.add_writer(self._end.fileno(), self._flush)
                 return
-            except OSError:
-                self._lost()
-                return
+            except OSError as error:
+                if error.errno not in _GONE:
+                    self._lost()
+                    return
+                self._drop()  # its end is heard where it is read, after what it had said
+                break
             self._queue.popleft()
             self._bytes -= queued.size
             self._descriptors -= len(queued.descriptors)
@@ -171,30 +187,42 @@ class Channel(Generic[Heard, Told]):
 
     def _readable(self) -> None:
         for _ in range(MESSAGES_AT_ONCE):
+            if not self._read():
+                return
+
+    def _read(self) -> bool:
+        """Hear one message; say whether there may be more."""
+        try:
             try:
                 packet = receive(self._end)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._lost()
-                return
-            if not packet.payload:
-                self._lost()
-                return
-            try:
-                message = decode(packet, self._decoder)
-            except MessageError as error:
-                self._loop.remove_reader(self._end.fileno())
-                self._misunderstood(error)
-                return
-            self._heard(message)
-            if not self._open:
-                return
+            except ConnectionResetError:
+                packet = receive(self._end)  # told once of an end that had not read everything; what it sent follows
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            self._lost()
+            return False
+        if not packet.payload:
+            self._lost()
+            return False
+        try:
+            message = decode(packet, self._decoder)
+        except MessageError as error:
+            self._deaf = True
+            self._loop.remove_reader(self._end.fileno())
+            self._misunderstood(error)
+            return False
+        self._heard(message)
+        return self._open
 
     def _lost(self) -> None:
         if self._open:
             self.close()
             self._closed()
+
+
+def _known() -> None:
+    """Nobody needs to be told that the other end is gone."""
 
 
 class Outbox(Generic[Told]):

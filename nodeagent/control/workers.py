@@ -259,11 +259,11 @@ class Workers:
         for worker in list(self._draining):
             if worker.pid == pid:
                 self._draining.remove(worker)
-                worker.channel.close()
+                worker.channel.hear_out()
         for slot, worker in list(self._slots.items()):
             if worker.pid != pid:
                 continue
-            worker.channel.close()
+            worker.channel.hear_out()
             del self._slots[slot]
             self._questions.gone(worker)
             if not self._stopping:

@@ -13,7 +13,17 @@ from typing import TypeAlias
 
 import pytest
 
-from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Channel, Outbox, decode, pair, receive
+from nodeagent.channel import (
+    DESCRIPTORS,
+    MESSAGE_BYTES,
+    MESSAGES_AT_ONCE,
+    QUEUE_DESCRIPTORS,
+    Channel,
+    Outbox,
+    decode,
+    pair,
+    receive,
+)
 from nodeagent.channel import memory_file as make_memory_file
 from nodeagent.errors import ControlError
 from nodeagent.messages import FROM_WORKER, Counted, Exited, FlowRows, FromSupervisor
@@ -68,6 +78,35 @@ def exchange(*sent: Said) -> list[Said]:
         return arrived
 
     return asyncio.run(run())
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_the_last_words_of_the_dead_are_heard(spoilt: bool) -> None:
+    """Input: more than is read in one turn, and what is no message before the end. Verdict: all up to that; nobody is
+    told of the end, which is known.
+    """
+    arrived: list[Said] = []
+    told: list[str] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = pair()
+        reader = channel(loop, ours, arrived.append, lambda: told.append("closed"))
+        reader.send(Text("what it does not read any more"))
+        for number in range(3 * MESSAGES_AT_ONCE):
+            theirs.send(encode(Numbered(number))[0])
+        if spoilt:
+            theirs.send(b"{}")
+            theirs.send(encode(Numbered(-1))[0])
+        theirs.close()
+        reader.send(Text("what it cannot read any more"))
+        reader.hear_out()
+        reader.hear_out()
+        assert ours.fileno() == -1
+
+    asyncio.run(run())
+    assert arrived == [Numbered(number) for number in range(3 * MESSAGES_AT_ONCE)]
+    assert told == []
 
 
 def test_messages_arrive_in_order_with_their_descriptors() -> None:

@@ -23,6 +23,7 @@ from nodeagent.mesh.entries import Delta
 from nodeagent.messages import (
     TO_WORKER,
     AskFlows,
+    Counted,
     Drain,
     Finish,
     Finished,
@@ -93,7 +94,8 @@ class Scene:
 
     def __init__(self, count: int = 1, sockets: Callable[..., list[socket.socket]] = lambda *_: []) -> None:
         self.supervisor = Supervisor()
-        needs = Needs(sockets, lambda _: None, lambda _: None)
+        self.reports: list[dict[str, object]] = []
+        needs = Needs(sockets, self.reports.append, lambda _: None)
         self.workers = Workers(
             asyncio.get_running_loop(),
             count,
@@ -156,6 +158,23 @@ def test_the_nodes_addresses_change() -> None:
         ]
         workers.exited(0, 1)
         assert started(heard(await stage.filled(2))[0]) == ("10.0.0.1", "10.0.0.2")
+
+    play(scene)
+
+
+def test_what_a_worker_counted_last_is_heard_though_its_death_is_known_first() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        stage.workers.forked(1, 1001)
+        end = await stage.filled(1)
+        stage.workers.drain(1.0)
+        for number in range(10):
+            end.send(encode(Counted({"number": number}))[0])
+        end.close()
+        stage.supervisor.ends.clear()
+        stage.workers.exited(1001, 0)
+        assert stage.reports == [{"number": number} for number in range(10)]
+        assert not stage.supervisor.killed
 
     play(scene)
 
