@@ -42,6 +42,8 @@ Who dies when, and what is then:
                                    that one is coming (Successor: its pod is there, kube/successor.py);
                                    it goes on then until that one has the node, or comes no more
 
+What the workers of a daemon count that drains, it tells whoever has the node: ``control/late_counts.py``.
+
 Versions: Hello, Welcome and Unwelcome never change; the rest is of the version that Welcome names,
 the highest that both speak. Keys that a newcomer does not know it closes. A daemon from before
 there was a hand-over has no such socket: it is ended first, as ever.
@@ -54,7 +56,6 @@ import os
 import re
 import select
 import socket
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,7 @@ from nodeagent import __version__
 from nodeagent.channel import Outbox, Packet, close_all, decode, receive
 from nodeagent.errors import ControlError, shown
 from nodeagent.folder_lock import FolderLock
+from nodeagent.local_listener import LocalListener, calling_uid
 from nodeagent.messages import (
     FROM_PREDECESSOR,
     FROM_SUCCESSOR,
@@ -83,6 +85,8 @@ from nodeagent.wire import FileDescriptor, MessageError, encode
 VERSIONS: Final = (1,)
 """Of the protocol after Welcome."""
 SOCKET: Final = "hand-over.sock"
+COUNTS_SOCKET: Final = "late-counts.sock"
+"""Where daemons that drain tell what they count (``control/late_counts.py``)."""
 ANSWER_SECONDS: Final = 10.0
 """A supervisor waits for nobody, and answers within this time on the busiest machine."""
 ENDING_SECONDS: Final = 60.0
@@ -97,15 +101,7 @@ KEY: Final = re.compile(
 """What is handed over in version 1: ``messages.Keep``, ``Resigned.ports``."""
 PORTS: Final = "ports/"
 """How the keys of the ports' listeners begin."""
-_CREDENTIALS: Final = struct.Struct("=3i")
-"""struct ucred (unix(7)): pid, uid, gid."""
 log = logging.getLogger("nodeagent.supervisor")
-
-
-def calling_uid(end: socket.socket) -> int:
-    """Return whose process is at the other end, by SO_PEERCRED. Raises OSError."""
-    credentials = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(credentials)[1])
 
 
 class EndingError(ControlError):
@@ -286,8 +282,7 @@ class HandOver:
         """*folder*: the runtime directory; *locks*: by the settings that name the folders."""
         self._path = folder / SOCKET
         self._locks = locks
-        self._listener: socket.socket | None = None
-        self._inode = 0
+        self._listener: LocalListener | None = None
         self._end: socket.socket | None = None
         self._outbox: Outbox[FromPredecessor] | None = None
         self.stage: Stage | None = None
@@ -307,19 +302,8 @@ class HandOver:
 
     def open(self) -> None:
         """Listen. Raises OSError: nothing can be handed over then."""
-        if self._listener is not None:
-            return
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        try:
-            self._path.unlink(missing_ok=True)
-            listener.bind(str(self._path))
-            self._path.chmod(0o600)  # before it listens, so nobody can have connected
-            listener.listen(4)
-            self._inode = self._path.stat().st_ino
-        except OSError:
-            listener.close()
-            raise
-        self._listener = listener
+        if self._listener is None:
+            self._listener = LocalListener(self._path)
 
     def waits_for(self) -> dict[int, int]:
         """Return the descriptors to poll, each with its events."""
@@ -355,13 +339,9 @@ class HandOver:
 
     def close(self) -> None:
         """Nobody can call any more; who has taken over is still heard."""
-        if self._listener is None:
-            return
-        self._listener.close()
-        self._listener = None
-        with suppress(OSError):
-            if self._path.stat().st_ino == self._inode:  # a successor may have its own there
-                self._path.unlink()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     def inherit(self) -> list[int]:
         """Return the descriptors that a child must not have."""
@@ -377,20 +357,11 @@ class HandOver:
         self._end = None
         self._outbox = None
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            end, _ = listener.accept()
-        except OSError:
+    def _accept(self, listener: LocalListener) -> None:
+        end = listener.accept()
+        if end is None:
             return
-        end.setblocking(False)
         why = self.ending
-        try:
-            if calling_uid(end) != os.getuid():
-                end.close()
-                return
-        except OSError:
-            end.close()
-            return
         if self.stage is not None:
             why = "another daemon is about to take over"
         if why:
