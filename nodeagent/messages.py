@@ -11,6 +11,8 @@ message that holds a descriptor is the owner of it once it was received.
        │   │ FromPredecessor          └─ToCollector, FromCollector─▶ collector
        │   ▼
     another daemon's supervisor, which takes the node over (FromSuccessor)
+
+Besides, a control whose node is another daemon's tells that one's control LateCounts.
 """
 
 from __future__ import annotations
@@ -248,6 +250,27 @@ class HandedAll:
 
 
 FromPredecessor: TypeAlias = Welcome | Unwelcome | Handed | HandedAll
+
+# -- control of a daemon that drains tells the one that has the node (control/late_counts.py), and hears from it --
+
+
+@dataclass(frozen=True, slots=True)
+class LateCounts:
+    """What was counted since the last one, *version* says how it is written (``late_reports.py``); answered by
+    :class:`CountsTaken` of the same *number*. No release may change it.
+    """
+
+    version: int
+    number: int
+    report: Unchecked
+
+
+@dataclass(frozen=True, slots=True)
+class CountsTaken:
+    """They are in the metrics of who answers. No release may change it."""
+
+    number: int
+
 
 # -- control tells a worker --
 
@@ -593,3 +616,5 @@ TO_COLLECTOR: Final[MessageDecoder[ToCollector]] = MessageDecoder(get_args(ToCol
 FROM_COLLECTOR: Final[MessageDecoder[FromCollector]] = MessageDecoder(get_args(FromCollector), LARGEST_FROM_WORKER)
 FROM_SUCCESSOR: Final[MessageDecoder[FromSuccessor]] = MessageDecoder(get_args(FromSuccessor), LARGEST_OF_DAEMONS)
 FROM_PREDECESSOR: Final[MessageDecoder[FromPredecessor]] = MessageDecoder(get_args(FromPredecessor), LARGEST_OF_DAEMONS)
+FROM_DRAINING: Final[MessageDecoder[LateCounts]] = MessageDecoder((LateCounts,), LARGEST_FROM_WORKER)
+TO_DRAINING: Final[MessageDecoder[CountsTaken]] = MessageDecoder((CountsTaken,), LARGEST_OF_DAEMONS)

@@ -18,7 +18,7 @@ from typing import Final, Literal
 from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.errors import KernelError
 from nodeagent.folder_lock import held
-from nodeagent.hand_over import SOCKET
+from nodeagent.hand_over import COUNTS_SOCKET, SOCKET
 from nodeagent.logs.settings import STATE_DIRECTORY
 from nodeagent.redirect import pins
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
@@ -30,7 +30,7 @@ from nodeagent.services.objects import own_files
 
 STATE: Final = ("cluster.snapshot", "cluster.new")
 """What it keeps of a cluster (``kube/snapshot.py``), and one that was not written to its end."""
-OWN: Final = ("admin.sock", SOCKET, "pods", "last-good", *STATE)
+OWN: Final = ("admin.sock", SOCKET, COUNTS_SOCKET, "pods", "last-good", *STATE)
 """What the daemon makes in its runtime directory."""
 POSITIONS: Final = "positions"
 """How the names begin of the files in which the collector of logs keeps how far it has read."""

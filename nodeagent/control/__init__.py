@@ -16,7 +16,8 @@ control left, ``heartbeat.py`` begins and ends the data plane's, ``logs.py`` has
 read: ``log_finder.py`` finds files (a look at a pod: ``log_scan.py``; ``log_watches.py`` says
 when), ``log_opening.py`` opens them, ``log_collector.py`` hands them to the collector's process,
 ``log_metrics.py`` counts. ``source_reader.py`` brings all of them to a change,
-``supervisor_link.py`` hears from the supervisor, ``in_force.py`` says which policies everybody has.
+``supervisor_link.py`` hears from the supervisor, ``late_counts.py`` tells who has the node what was
+counted after a hand-over, ``in_force.py`` says which policies everybody has.
 Pages over several concerns are modules of their own (``flows.py``, ``pods_page.py``,
 ``mesh_pages.py``, ``metrics_pages.py``, ``readiness.py``); ``admin.py`` serves what it is given.
 ``main.py`` composes: it starts concerns in order, and stops them in the reverse.

@@ -36,6 +36,7 @@ from nodeagent.control.jwks import KeySets
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.control.kernel_upkeep import KernelSide, KernelUpkeep
 from nodeagent.control.key_sets import NodeKeySets
+from nodeagent.control.late_counts import NodeCounts
 from nodeagent.control.left_alone import KernelOutside, LeftAlonePods
 from nodeagent.control.leftovers import Leftovers, PodSocketMaker
 from nodeagent.control.mesh_pages import MeshPages
@@ -134,11 +135,12 @@ class Beginning:
         self.store.set(declared.BUILD_INFO, (__version__, platform.python_version(), config.node), 1)
         self.link = SupervisorLink(loop, end)
         self.pod_sockets = PodSocketMaker(self.link.inherited)
+        self.counts = NodeCounts(loop, config.runtime_directory, self.store)
         self.workers = Workers(
             loop,
             config.proxy.worker_count(),
             self.link,
-            Needs(self.pod_sockets.make, self.store.merge, self._count_restart),
+            Needs(self.pod_sockets.make, self.counts.count, self._count_restart),
             drain_seconds=config.proxy.timeouts.drain,
             stop_seconds=config.proxy.timeouts.stop / 2,
             hand_over_seconds=config.proxy.timeouts.hand_over,
@@ -340,6 +342,7 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     link.inherited.certificates.clear()
     made.network.begin()
     await stops.enter_async_context(ports.run())
+    stops.callback(beginning.counts.close)
     workers.fill(first_words(config, made.plane))
     await stops.enter_async_context(workers.run(parts))
     await stops.enter_async_context(heartbeat.run(parts))
@@ -363,6 +366,7 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
         await stops.enter_async_context(concern.run(parts))
     stops.callback(parts.stop)
     await open_ports(beginning, made, ports, heartbeat)
+    beginning.counts.listen()
     link.inherited.close_ports()
     link.resigns_by(functools.partial(resign, made, beginning.beside, ports, workers))
     heartbeat.begin(parts, config.redirect.heartbeat_timeout_seconds, made.plane.heartbeat_fd)
@@ -383,9 +387,10 @@ def resign(made: Concerns, beside: Iterable[Beside], ports: AdminPorts, workers:
 
 
 async def step_down(beginning: Beginning, made: Concerns) -> None:
-    """The node is another daemon's: tell nothing any more, and see the workers' connections to their
+    """The node is another daemon's: tell nobody else anything any more, and see the workers' connections to their
     end. Everything that workers hear of changes goes on until then.
     """
+    teller = beginning.counts.pass_on()
     await beginning.ports.close()
     made.pod_sockets.close()
     made.enrolment.close_listeners()
@@ -394,7 +399,9 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     with noted(beginning.config.runtime_directory) as note:
         telling = functools.partial(tell_what_is_open, workers, workers.snapshot, seconds, note)
         beginning.parts.start("what tells of the drain", telling)
+        beginning.parts.start("what tells what is counted", teller.keep_telling)
         await workers.step_down(seconds, functools.partial(hurried, beginning, made))
+        await teller.tell_the_rest()
         beginning.parts.stop()
 
 

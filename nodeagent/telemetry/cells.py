@@ -18,9 +18,9 @@ Message = dict[str, object]
 
 MESSAGE_CHARACTERS: Final = 80_000
 """Of label values and buckets in one message: half of the channel's packet, the rest is for JSON's own marks."""
-_SERIES_CHARACTERS: Final = 700
+SERIES_CHARACTERS: Final = 700
 """What a series needs besides its labels at most, nearly: sixty buckets with their counts."""
-_PLAIN_CHARACTERS: Final = 100
+PLAIN_CHARACTERS: Final = 100
 """What a counter or a gauge needs besides its labels: its name and a number."""
 _MILLISECONDS: Final = [float(bound) for bound in BUCKETS]
 _BYTES: Final = [int(bound) for bound in BUCKETS]
@@ -52,9 +52,9 @@ class HttpCell:
         if not any(self.duration):
             return None
         taken: list[list[object]] = [
-            [_sparse(self.duration), self.duration_sum],
-            [_sparse(self.received), self.received_sum],
-            [_sparse(self.sent), self.sent_sum],
+            [sparse(self.duration), self.duration_sum],
+            [sparse(self.received), self.received_sum],
+            [sparse(self.sent), self.sent_sum],
         ]
         self._clear()
         return taken
@@ -181,7 +181,7 @@ class WorkerMetrics:
             ("counts", _plain(self._counts)),
             ("gauges", _plain(self._gauges)),
         ):
-            messages += [{kind: chunk} for chunk in _chunks(series)]
+            messages += [{kind: chunk} for chunk in chunks(series)]
         self._counts = {}
         self._gauges = {}
         return messages
@@ -194,16 +194,16 @@ def _taken(
     for (reporters, labels), cell in cells.items():
         values = cell.take()
         if values is not None:
-            yield _SERIES_CHARACTERS + sum(map(len, labels)), [reporters, labels, values]
+            yield SERIES_CHARACTERS + sum(map(len, labels)), [reporters, labels, values]
 
 
 def _plain(values: Mapping[tuple[str, Labels], object]) -> Iterator[tuple[int, list[object]]]:
     """Return counters or gauges, each with the characters that it takes at most."""
     for (name, labels), value in values.items():
-        yield _PLAIN_CHARACTERS + sum(map(len, labels)), [name, labels, value]
+        yield PLAIN_CHARACTERS + sum(map(len, labels)), [name, labels, value]
 
 
-def _chunks(series: Iterator[tuple[int, list[object]]]) -> Iterator[list[object]]:
+def chunks(series: Iterator[tuple[int, list[object]]]) -> Iterator[list[object]]:
     """Cut *series* where a message is full."""
     chunk: list[object] = []
     size = 0
@@ -218,5 +218,6 @@ def _chunks(series: Iterator[tuple[int, list[object]]]) -> Iterator[list[object]
         yield chunk
 
 
-def _sparse(buckets: list[int]) -> list[list[int]]:
+def sparse(buckets: list[int]) -> list[list[int]]:
+    """Return the *buckets* that hold something, as [index, count] pairs."""
     return [[index, count] for index, count in enumerate(buckets) if count]

@@ -33,7 +33,7 @@ from nodeagent.telemetry.metrics import (
 
 _LABEL_LENGTH: Final = 1024
 _OWN_GAUGES: Final = (LOOP_LAG, BUSY_POLL, OPEN_CONNECTIONS)
-_LARGEST: Final = 1 << 53
+LARGEST: Final = 1 << 53
 """Beyond it a float, which is what Prometheus makes of it, is not exact."""
 
 Histogram = tuple[list[tuple[int, int]], float]
@@ -148,14 +148,14 @@ def _metric(name: object, kind: Kind) -> Metric:
 
 
 def _amount(value: object) -> int:
-    if type(value) is not int or not 0 <= value < _LARGEST:
+    if type(value) is not int or not 0 <= value < LARGEST:
         raise ReportError(f"a count is a whole number below 2^53, not {shown(value)}")
     return value
 
 
 def _number(value: object) -> float:
     if type(value) is int:
-        value = float(value) if value < _LARGEST else math.inf
-    if type(value) is not float or not 0 <= value < _LARGEST:
+        value = float(value) if value < LARGEST else math.inf
+    if type(value) is not float or not 0 <= value < LARGEST:
         raise ReportError(f"a value is a number from 0 to 2^53, not {shown(value)}")
     return value

@@ -76,6 +76,11 @@ class Store:
             if self._has_room(metric, labels):
                 self.set(metric, labels, value)
 
+    @property
+    def held(self) -> StoredSeries:
+        """Everything, as it grows."""
+        return StoredSeries(self._http, self._tcp, self._messages, self._plain)
+
     def exposition(self, wanted: Format = TEXT) -> Iterator[bytes]:
         """Yield the exposition in the format *wanted* in pieces of at most about 64 KB, so that its
         memory stays flat and others run between them.
@@ -85,7 +90,7 @@ class Store:
         """
         from nodeagent.telemetry import exposition  # 2.7 MB, for those only who scrape
 
-        return exposition.render(StoredSeries(self._http, self._tcp, self._messages, self._plain), wanted)
+        return exposition.render(self.held, wanted)
 
     def _has_room(self, metric: Metric, labels: Labels) -> bool:
         """Say whether a worker may count into the series *labels*, which may be a new one; what it

@@ -31,6 +31,7 @@ from tests.netns.world import (
     get,
     growth,
     parent_of,
+    scrape,
     server,
 )
 from tests.waiting import eventually
@@ -231,6 +232,62 @@ def test_what_drains_hears_of_every_policy(lab: Lab) -> None:
             assert "beside this one" not in ready(lab)
         finally:
             lab.delete(("AuthorizationPolicy", "default", "no-more"))
+
+
+KEPT = """
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], 80)
+connection.connect()
+connection.auto_open = 0
+while True:
+    connection.request("GET", "/about")
+    answer = connection.getresponse()
+    answer.read()
+    print(answer.status, flush=True)
+    if not sys.stdin.readline():
+        break
+"""
+
+
+@contextmanager
+def kept(lab: Lab, name: str) -> Iterator[Client]:
+    """An HTTP connection to *name* that was asked once and stays open; each line asks again."""
+    argv = [sys.executable, "-c", KEPT, cluster_ip(lab, name)]
+    pipe = subprocess.PIPE
+    with lab.popen("client", argv, stdin=pipe, stdout=pipe, text=True) as process:
+        client = Client(process)
+        try:
+            assert client.hear() == 200
+            yield client
+        finally:
+            process.kill()
+
+
+@pytest.mark.timeout(400)
+def test_what_drains_is_in_the_metrics_of_who_has_the_node(lab: Lab) -> None:
+    """Input: a kept connection is asked after the hand-over; connections end after a second one. Verdict: the
+    request is counted by the daemon that took over, the ends by the third one, each once.
+    """
+    agent = lab.agent("node1")
+    pair = {"reporter": "source", "source_workload": "client", "destination_workload": "remote"}
+    with client_in(lab, "client", "hold", cluster_ip(lab, "remote"), 9000, "--connections", 5) as held:
+        with kept(lab, "remote") as asked:
+            first = agent.succeed()
+            eventually(lambda: "is there beside this one" in get(lab, "node1", 15021, "/ready")[1], "it drains")
+            second = growth(lab, "node1")
+            assert second.before.sum("istio_requests_total", **pair) == 0
+            assert asked.say() == 200
+            second.comes_to(1, "istio_requests_total", **pair, response_code="200")
+        ended = agent.succeed()
+        eventually(lambda: gone(ended), "the second daemon has ended: what it had is closed")
+        third = growth(lab, "node1")
+        assert held.say() == {"ok": 5, "bad": []}
+    third.comes_to(5, "istio_tcp_connections_closed_total", **pair)
+    eventually(lambda: gone(first), "the first daemon has ended")
+    now = scrape(lab, "node1")
+    assert now.sum("istio_tcp_received_bytes_total", **pair) > 0
+    assert now.sum("istio_tcp_connections_opened_total", **pair) == 0
+    assert now.sum("istio_tcp_connections_closed_total", **pair) == 5
 
 
 @pytest.mark.timeout(400)
