@@ -63,32 +63,32 @@ class NodeCounts:
         self._loop = loop
         self._path = folder / COUNTS_SOCKET
         self._store = store
-        self._taker = Taker(loop, self._path, store)
-        self._teller: Teller | None = None
+        self._receiver = CountsReceiver(loop, self._path, store)
+        self._sender: CountsSender | None = None
 
     def count(self, report: Unchecked) -> None:
         """Take a worker's *report*."""
-        if self._teller is None:
+        if self._sender is None:
             self._store.merge(report)
         else:
-            self._teller.count(report)
+            self._sender.count(report)
 
     def listen(self) -> None:
         """Add what daemons count that drain beside this one."""
-        self._taker.open()
+        self._receiver.open()
 
-    def pass_on(self) -> Teller:
+    def pass_on(self) -> CountsSender:
         """The node is another daemon's: return who tells that one what is counted from now on."""
-        self._taker.close()
-        self._teller = Teller(self._loop, self._path)
-        return self._teller
+        self._receiver.close()
+        self._sender = CountsSender(self._loop, self._path)
+        return self._sender
 
     def close(self) -> None:
         """Hear nobody any more."""
-        self._taker.close()
+        self._receiver.close()
 
 
-class Taker:
+class CountsReceiver:
     """The side of the daemon that has the node."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, path: Path, store: Store) -> None:
@@ -152,7 +152,7 @@ class Taker:
             log.warning("what a daemon counts that drains beside this one is in no metric: %s", why)
 
 
-class Teller:
+class CountsSender:
     """The side of a daemon that drains."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, path: Path) -> None:

@@ -390,7 +390,7 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     """The node is another daemon's: tell nobody else anything any more, and see the workers' connections to their
     end. Everything that workers hear of changes goes on until then.
     """
-    teller = beginning.counts.pass_on()
+    sender = beginning.counts.pass_on()
     await beginning.ports.close()
     made.pod_sockets.close()
     made.enrolment.close_listeners()
@@ -399,9 +399,9 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     with noted(beginning.config.runtime_directory) as note:
         telling = functools.partial(tell_what_is_open, workers, workers.snapshot, seconds, note)
         beginning.parts.start("what tells of the drain", telling)
-        beginning.parts.start("what tells what is counted", teller.keep_telling)
+        beginning.parts.start("what tells what is counted", sender.keep_telling)
         await workers.step_down(seconds, functools.partial(hurried, beginning, made))
-        await teller.tell_the_rest()
+        await sender.tell_the_rest()
         beginning.parts.stop()
 
 

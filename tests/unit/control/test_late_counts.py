@@ -13,7 +13,7 @@ import pytest
 from nodeagent import local_listener
 from nodeagent.channel import decode, receive
 from nodeagent.control import late_counts
-from nodeagent.control.late_counts import NodeCounts, Teller
+from nodeagent.control.late_counts import CountsSender, NodeCounts
 from nodeagent.hand_over import COUNTS_SOCKET
 from nodeagent.local_listener import LocalListener
 from nodeagent.messages import FROM_DRAINING, CountsTaken, LateCounts
@@ -110,14 +110,14 @@ def test_only_what_comes_after_the_hand_over_is_told_and_that_once(play: Callabl
         old = node.daemon()
         old.counts.count(cut(100))
         new = node.daemon()
-        teller = old.counts.pass_on()
+        sender = old.counts.pass_on()
         for _ in range(2):
             old.counts.count(cut(1))
-        await teller.tell()
-        await teller.tell()
+        await sender.tell()
+        await sender.tell()
         assert (old.cut, new.cut) == (100, 2)
         old.counts.count(cut(3))
-        await teller.tell_the_rest()
+        await sender.tell_the_rest()
         assert (old.cut, new.cut) == (100, 5)
         assert not new.rejected
 
@@ -129,13 +129,13 @@ def test_what_nobody_takes_waits_summed_up(play: Callable[..., None]) -> None:
 
     async def scene(node: Node) -> None:
         old = node.daemon()
-        teller = old.counts.pass_on()
+        sender = old.counts.pass_on()
         assert not node.path.exists()
         for number in range(10):
             old.counts.count(cut(number))
-            await teller.tell()
+            await sender.tell()
         new = node.daemon()
-        await teller.tell()
+        await sender.tell()
         assert new.cut == sum(range(10))
 
     play(scene)
@@ -172,10 +172,10 @@ def test_a_report_is_told_again_where_it_was_not_taken(play: Callable[..., None]
     """Input: who has the node is succeeded when a report is under way: before it has read it, or right after."""
 
     async def scene(node: Node) -> None:
-        teller = node.daemon().counts.pass_on()
-        teller.count(cut(1))
+        sender = node.daemon().counts.pass_on()
+        sender.count(cut(1))
         second = Other(node.path)
-        telling = asyncio.ensure_future(teller.tell())
+        telling = asyncio.ensure_future(sender.tell())
         if answers:
             heard = await until(second.heard)
             second.say(encode(CountsTaken(heard[0].number))[0])
@@ -184,8 +184,8 @@ def test_a_report_is_told_again_where_it_was_not_taken(play: Callable[..., None]
         third = node.daemon()
         second.close()
         await telling
-        teller.count(cut(10))
-        await teller.tell()
+        sender.count(cut(10))
+        await sender.tell()
         assert third.cut == (10 if answers else 11)
 
     play(scene)
@@ -198,18 +198,18 @@ def test_one_report_is_under_way_at_a_time(play: Callable[..., None], monkeypatc
     monkeypatch.setattr(late_counts, "LAST_SECONDS", 0.0)
 
     async def scene(node: Node) -> None:
-        teller = node.daemon().counts.pass_on()
-        teller.count(cut(1))
-        teller.count({"tcp": [[["source"], ["x"] * len(metrics.TCP_LABELS), [1, 1, 1, 1]]]})
+        sender = node.daemon().counts.pass_on()
+        sender.count(cut(1))
+        sender.count({"tcp": [[["source"], ["x"] * len(metrics.TCP_LABELS), [1, 1, 1, 1]]]})
         slow = Other(node.path)
-        telling = asyncio.ensure_future(teller.tell())
+        telling = asyncio.ensure_future(sender.tell())
         first = await until(slow.heard)
         assert [list(each.report) for each in first] == [["tcp"]]
         slow.say(encode(CountsTaken(first[0].number))[0])
         second = await until(slow.heard)
         assert [list(each.report) for each in second] == [["counts"]]
         assert second[0].number != first[0].number
-        await teller.tell_the_rest()
+        await sender.tell_the_rest()
         assert not telling.done()
         telling.cancel()
         slow.close()
@@ -228,7 +228,7 @@ def test_who_speaks_another_version_costs_others_nothing(
     play: Callable[..., None], caplog: pytest.LogCaptureFixture, payload: bytes, why: str
 ) -> None:
     async def scene(node: Node) -> None:
-        teller = node.daemon().counts.pass_on()
+        sender = node.daemon().counts.pass_on()
         new = node.daemon()
         for _ in range(2):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
@@ -236,8 +236,8 @@ def test_who_speaks_another_version_costs_others_nothing(
                 stranger.setblocking(False)
                 stranger.send(payload)
                 await until(lambda: hung_up(stranger))
-        teller.count(cut(1))
-        await teller.tell()
+        sender.count(cut(1))
+        await sender.tell()
         assert new.cut == 1
 
     play(scene)
@@ -253,17 +253,17 @@ def hung_up(end: socket.socket) -> bool:
 
 def test_what_is_no_answer_ends_the_connection_and_not_the_daemon(play: Callable[..., None]) -> None:
     async def scene(node: Node) -> None:
-        teller = node.daemon().counts.pass_on()
-        teller.count(cut(1))
+        sender = node.daemon().counts.pass_on()
+        sender.count(cut(1))
         strange = Other(node.path)
-        telling = asyncio.ensure_future(teller.tell())
+        telling = asyncio.ensure_future(sender.tell())
         await until(strange.heard)
         strange.say(encode(CountsTaken(77))[0])
         strange.say(b"{}")
         await telling
         strange.close()
         new = node.daemon()
-        await teller.tell()
+        await sender.tell()
         assert new.cut == 1
 
     play(scene)
@@ -271,11 +271,11 @@ def test_what_is_no_answer_ends_the_connection_and_not_the_daemon(play: Callable
 
 def test_a_report_that_is_none_is_counted_and_not_told_for_ever(play: Callable[..., None]) -> None:
     async def scene(node: Node) -> None:
-        teller = node.daemon().counts.pass_on()
+        sender = node.daemon().counts.pass_on()
         new = node.daemon()
-        assert await teller._is_taken({"tcp": 7})
-        teller.count(cut(1))
-        await teller.tell()
+        assert await sender._is_taken({"tcp": 7})
+        sender.count(cut(1))
+        await sender.tell()
         assert (new.cut, new.rejected) == (1, 1)
 
     play(scene)
@@ -286,16 +286,16 @@ def test_callers_are_bounded(play: Callable[..., None], monkeypatch: pytest.Monk
 
     async def scene(node: Node) -> None:
         new = node.daemon()
-        tellers = [Teller(asyncio.get_running_loop(), node.path) for _ in range(2)]
-        for teller in tellers:
-            teller.count(cut(1))
-            await teller.tell()
+        senders = [CountsSender(asyncio.get_running_loop(), node.path) for _ in range(2)]
+        for sender in senders:
+            sender.count(cut(1))
+            await sender.tell()
         assert new.cut == 1
-        await tellers[0].tell_the_rest()
-        await until(lambda: not new.counts._taker._callers)
-        await tellers[1].tell()
+        await senders[0].tell_the_rest()
+        await until(lambda: not new.counts._receiver._callers)
+        await senders[1].tell()
         assert new.cut == 2
-        await tellers[1].tell_the_rest()
+        await senders[1].tell_the_rest()
 
     play(scene)
 
@@ -306,13 +306,13 @@ def test_other_users_are_no_daemons(play: Callable[..., None], monkeypatch: pyte
     monkeypatch.setattr(where, "calling_uid", lambda _: os.getuid() + 1)
 
     async def scene(node: Node) -> None:
-        teller = node.daemon().counts.pass_on()
+        sender = node.daemon().counts.pass_on()
         new = node.daemon()
-        teller.count(cut(1))
-        await teller.tell()
+        sender.count(cut(1))
+        await sender.tell()
         assert new.cut == 0
         monkeypatch.undo()
-        await teller.tell()
+        await sender.tell()
         assert new.cut == 1
 
     play(scene)
