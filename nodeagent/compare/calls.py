@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from nodeagent.compare.load import PERCENTILES, Client, CompareError, Sample, Workload
+from nodeagent.compare.load import PERCENTILES, Client, CompareError, Sample, UnansweredError, Workload
 from nodeagent.lab import programs
 
 PROGRAM: Final = "grpcload"
@@ -43,7 +43,7 @@ def read(lines: Iterable[str], seconds: int, url: str) -> Sample:
     rows = [line.split("\t") for line in lines if line.count("\t") == 2]
     took = sorted([int(time) for _, status, time in rows if status == "200"])
     if len(took) < 2:
-        raise CompareError(f"no request to {url} was answered with 200 over HTTP/2")
+        raise UnansweredError(f"no request to {url} was answered with 200 over HTTP/2")
     return Sample(len(took), seconds, len(rows) - len(took), tuple(_percentiles(took)))
 
 
@@ -70,7 +70,7 @@ def _grpc(client: Client, address: str, kind: str, connections: int, streams: in
     argv += [f"-streams={streams}", f"-seconds={seconds}", f"-size={size}"]
     told = client.run([*argv, f"-percentiles={','.join(map(str, PERCENTILES))}"], seconds)
     if not told["requests"]:
-        raise CompareError(f"nothing that grpc-go asked {address} was answered")
+        raise UnansweredError(f"nothing that grpc-go asked {address} was answered")
     percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=False))
     return Sample(told["requests"], told["microseconds"] / 1e6, told["errors"], percentiles)
 

@@ -55,6 +55,10 @@ class CompareError(NodeagentError):
     """A comparison cannot be made, or a mode does not do what it is to be measured for."""
 
 
+class UnansweredError(CompareError):
+    """Not one request was answered well in the time that there was."""
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """Where the load comes from: *pod* of *namespace* in *lab*."""
@@ -137,8 +141,8 @@ def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: b
     told = client.run(argv, seconds, script)
     answered = told["requests"] - told["refused"]
     if not answered:
-        raise CompareError(
-            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered well"
+        raise UnansweredError(
+            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered well in {seconds} s"
         )
     percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=True))
     return Sample(answered, told["microseconds"] / 1e6, told["errors"], percentiles)

@@ -5,12 +5,13 @@ slows down slows all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nodeagent.compare import calls, labs, load, measure
 from nodeagent.compare.labs import LabNeeds, Missing
-from nodeagent.compare.load import Client, CompareError, Sample, Workload
+from nodeagent.compare.load import Client, CompareError, Sample, UnansweredError, Workload
 from nodeagent.compare.logs.beside import measure_beside
 from nodeagent.compare.logs.measure import LogSample
 from nodeagent.compare.logs.run import LogCell, measure_logs
@@ -34,7 +35,8 @@ _CONNECTIONS: Final[Mapping[Workload, Sequence[int]]] = {
 """Where it is not 1 and 32."""
 _OPEN_CONNECTIONS: Final = 32
 _OPEN_SECONDS: Final = 4
-_WARM_UP_SECONDS: Final = 1
+_WARM_UP_SECONDS: Final = (1, 5, 25)
+"""Of each attempt: what has just been set up on a slow or busy machine may take its time to answer at all."""
 _LOGS_SECONDS: Final = 5.0
 """Of a catch-up, at most."""
 _WATCH_SECONDS: Final = 2.0
@@ -205,9 +207,8 @@ def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progr
             if cell.mode in lost:
                 continue
             progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done - 1, total)
-            measured = _OPEN_SECONDS if cell.rate else plan.seconds
             try:
-                sample = cell.measure(measured if turn else _WARM_UP_SECONDS)
+                sample = cell.measure(_OPEN_SECONDS if cell.rate else plan.seconds) if turn else warm_up(cell.measure)
             except (NodeagentError, OSError) as error:
                 lost.add(cell.mode)
                 results.missing.append(
@@ -220,6 +221,18 @@ def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progr
             for log in cell.mode.logs:
                 log.drain()
     return lost
+
+
+def warm_up(measure: Callable[[int], Sample]) -> Sample:
+    """Have *measure*, given seconds, ask until something is answered; return what it saw then.
+
+    Raises UnansweredError where the longest attempt was not enough, and at once what else it raises.
+    """
+    *first, last = _WARM_UP_SECONDS
+    for seconds in first:
+        with suppress(UnansweredError):
+            return measure(seconds)
+    return measure(last)
 
 
 def _account(modes: Sequence[Mode], results: Results) -> None:

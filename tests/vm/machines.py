@@ -17,7 +17,7 @@ from tests.vm.telling import Failed, going_on, run, tell
 ROOT = Path(__file__).parents[2]
 NAMES = ("node-a", "node-b")
 BOX = "nodeagent-lab"
-COMPARE = {"kvm": "--quick", "qemu": "--quick --modes direct,nodeagent,envoy"}
+COMPARE = {"kvm": "--quick", "qemu": "--quick --modes direct,nodeagent,envoy --seconds 4"}
 """Options of `nodeagent compare`, by driver: setting the other two modes up takes an emulated processor 20 minutes."""
 UP_SECONDS = 1800.0
 """For both machines on emulated processors, from nothing to provisioned."""
