@@ -142,7 +142,8 @@ def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: b
     answered = told["requests"] - told["refused"]
     if not answered:
         raise UnansweredError(
-            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered well in {seconds} s"
+            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered well "
+            f"in {seconds} s"
         )
     percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=True))
     return Sample(answered, told["microseconds"] / 1e6, told["errors"], percentiles)
