@@ -207,7 +207,7 @@ class LogCollector:
         """It is gone: another one takes its place, unless it was told to go."""
         for process in self._all():
             if process.pid == pid:
-                process.channel.close()
+                process.channel.hear_out()
                 if process in self._surplus:
                     self._surplus.remove(process)
                 else:

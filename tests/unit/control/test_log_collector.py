@@ -191,6 +191,19 @@ def test_one_that_dies_is_replaced_and_everything_is_told_anew() -> None:
     playing(play)
 
 
+def test_what_one_counted_last_is_heard_though_its_death_is_known_first() -> None:
+    async def play(scene: Scene) -> None:
+        scene.collector.forked(1, 40)
+        (process,) = scene.supervisor.forked
+        for number in range(10):
+            process.say(CollectorCounted({"number": number}, whole=number == 0))
+        process.end.close()
+        scene.collector.exited(40, -9)
+        assert scene.counted == [{"number": number} for number in range(10)]
+
+    playing(play)
+
+
 def test_an_earlier_controls_goes_on_and_hears_what_is_gone() -> None:
     async def play(scene: Scene) -> None:
         (process,) = scene.supervisor.forked
