@@ -207,8 +207,9 @@ def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progr
             if cell.mode in lost:
                 continue
             progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done - 1, total)
+            measured = _OPEN_SECONDS if cell.rate else plan.seconds
             try:
-                sample = cell.measure(_OPEN_SECONDS if cell.rate else plan.seconds) if turn else warm_up(cell.measure)
+                sample = cell.measure(measured) if turn else warm_up(cell.measure)
             except (NodeagentError, OSError) as error:
                 lost.add(cell.mode)
                 results.missing.append(
