@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -344,14 +344,27 @@ class Enrolment:
             return
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
         self._tell_others()
+        suspects = self._suspects()
         for uid, member in list(self._members.items()):
             yield
             if self._members.get(uid) is member and not self._resigned:
-                self._check_pod(uid, member)
+                self._check_pod(uid, member, uid in suspects)
 
-    def _check_pod(self, uid: PodUid, member: Member) -> None:
+    def _suspects(self) -> Collection[PodUid]:
+        """Return the pods to be looked at closely."""
+        try:
+            with translated(KernelError, "the pods cannot be looked at together"):
+                return self._plane.suspects()
+        except KernelError as error:
+            log.debug("%s", error)
+            return self._members.keys()  # the look at each says what is wrong with it
+
+    def _check_pod(self, uid: PodUid, member: Member, suspect: bool) -> None:
         if member.state == "failed":
             self._enrol(uid, member)
+            return
+        if not suspect:
+            self._judge(uid, member, self._hand_on(uid, member, self._plane.listeners(uid)))
             return
         name = f"pod {member.pod.namespace}/{member.pod.pod}"
         found, left = self._mend(name, partial(self._plane.verify, uid), partial(self._plane.repair, uid))

@@ -62,6 +62,9 @@ class Capturing(Protocol):
     def numbers(self) -> dict[PodUid, int]:
         """Return the captured pods. Raises nothing."""
 
+    def suspects(self) -> frozenset[PodUid]:
+        """Return the captured pods of which :meth:`verify` may say something; a glance at all of them."""
+
     def verify(self, uid: str) -> list[str]:
         """Return, in words, what of a captured pod is not as it should be."""
 

@@ -89,10 +89,17 @@ def fault(link: int, hook: Hook, target: AttachPoint, program: int) -> str | Non
 
 
 def _state(link: int, hook: Hook) -> tuple[int, int]:
-    """Return (program id, id of the target) from struct bpf_link_info; the target is 0 once detached."""
-    raw = syscall.info(link)
-    layout = "=I" if hook is LOOKUP else "=Q"
-    return int(struct.unpack_from("=I", raw, 8)[0]), int(struct.unpack_from(layout, raw, 16)[0])
+    return attached(syscall.info(link), hook)
+
+
+def attached(link: bytes, hook: Hook) -> tuple[int, int]:
+    """Return (program id, id of the target) of a struct bpf_link_info; the target is 0 once detached."""
+    program, target = (_OF_NETNS if hook is LOOKUP else _OF_CGROUP).unpack_from(link, 8)
+    return int(program), int(target)
+
+
+_OF_NETNS: Final = struct.Struct("=I4xI")
+_OF_CGROUP: Final = struct.Struct("=I4xQ")
 
 
 def ensure(path: Path, hook: Hook, target: AttachPoint, program: int) -> int:

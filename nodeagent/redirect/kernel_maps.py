@@ -365,7 +365,7 @@ class KernelMaps:
         for name in _WRITTEN:
             one = self._maps[name]
             wanted = self._state.wanted[name]
-            actual = dict(self._maps[name].items())
+            actual = dict(one.items(len(wanted)))
             for key in actual.keys() - wanted.keys():
                 yield f"the map {name} has an entry that nobody made", partial(_drop, one, key)
             for key, value in wanted.items():

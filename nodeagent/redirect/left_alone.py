@@ -113,7 +113,7 @@ class LeftAlone:
     def faults(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield in words in what the map differs from what it should hold, with what puts it right."""
         wanted = {_key(cookie) for cookie in self._cookies()}
-        actual = {key for key, _ in self._map.items()}
+        actual = {key for key, _ in self._map.items(len(wanted))}
         for key in actual - wanted - self._adopted:
             yield "the map left_alone has an entry that nobody made", partial(self._drop, key)
         for key in wanted - actual:
@@ -123,7 +123,7 @@ class LeftAlone:
         """Return who was refused for being unknown; *captured* are the enrolled pods by cookie. Raises OSError."""
         by_cookie = {known.cookie: uid for uid, known in self._pods.items()} | dict(captured)
         found = []
-        for key, value in self._denied.items():
+        for key, value in self._denied.items(0):
             cookie: int = struct.unpack("=Q", key)[0]
             denied = layout.DeniedValue.from_buffer_copy(value)
             found.append(Denial(cookie, denied.cgroup, denied.refused, by_cookie.get(cookie)))

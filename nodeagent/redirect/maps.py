@@ -32,6 +32,9 @@ NODE_FLOWS: Final = 8192
 """Handshakes of the node's own connections to pods that may be under way at a time, and far more
 than kubelet's probes are.
 """
+CHUNK: Final = 4096
+"""Entries that are read at once where nothing is known of how many there are."""
+SPARE: Final = 64
 _COOKIE: Final = 8
 _FAMILIES_AND_DIRECTIONS: Final = 4
 _ADDRESSES_A_POD: Final = 4
@@ -179,8 +182,13 @@ class Map:
         """Delete *key*; return whether it was there."""
         return syscall.map_delete(self.fd, key)
 
-    def items(self) -> list[tuple[bytes, bytes]]:
-        return syscall.map_items(self.fd, self.spec.key_size, self.spec.value_size)
+    def held(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return what is stored under those of *keys* that are there, a system call each."""
+        return syscall.map_held(self.fd, keys, self.spec.key_size, self.spec.value_size)
+
+    def items(self, expected: int = CHUNK) -> list[tuple[bytes, bytes]]:
+        """Return all entries, some more than *expected* a system call."""
+        return syscall.map_items(self.fd, self.spec.key_size, self.spec.value_size, min(expected + SPARE, CHUNK))
 
     def keys(self) -> Iterator[bytes]:
         """One system call a key: for sockhash, which knows no batches."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -51,17 +52,29 @@ def others(captured: Path, own: Collection[int]) -> list[OtherProgram]:
     """Return what is attached to the cgroup *captured* and those above it, but for the programs with
     the numbers *own*. Raises OSError.
     """
-    found = []
-    for hook in _HOOKS:
-        found += list(_at(hook, captured.resolve(), frozenset(own)))
+    found: list[OtherProgram] = []
+    with ExitStack() as opened:
+        chain = [(cgroup, _opened(cgroup, opened)) for cgroup in _upwards(captured.resolve())]
+        for hook in _HOOKS:
+            found += _at(hook, chain, frozenset(own))
     return found
 
 
-def _at(hook: hooks.Hook, captured: Path, own: frozenset[int]) -> Iterator[OtherProgram]:
-    order, _ = _query(captured, hook, effective=True)
+def _opened(cgroup: Path, until: ExitStack) -> int:
+    fd = os.open(cgroup, os.O_RDONLY | os.O_CLOEXEC)
+    until.callback(os.close, fd)
+    return fd
+
+
+def _at(hook: hooks.Hook, chain: list[tuple[Path, int]], own: frozenset[int]) -> Iterator[OtherProgram]:
+    """*chain*: the captured cgroup and those above it, open."""
+    attached = [syscall.program_query(fd, hook.attach_type) for _, fd in chain]
+    if own.issuperset(number for numbers, _ in attached for number in numbers):
+        return
+    captured, lowest = chain[0]
+    order, _ = syscall.program_query(lowest, hook.attach_type, effective=True)
     first = next((place for place, number in enumerate(order) if number in own), None)
-    for cgroup in _upwards(captured):
-        numbers, flags = _query(cgroup, hook)
+    for (cgroup, _), (numbers, flags) in zip(chain, attached, strict=True):
         for number in numbers:
             if number not in own:
                 yield OtherProgram(
@@ -86,14 +99,6 @@ def _upwards(cgroup: Path) -> Iterator[Path]:
     while not cgroup.is_mount():
         cgroup = cgroup.parent
         yield cgroup
-
-
-def _query(cgroup: Path, hook: hooks.Hook, *, effective: bool = False) -> tuple[list[int], int]:
-    fd = os.open(cgroup, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return syscall.program_query(fd, hook.attach_type, effective=effective)
-    finally:
-        os.close(fd)
 
 
 def _name(number: int) -> str:

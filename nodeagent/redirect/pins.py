@@ -36,7 +36,12 @@ class Pins:
 
     def lookup(self, cookie: int) -> Path:
         """Where the sk_lookup link of the network namespace *cookie* is pinned."""
-        return self.links / f"lookup-{cookie}"
+        return self.links / self.lookup_name(cookie)
+
+    @staticmethod
+    def lookup_name(cookie: int) -> str:
+        """Return what that pin is called."""
+        return f"lookup-{cookie}"
 
     def cookies(self) -> list[int]:
         """Return the network namespaces of captured pods, by their links."""
@@ -154,6 +159,14 @@ def program_ids(directory: Path) -> frozenset[int]:
         found.add(hooks.program_id(program))
         os.close(program)
     return frozenset(found)
+
+
+def names(folder: Path) -> frozenset[str]:
+    """Return the names of what is pinned in *folder*; none, where it is gone."""
+    try:
+        return frozenset(os.listdir(folder))
+    except FileNotFoundError:
+        return frozenset()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -65,6 +65,7 @@ from nodeagent.errors import KernelError
 from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
 from nodeagent.redirect import (
     bypass,
+    glance,
     heartbeat,
     hooks,
     loader,
@@ -359,6 +360,15 @@ class DataPlane:
         """Put right whatever verify() would find; return what was. Raises KernelError when that is not possible."""
         return [] if self.superseded() else put_right(self._repairs.faults(self._enrolled[uid]))
 
+    def suspects(self) -> frozenset[PodUid]:
+        """Return the enrolled pods with which something may be wrong: verify() says whether it is.
+        Raises OSError.
+        """
+        if self.superseded():
+            return frozenset()
+        found = glance.suspects(self._enrolled.values(), self._maps, self._pins, self._ids[hooks.LOOKUP.name])
+        return frozenset(PodUid(capture.pod.uid) for capture in found)
+
     def verify_node(self) -> list[str]:
         """Compare the cgroup's links and all pins, which every pod depends on, with what they should be."""
         return [] if self.superseded() else [words for words, _ in self._node_faults()]
@@ -441,13 +451,15 @@ class DataPlane:
             (self._pins.programs, self._programs),
             (self._pins.maps, {name: one.fd for name, one in self._maps.items()}),
         ):
+            there = pins.names(folder)
             for name, fd in held.items():
-                if not (folder / name).exists():
+                if name not in there:
                     yield f"{name} is not pinned", partial(pins.pin, fd, folder / name)
+        there = pins.names(self._pins.links)
         for hook, target in self._attached.items():
             path = self._pins.links / hook.name
             wrong = hooks.fault(self._links[hook.name], hook, target, self._ids[hook.name])
-            if wrong or not path.exists():
+            if wrong or hook.name not in there:
                 yield (
                     wrong or f"the link {hook.name} is not pinned",
                     partial(self._relink_node, hook, path),

@@ -7,8 +7,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,24 @@ class CapturedPod:
     link: int = -1
     captured: bool = False
     """It had all of it at least once."""
+    cookies: dict[bytes, bytes] = field(default_factory=dict)
+    """What the map ``listeners`` held of it when nothing was found wrong last."""
+    _right: tuple[EnrolledPod, Listeners, int] | None = None
+    """As it was then."""
+
+    @property
+    def is_known(self) -> bool:
+        """Say whether nothing was found wrong with it as it is now."""
+        right = self._right
+        if right is None:
+            return False
+        pod, listeners, link = right
+        return pod is self.pod and listeners is self.listeners and link == self.link
+
+    def know(self, cookies: dict[bytes, bytes]) -> None:
+        """Nothing is wrong with it, and the map ``listeners`` holds *cookies* of it."""
+        self.cookies = cookies
+        self._right = self.pod, self.listeners, self.link
 
     @property
     def target(self) -> hooks.AttachPoint:
@@ -91,9 +110,12 @@ class Repairs:
         """Yield everything in which the kernel differs from *capture*, in the order in which it has
         to be repaired; what comes later is looked at later.
         """
-        yield from self._listener_faults(capture)
-        yield from self.entry_faults(capture)
-        yield from self.link_faults(capture)
+        found = False
+        for fault in chain(self._listener_faults(capture), self.entry_faults(capture), self.link_faults(capture)):
+            found = True
+            yield fault
+        if not found:
+            capture.know(_cookies(capture))
 
     def entry_faults(self, capture: CapturedPod) -> Iterator[Fault]:
         for name, wanted in capture.entries.items():
@@ -164,6 +186,15 @@ class Repairs:
                 return held
             os.close(held)
         return hooks.ensure(path, hook, target, self._programs[hook.name])
+
+
+def _cookies(capture: CapturedPod) -> dict[bytes, bytes]:
+    """Return what the map ``listeners`` must hold of *capture*. Raises OSError."""
+    return {
+        pods.listener_key(capture.pod.netns.cookie, direction, family): pods.socket_cookie(listener)
+        for (direction, family, slot), listener in capture.listeners.fds.items()
+        if slot == 0
+    }
 
 
 def put_right(faults: Iterator[Fault]) -> list[str]:

@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}.get(
@@ -136,6 +136,24 @@ def map_lookup(fd: int, key: bytes, size: int) -> bytes | None:
     return value.raw
 
 
+def map_held(fd: int, keys: Iterable[bytes], key_size: int, size: int) -> dict[bytes, bytes]:
+    """Return the *size* bytes that are stored under each of *keys*, as far as they are there: by the same
+    few buffers, or these would cost as much as the kernel does. Raises OSError.
+    """
+    buffer = ctypes.create_string_buffer(key_size)
+    value = ctypes.create_string_buffer(size)
+    attr = MapElement(fd, 0, ctypes.addressof(buffer), ctypes.addressof(value))
+    found = {}
+    for key in keys:
+        buffer.raw = key
+        try:
+            bpf(MAP_LOOKUP, attr)
+        except FileNotFoundError:
+            continue
+        found[key] = value.raw
+    return found
+
+
 def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
     """Store *value* under *key*. Raises OSError (E2BIG: the map is full)."""
     keys = ctypes.create_string_buffer(key, len(key))
@@ -176,9 +194,8 @@ def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> lis
     """Return a hash map's entries, a chunk a system call (BPF_MAP_LOOKUP_BATCH). Raises OSError."""
     items: list[tuple[bytes, bytes]] = []
     for count, keys, values in _batches(fd, key_size, value_size, chunk):
-        # once a chunk: each makes a copy of the whole
-        found = keys.raw
-        held = values.raw
+        found = ctypes.string_at(keys, count * key_size)
+        held = ctypes.string_at(values, count * value_size)
         items += (
             (found[n * key_size : (n + 1) * key_size], held[n * value_size : (n + 1) * value_size])
             for n in range(count)
@@ -228,6 +245,19 @@ def info(fd: int, size: int = 80) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     bpf(OBJ_INFO, _Info(fd, size, ctypes.addressof(buffer)))
     return buffer.raw
+
+
+def infos(fds: Iterable[int], size: int = 80) -> list[bytes]:
+    """Return what :func:`info` does, for each of *fds*. Raises OSError."""
+    buffer = ctypes.create_string_buffer(size)
+    attr = _Info(0, size, ctypes.addressof(buffer))
+    found = []
+    for fd in fds:
+        attr.fd = fd
+        attr.size = size
+        bpf(OBJ_INFO, attr)
+        found.append(buffer.raw)
+    return found
 
 
 def map_value_size(fd: int) -> int:

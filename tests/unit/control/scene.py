@@ -174,6 +174,10 @@ class Plane:
     """What is wrong with each, and can be repaired."""
     broken: dict[str, list[str]] = field(default_factory=dict)
     """What cannot."""
+    trusted: set[str] = field(default_factory=set)
+    """With which a glance finds nothing wrong."""
+    blind: bool = False
+    """There is no glance."""
     foreign: list[str] = field(default_factory=list)
     """Programs of somebody else, in words."""
     pruned: list[tuple[str, ...]] = field(default_factory=list)
@@ -210,6 +214,11 @@ class Plane:
 
     def numbers(self) -> dict[PodUid, int]:
         return {PodUid(uid): number for number, uid in enumerate(self.captured)}
+
+    def suspects(self) -> frozenset[PodUid]:
+        if self.blind:
+            raise OSError("the maps cannot be read")
+        return frozenset(map(PodUid, self.captured)) - self.trusted
 
     def verify(self, uid: str) -> list[str]:
         return self.wrong.get(uid, []) + self.broken.get(uid, [])

@@ -255,6 +255,20 @@ def test_what_is_wrong_is_repaired_and_counted_and_what_cannot_be_is_said(stage:
     assert f"{FAULTY_PODS.name} 1.0\n" in text
 
 
+def test_who_is_no_suspect_is_not_looked_at_closely_and_all_are_where_there_is_no_glance(stage: Stage) -> None:
+    """A pod whose certificate is awaited is judged all the same."""
+    stage.bring("a", "b")
+    stage.plane.trusted = {"a"}
+    stage.plane.wrong = {"a": ["listener: gone"], "b": ["listener: gone"]}
+    stage.certificates.good = {identity("a"), identity("b")}
+    stage.enrolment.check()
+    assert stage.plane.wrong == {"a": ["listener: gone"]}
+    assert stage.states() == {"a": "enrolled", "b": "enrolled"}
+    stage.plane.blind = True
+    stage.enrolment.check()
+    assert stage.plane.wrong == {}
+
+
 def test_a_mark_that_cannot_be_told_is_told_at_the_next_check(stage: Stage) -> None:
     stage.certificates.good = {identity("a")}
     stage.untellable = {"a"}
