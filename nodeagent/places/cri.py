@@ -34,11 +34,14 @@ from nodeagent.vocabulary import PodUid
 
 FAST_SECONDS: Final = 0.075
 SLOW_SECONDS: Final = 1.0
-WATCHED_SECONDS: Final = 5.0
-WITH_EVENTS_SECONDS: Final = 10.0
-"""Between two looks: while a pod waits for its sandbox, else, where namespaces are seen to come and go,
-and where events come. A list of a hundred sandboxes costs the runtime and control some ms each.
+WATCHED_SECONDS: Final = 10.0
+"""Between two looks: while a pod waits for its sandbox, else, and where namespaces are seen to come and
+go or events come. A list of a hundred sandboxes costs the runtime and control some ms each.
 """
+SILENT_SECONDS: Final = 1.0
+"""A stream of events that the runtime has not refused in this time is served, whether one comes or not."""
+UNSERVED_SECONDS: Final = 60.0
+"""Until a runtime that has no events is asked for them again: it may be another release by then."""
 PATIENCE: Final = 40.0
 """A pod that has waited for this many times a pause is looked for no more often: its volume or its
 node's network may take hours.
@@ -79,9 +82,7 @@ def pause(waited: float | None, since_alarm: float, *, events: bool, watched: bo
         return FAST_SECONDS
     if waited is not None:
         return SLOW_SECONDS if events else min(max(FAST_SECONDS, waited / PATIENCE), SLOW_SECONDS)
-    if events:
-        return WITH_EVENTS_SECONDS
-    return WATCHED_SECONDS if watched else SLOW_SECONDS
+    return WATCHED_SECONDS if events or watched else SLOW_SECONDS
 
 
 class CriPlaces:
@@ -383,16 +384,25 @@ class CriPlaces:
     async def _listen(self) -> None:
         """Wake the look at each event; where none are served, looks are frequent instead."""
         while True:
+            seconds = LONGEST_PAUSE
+            silence = self._loop.call_later(SILENT_SECONDS, self._events_served)
             try:
                 async for _ in self._runtime.events():
-                    self._events = True
+                    self._events_served()
                     self._wake.set()
-            except (EventsUnserved, RuntimeUnavailable):
+            except EventsUnserved:
+                seconds = UNSERVED_SECONDS
+            except RuntimeUnavailable:
                 pass
+            finally:
+                silence.cancel()
             if self._events:  # what happens from now on is not told
                 self._events = False
                 self._wake.set()
-            await asyncio.sleep(LONGEST_PAUSE * self._uniform(0.8, 1.2))
+            await asyncio.sleep(seconds * self._uniform(0.8, 1.2))
+
+    def _events_served(self) -> None:
+        self._events = True
 
     def _watch(self) -> None:
         """Follow where the runtime mounts network namespaces, as far as that can be seen from here."""

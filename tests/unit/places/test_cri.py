@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -301,7 +301,7 @@ def test_a_runtime_that_is_not_there_at_first_keeps_nobody(tmp_path: Path) -> No
 
 def test_an_event_is_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cri, "SLOW_SECONDS", 3600.0)
-    monkeypatch.setattr(cri, "WITH_EVENTS_SECONDS", 3600.0)
+    monkeypatch.setattr(cri, "WATCHED_SECONDS", 3600.0)
     fake = FakeCri(tmp_path / "cri.sock", events=True)
     fake.start()
 
@@ -315,6 +315,48 @@ def test_an_event_is_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     try:
         run(fake, script)
+    finally:
+        fake.stop()
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_stream_that_is_not_refused_has_events_though_none_comes_and_one_that_is_is_not_asked_for_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    """Verdict: where events are served, looks are as rare as where something is heard; where they are not, the
+    runtime is not asked for them at each turn.
+    """
+    monkeypatch.setattr(cri, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(cri, "SILENT_SECONDS", 0.1)
+    asked: list[int] = []
+    fake = FakeCri(tmp_path / "cri.sock", events=served)
+    fake.start()
+    runtime = CriRuntime(fake.path)
+
+    async def script() -> None:
+        ask = runtime.events
+
+        def events() -> AsyncIterator[None]:
+            asked.append(1)
+            return ask()
+
+        monkeypatch.setattr(runtime, "events", events)
+        places = CriPlaces(runtime, read, folders=(), uniform=lambda low, high: low)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await places.changed()
+                if served:
+                    await until(lambda: places._due() == cri.WATCHED_SECONDS)
+                for number in range(3):  # in which the runtime answers often enough
+                    places.expect({PodUid(f"u-{number}")})
+                    fake.sandboxes.append(FakeSandbox(f"id{number}", f"u-{number}"))
+                    assert await places.changed() == {PodUid(f"u-{number}")}
+        finally:
+            places.close()
+        assert asked == [1]
+
+    try:
+        asyncio.run(script())
     finally:
         fake.stop()
 
@@ -372,7 +414,8 @@ def test_a_pod_that_is_expected_is_looked_for_at_once(fake: FakeCri, monkeypatch
     ("waited", "since_alarm", "events", "watched", "seconds"),
     [
         (None, 99.0, False, False, 1.0),
-        (None, 99.0, False, True, 5.0),
+        (None, 99.0, False, True, 10.0),
+        (None, 99.0, True, False, 10.0),
         (None, 99.0, True, True, 10.0),
         (0.0, 99.0, False, True, 0.075),
         (2.0, 99.0, False, False, 0.075),
