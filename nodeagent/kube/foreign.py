@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final, Protocol
 
 from nodeagent.kube.access import ApiError, KubeObject
-from nodeagent.kube.client import KubeClient
+from nodeagent.kube.discovery import Discovery
 from nodeagent.kube.kind_objects import HeldObject
 from nodeagent.kube.watch import LOOK_SECONDS, Sleep
 from nodeagent.resources import objects
@@ -26,7 +26,7 @@ log = logging.getLogger("nodeagent.kube")
 class TellsChanges(Protocol):
     """Whom they are found for: ``KubernetesSource``."""
 
-    client: KubeClient
+    discovery: Discovery
     sleep: Sleep
 
     def tell(self, held: HeldObject | None, change: Change) -> None:
@@ -56,8 +56,7 @@ class ForeignPolicies:
         while True:
             first = not self.known
             try:
-                groups = (await self._source.client.get("/apis")).get("groups")
-                self._take({str(each.get("name")) for each in groups or () if isinstance(each, dict)})
+                self._take(await self._source.discovery.look())
                 self.known = True
                 self.failed = False
             except ApiError as error:

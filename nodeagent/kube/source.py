@@ -34,6 +34,7 @@ from typing import Final, Protocol
 
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.client import KubeClient
+from nodeagent.kube.discovery import Discovery
 from nodeagent.kube.events import Trouble
 from nodeagent.kube.foreign import FOREIGN, ForeignPolicies
 from nodeagent.kube.kind_objects import HeldObject, KindObjects, Name, pod_of
@@ -125,6 +126,7 @@ class KubernetesSource:
         self.sandboxes = sandboxes
         self.statuses = statuses or NodeStatuses(node)
         self.client = client
+        self.discovery = Discovery(client)
         self.sleep = sleep
         self.lean = Lean()
         self.outages = Outages()
@@ -217,9 +219,10 @@ class KubernetesSource:
         self._parts = Parts(sleep=self.sleep)
         if self._kept is not None and not any(kind.objects for kind in self._kinds.values()):
             self._restore(self._kept.restore())
+        appears = self.discovery.appears if PODS.kind in self._kinds else None
         for kind in self._kinds.values():
             kind.state = ""
-            watch = Watch(self.client, kind.kind, kind, sleep=self.sleep)
+            watch = Watch(self.client, kind.kind, kind, appears=appears, sleep=self.sleep)
             self._parts.start(f"the watch of {kind.kind.plural}", watch.run)
         if PODS.kind in self._kinds:
             self._parts.start("the look for other policies", self._foreign.run)

@@ -120,7 +120,10 @@ class Sink(Protocol):
 
 
 class Watch:
-    """Follows *kind* for *sink*. *sleep*, *uniform* and *now*, a steady clock in seconds, are injected for tests."""
+    """Follows *kind* for *sink*. *appears* returns when a kind that the cluster lacks may have come; None:
+    nobody knows, and it is looked for now and then. *sleep*, *uniform* and *now*, a steady clock in
+    seconds, are injected for tests.
+    """
 
     def __init__(
         self,
@@ -128,6 +131,7 @@ class Watch:
         kind: WatchedKind,
         sink: Sink,
         *,
+        appears: Callable[[WatchedKind], Awaitable[None]] | None = None,
         sleep: Sleep = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
         now: Callable[[], float] = time.monotonic,
@@ -135,6 +139,7 @@ class Watch:
         self._client = client
         self._kind = kind
         self._sink = sink
+        self._appears = appears
         self._sleep = sleep
         self._uniform = uniform
         self._now = now
@@ -160,7 +165,7 @@ class Watch:
                     self._version = ""
                     self._sink.absent()
                     self._tell("")
-                    await self._sleep(LOOK_SECONDS * self._uniform(0.8, 1.2))
+                    await self._appearance()
                     continue
                 heard = await self._follow()
             except ApiError as error:
@@ -169,6 +174,13 @@ class Watch:
             if not heard:
                 await self._sleep(self._pause * self._uniform(0.5, 1.0))
                 self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    async def _appearance(self) -> None:
+        """Wait until the kind, which the cluster lacks, may have come."""
+        if self._appears is not None:
+            await self._appears(self._kind)
+        else:
+            await self._sleep(LOOK_SECONDS * self._uniform(0.8, 1.2))
 
     async def _found(self) -> bool:
         """Say whether the cluster has the kind, and where. Raises ApiError."""

@@ -462,6 +462,28 @@ def test_a_kind_is_followed_once_the_cluster_has_it_and_until_it_has_it_no_more(
     play(tmp_path, scene)
 
 
+def test_kinds_that_the_cluster_lacks_are_looked_for_by_one_request_for_all(tmp_path: Path) -> None:
+    """Input: a cluster without Istio's kinds. Verdict: however often is looked for what it has, each of them was
+    asked for only at first, and is followed when it comes.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        lacking = {"peerauthentications", "authorizationpolicies", "requestauthentications"}
+        api.served -= lacking
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == []
+        first = api.requests.count(("GET", "/apis"))
+        await until(lambda: api.requests.count(("GET", "/apis")) > first + 5)
+        asked = [path for _, path in api.requests if "security.istio.io" in path]
+        assert len(asked) == 2 * len(lacking), "each version of each once"
+        api.served |= lacking
+        api.put(peer_authentication("STRICT"))
+        assert await following(source) == ["+PeerAuthentication/all"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_an_answer_of_404_is_believed_only_if_discovery_says_so_too(tmp_path: Path) -> None:
     """Input: a kind that discovery lists, and whose objects are not found, as behind a wrong load
     balancer. Verdict: what is known of it stays.
