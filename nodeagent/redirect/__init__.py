@@ -4,7 +4,8 @@
 Nothing here holds a program in memory: ``loader.py`` takes what BCC compiled ahead
 (``precompiled.py``), or compiles, in a process of its own, pins everything in bpffs and ends; the
 daemon works on the pins. What the programs do is told in ``bpf/README.md``; ``layout.py`` mirrors
-their structs. ``repair.py`` brings an enrolled pod to what it must have, ``remnants.py`` removes
+their structs. ``repair.py`` brings an enrolled pod to what it must have, ``glance.py`` finds for
+which of all a look at each is due, ``remnants.py`` removes
 what is left of pods that are gone, ``left_alone.py`` knows those outside of the mesh;
 ``ownership.py`` tells a daemon that another one has taken its place. ``preflight.py`` is what
 ``nodeagent check`` tries, with the rights that ``rights.py`` lists, and beside the programs that
