@@ -54,8 +54,12 @@ class Context:
     recent: Recent = field(default_factory=Recent)
     draining: bool = False
     """Every client is asked to come back on a new connection."""
+    stir: Callable[[], None] | None = None
+    """Is called when a connection is there and none was; None: nobody rests meanwhile."""
     now: float = field(default_factory=monotonic)
-    """Monotonic seconds at the last sweep, a few times a second: precise enough for timeouts."""
+    """Monotonic seconds at the last sweep, a few times a second while a connection is open: precise enough
+    for timeouts.
+    """
     wall_offset: float = field(default_factory=lambda: time() - perf_counter())
     """Unix seconds less ``perf_counter()``'s: what turns the start of a request into its wall time."""
     limits: Limits = field(init=False)
@@ -66,3 +70,8 @@ class Context:
         self.limits = self.settings.limits
         self.timeouts = self.settings.timeouts
         self.busy_poll = BusyPoll(self.loop, self.settings.busy_poll_microseconds / 1e6)
+
+    def tick(self) -> None:
+        """Read the clocks."""
+        self.now = monotonic()
+        self.wall_offset = time() - perf_counter()

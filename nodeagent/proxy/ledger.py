@@ -26,8 +26,11 @@ class Ledger:
 
     def opened(self, connection: Connection) -> None:
         """Enter *connection*."""
-        self._context.connections[connection.number] = connection
+        context = self._context
+        context.connections[connection.number] = connection
         connection.pod.connections += 1
+        if len(context.connections) == 1 and context.stir is not None:
+            context.stir()
 
     def closed(self, connection: Connection) -> None:
         """Strike *connection*, which is gone; it stays among the recent flows for a while. Again: nothing."""

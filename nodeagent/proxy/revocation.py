@@ -4,7 +4,7 @@ is renewed, the end of this process, and time.
 
 from __future__ import annotations
 
-from time import monotonic, perf_counter, time
+from time import time
 from typing import Final, cast
 
 from nodeagent.errors import CERTIFICATE_ENDED, PROBE_REFUSED, Reason
@@ -130,8 +130,7 @@ class Revocation:
     def sweep(self) -> None:
         """Enforce timeouts; runs a few times a second instead of a timer per request."""
         context = self._context
-        context.now = monotonic()
-        context.wall_offset = time() - perf_counter()
+        context.tick()
         self._sweep_from(list(context.connections.values()), 0)
         self._routing.sweep(context.now, context.timeouts.idle)
 

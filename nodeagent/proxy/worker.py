@@ -57,6 +57,8 @@ from nodeagent.pulse import Pulse
 from nodeagent.wire import MessageError
 
 SWEEP_SECONDS: Final = 0.25
+REST_SECONDS: Final = 1.0
+"""Between two sweeps while no connection is open: waking up is most of what an idle worker costs."""
 log = logging.getLogger("nodeagent.worker")
 
 
@@ -109,7 +111,9 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
         self._next_sweep = loop.time() + SWEEP_SECONDS
-        loop.call_at(self._next_sweep, self._sweep)
+        self._sweeping = loop.call_at(self._next_sweep, self._sweep)
+        self._resting = False
+        """The next sweep is later than it would be with connections."""
 
     def close(self) -> None:
         """Flush what is left before the process ends."""
@@ -180,6 +184,7 @@ class Worker:
     def _on_start(self, message: StartWorker) -> None:
         try:
             self._serving = Serving.of(message, self.loop, self._channel.send)
+            self._proxy().context.stir = self._stir
             privilege.drop(message.supervisor, self._proxy().context.settings.user)
         except Exception as error:  # noqa: BLE001 - as said below
             # Whatever it was: a worker that could not give up its privileges must not carry a byte.
@@ -274,6 +279,7 @@ class Worker:
     def _on_finish(self) -> None:
         """Ask for the end of what is open; what comes is still served."""
         self._finishing = set(self._proxy().context.connections)
+        self._stir()
         self._proxy().revocation.drain()
         self._sweep_finishing()
 
@@ -295,6 +301,7 @@ class Worker:
             self._drain_until = min(self._drain_until, until)
             return
         self._drain_until = until
+        self._stir()
         self._pulse.rest()
         if self._serving is not None:
             self._serving.stop_listening()
@@ -304,8 +311,7 @@ class Worker:
     def _sweep(self) -> None:
         now = self.loop.time()
         self._lag = max(self._lag, now - self._next_sweep)
-        self._next_sweep = now + SWEEP_SECONDS
-        self.loop.call_at(self._next_sweep, self._sweep)
+        self._sweep_next(now)
         self._beat()
         if self._serving is not None:
             self._serving.proxy.revocation.sweep()
@@ -313,6 +319,19 @@ class Worker:
             self._sweep_finishing()
         if self._drain_until:
             self._sweep_drain()
+
+    def _sweep_next(self, now: float) -> None:
+        ending = self._finishing is not None or self._drain_until
+        self._resting = self._serving is not None and not ending and not self._proxy().context.connections
+        self._next_sweep = now + (REST_SECONDS if self._resting else SWEEP_SECONDS)
+        self._sweeping = self.loop.call_at(self._next_sweep, self._sweep)
+
+    def _stir(self) -> None:
+        """There is something again for which the clock must be right, and sweeps be frequent."""
+        if self._resting:
+            self._sweeping.cancel()
+            self._proxy().context.tick()
+            self._sweep_next(self.loop.time())
 
     def _beat(self) -> None:
         """The loop turns; that counts while this worker takes connections."""

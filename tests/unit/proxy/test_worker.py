@@ -36,7 +36,7 @@ from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.proxy import Proxy
 from nodeagent.proxy.serving import Serving
 from nodeagent.proxy.view import Resolved
-from nodeagent.proxy.worker import Worker
+from nodeagent.proxy.worker import SWEEP_SECONDS, Worker
 from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked, encode
@@ -331,5 +331,30 @@ def test_flows_are_told_in_packets() -> None:
         assert max(len(encode(answer)[0]) for answer in answers) <= MESSAGE_BYTES
         assert sum(len(answer.flows) for answer in answers) == 300
         assert len(answers) < 8
+
+    play(scene)
+
+
+def test_a_worker_without_connections_sweeps_seldom_and_the_first_one_finds_its_clock_right() -> None:
+    """Verdict: the first connection has the next sweep come soon, as ever, and so has the word to end."""
+
+    async def scene(told: Told) -> None:
+        worker = told.worker
+        ledger = told.proxy._entrance.ledger
+        told.context.stir = worker._stir
+        pod = PodState(PodUid("u"), 1, "", lambda family, count: None)
+        connection = Connection(
+            pod, "inbound", Peer("10.0.0.1", 1, "", "none", None), told.context.view.resolve(VIP, 80), 0.0
+        )
+        await until(lambda: worker._resting)
+        assert worker._next_sweep - worker.loop.time() > SWEEP_SECONDS
+        stale = told.context.now
+        ledger.opened(connection)
+        assert told.context.now > stale
+        assert 0 < worker._next_sweep - worker.loop.time() <= SWEEP_SECONDS
+        ledger.closed(connection)
+        await until(lambda: worker._resting)
+        worker._on_finish()
+        assert worker._next_sweep - worker.loop.time() <= SWEEP_SECONDS
 
     play(scene)
