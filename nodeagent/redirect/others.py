@@ -69,7 +69,7 @@ def _opened(cgroup: Path, until: ExitStack) -> int:
 def _at(hook: hooks.Hook, chain: list[tuple[Path, int]], own: frozenset[int]) -> Iterator[OtherProgram]:
     """*chain*: the captured cgroup and those above it, open."""
     attached = [syscall.program_query(fd, hook.attach_type) for _, fd in chain]
-    if own.issuperset(number for numbers, _ in attached for number in numbers):
+    if all(own.issuperset(numbers) for numbers, _ in attached):
         return
     captured, lowest = chain[0]
     order, _ = syscall.program_query(lowest, hook.attach_type, effective=True)
