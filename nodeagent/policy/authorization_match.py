@@ -5,6 +5,7 @@ them is a set lookup where it can be.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -21,6 +22,7 @@ _V4: Final = 1 << 128
 holds no IPv4 address.
 """
 _NETMASK: Final = (1 << 129) - 1
+_bits: Final = re.compile(r"0|[1-9][0-9]{0,2}").fullmatch
 NOWHERE: Final = -1
 """The number of an address that is not known: no network holds it."""
 
@@ -97,6 +99,17 @@ def folded(patterns: Iterable[str]) -> Text:
     """The same regardless of case."""
     test = text(pattern.lower() for pattern in patterns)
     return lambda value: test(value.lower())
+
+
+def hosts(patterns: Iterable[str]) -> Text:
+    """The same for hosts; ``*`` matches every one, be it empty: to Envoy each request has one."""
+    named = tuple(patterns)
+    return anything if "*" in named else folded(named)
+
+
+def anything(value: str) -> bool:
+    """Match any text, the empty one too."""
+    return True
 
 
 def paths(patterns: Iterable[str]) -> Text:
@@ -197,7 +210,7 @@ def networks(values: Iterable[str], field: str) -> Number:
 
 def _network(value: str, field: str) -> tuple[int, int]:
     try:
-        network = ipaddress.ip_network(value, strict=False)
+        network = block(value)
     except ValueError:
         raise ResourceError(
             f"{field}: {value!r} is neither an IP address nor a CIDR block such as 10.0.0.0/8 or fd00::/8"
@@ -207,6 +220,16 @@ def _network(value: str, field: str) -> tuple[int, int]:
     if isinstance(base, ipaddress.IPv6Address) and base.ipv4_mapped is not None and host_bits <= 32:
         base = base.ipv4_mapped
     return _number(base), _NETMASK >> host_bits << host_bits
+
+
+def block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return the network that *text* names, an address or ``ADDRESS/BITS``, as Istio reads it: no mask in
+    another form, no zone. Raises ValueError.
+    """
+    _, slash, bits = text.partition("/")
+    if "%" in text or (slash and not _bits(bits)):
+        raise ValueError(text)
+    return ipaddress.ip_network(text, strict=False)
 
 
 @lru_cache(maxsize=4096)

@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from ipaddress import ip_network
 from typing import Final, cast, get_args
 
 from nodeagent.errors import ResourceError, shown
+from nodeagent.policy.authorization_match import block
 from nodeagent.policy.model import Action, AuthorizationPolicy, Condition, Operation, Rule, RuleSource
 from nodeagent.policy.paths import template_problem
 from nodeagent.resources.part import MAX_VALUES, Part, port_problem
@@ -195,7 +195,7 @@ def _port(text: str) -> str:
 
 def _block(text: str) -> str:
     try:
-        ip_network(text, strict=False)
+        block(text)
     except ValueError:
         return "an address or a block (10.0.0.0/8) is expected"
     return ""

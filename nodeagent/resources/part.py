@@ -15,6 +15,8 @@ MAX_ITEMS: Final = 512
 """Rules of a policy, and mappings in a list of it."""
 MAX_VALUES: Final = 16384
 """Texts in a list of a policy, such as blocks of addresses."""
+TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
+"""A method or a header's name (RFC 9110, section 5.6.2)."""
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,9})ms)?")
 
 

@@ -12,14 +12,12 @@ from typing import Final, Literal, cast
 
 from nodeagent.errors import ResourceError, shown
 from nodeagent.policy.model import GlobalLimit, LocalLimit, RateLimit, TokenBucket
-from nodeagent.resources.part import Part
+from nodeagent.resources.part import TOKEN, Part
 
 VERSIONS: Final = ("nodeagent.io/v1alpha1",)
 MAX_LIMITS: Final = 64
 """Items of ``local``, and of ``descriptors`` and their ``entries``: each costs every request something."""
 MAX_TOKENS: Final = (1 << 32) - 1
-_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
-"""A method or a header's name (RFC 9110, section 5.6.2)."""
 _SOURCES: Final = ("principal", "pod", "path")
 _PLACE: Final = re.compile(r"\{(?:principal|pod|path|method|host|header:([A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}))\}")
 
@@ -55,7 +53,7 @@ def _local(item: Part) -> LocalLimit:
     fill = bucket.duration("fillInterval", 1.0, shortest=0.05, longest=86400)  # 50 ms is the least that Envoy takes
     return LocalLimit(
         TokenBucket(bucket.whole("maxTokens", 1, MAX_TOKENS), bucket.whole("tokensPerFill", 1, MAX_TOKENS, 1), fill),
-        methods=match.words("methods", lambda text: "" if _TOKEN.fullmatch(text) else "an HTTP method is expected"),
+        methods=match.words("methods", lambda text: "" if TOKEN.fullmatch(text) else "an HTTP method is expected"),
         paths=match.words(
             "paths",
             lambda text: _pattern(text) if text[0] in "/*" else "a path that begins with '/' or '*' is expected",
@@ -87,7 +85,7 @@ def _headers(match: Part) -> tuple[tuple[str, str], ...]:
 
 def _header_problem(name: str, value: str) -> str:
     """Return what is wrong with a header and the value that it must have, empty: nothing."""
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         return "a header's name is expected"
     return _pattern(value) if value else "a text that is not empty is expected"
 
@@ -99,7 +97,7 @@ def _by(item: Part, index: int, value: object) -> str:
         isinstance(value, dict)
         and list(value) == ["header"]
         and isinstance(value["header"], str)
-        and _TOKEN.fullmatch(value["header"])
+        and TOKEN.fullmatch(value["header"])
     ):
         return f"header:{value['header'].lower()}"
     raise ResourceError(f"{item.at('by')}[{index}]: {shown(value)}: allowed: {', '.join(_SOURCES)}, {{header: NAME}}")

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 from nodeagent.errors import ResourceError
 from nodeagent.policy.model import JwtRule, RequestAuthentication, TokenHeader
-from nodeagent.resources.part import Part
+from nodeagent.resources.part import TOKEN, Part
 
 MAX_JWKS: Final = 1 << 20
-_HEADER: Final = re.compile(r"[-_A-Za-z0-9]{1,256}")
+_OF_CLAIM: Final = re.compile(r"[-_A-Za-z0-9]{1,256}")
+"""Istio's resource has this pattern in one field alone."""
 
 
 def read(spec: Part, namespace: str, name: str, annotations: Mapping[str, str]) -> RequestAuthentication:
@@ -66,7 +67,7 @@ def _jwt_rule(rule: Part) -> JwtRule:
 
 def _payload_header(rule: Part) -> str:
     field = "outputPayloadToHeader"
-    return rule.matching(field, _HEADER, "a header's name") if rule.given(field) else ""
+    return rule.matching(field, TOKEN, "a header's name") if rule.text(field, "") else ""
 
 
 def _jwks(rule: Part) -> str:
@@ -104,9 +105,9 @@ def _uri(text: str) -> str:
 
 def _token_header(part: Part) -> TokenHeader:
     part.only("name", "prefix")
-    return TokenHeader(part.matching("name", _HEADER, "a header's name"), part.text("prefix", ""))
+    return TokenHeader(part.matching("name", TOKEN, "a header's name"), part.text("prefix", ""))
 
 
 def _claim_header(part: Part) -> tuple[str, str]:
     part.only("header", "claim")
-    return part.matching("header", _HEADER, "a header's name"), part.text("claim")
+    return part.matching("header", _OF_CLAIM, "a header's name (letters, digits, '-', '_')"), part.text("claim")

@@ -201,10 +201,10 @@ def test_request_authentication() -> None:
         jwt(
             audiences=["a"],
             jwks=keys,
-            fromHeaders=[{"name": "x-token", "prefix": "Bearer "}],
+            fromHeaders=[{"name": "x.token", "prefix": "Bearer "}],
             fromParams=["t"],
             fromCookies=["c"],
-            outputPayloadToHeader="x-payload",
+            outputPayloadToHeader="x.payload",
             outputClaimToHeaders=[{"header": "x-sub", "claim": "a.b"}],
             forwardOriginalToken=True,
             timeout="1m500ms",
@@ -220,10 +220,10 @@ def test_request_authentication() -> None:
                 ("a",),
                 keys,
                 "",
-                (TokenHeader("x-token", "Bearer "),),
+                (TokenHeader("x.token", "Bearer "),),
                 ("t",),
                 ("c",),
-                "x-payload",
+                "x.payload",
                 (("x-sub", "a.b"),),
                 True,
                 60.5,
@@ -325,6 +325,22 @@ WRONG: list[tuple[Any, str]] = [
         "spec.rules[0].from[0].source.ipBlocks[0]: '10.0.0.0/33': an address or a block",
     ),
     (source(notRemoteIpBlocks=["host"]), "spec.rules[0].from[0].source.notRemoteIpBlocks[0]: 'host'"),
+    *(
+        (source(**{field: [block]}), f"spec.rules[0].from[0].source.{field}[0]: '{block}'")
+        for block in (
+            "10.0.0.0/255.0.0.0",
+            "10.0.0.0/0.255.255.255",
+            "10.0.0.0/08",
+            "fd00::/",
+            "fe80::1%eth0/64",
+            "10/8",
+        )
+        for field in ("ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks")
+    ),
+    *(
+        (when(key, "10.0.0.0/255.0.0.0"), "spec.rules[0].when[0].values[0]: '10.0.0.0/255.0.0.0'")
+        for key in ("source.ip", "remote.ip", "destination.ip")
+    ),
     (source(serviceAccounts=["a/*"]), "spec.rules[0].from[0].source.serviceAccounts[0]: 'a/*'"),
     (
         source(serviceAccounts=["a"], namespaces=["b"]),
@@ -396,6 +412,7 @@ WRONG: list[tuple[Any, str]] = [
     (jwt(fromParams=[""]), "spec.jwtRules[0].fromParams[0]"),
     (jwt(fromCookies=[1]), "spec.jwtRules[0].fromCookies[0]: 1"),
     (jwt(outputPayloadToHeader="a:b"), "spec.jwtRules[0].outputPayloadToHeader: 'a:b'"),
+    (jwt(outputClaimToHeaders=[{"header": "a.b", "claim": "c"}]), "spec.jwtRules[0].outputClaimToHeaders[0].header"),
     (jwt(outputClaimToHeaders=[{"header": "a"}]), "spec.jwtRules[0].outputClaimToHeaders[0].claim"),
     (jwt(outputClaimToHeaders=[{"header": "a\r\n", "claim": "c"}]), "spec.jwtRules[0].outputClaimToHeaders[0].header"),
     (jwt(forwardOriginalToken="yes"), "spec.jwtRules[0].forwardOriginalToken: 'yes': true or false"),
