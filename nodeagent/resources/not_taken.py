@@ -14,6 +14,11 @@ from typing import Final
 from nodeagent.resources import security
 from nodeagent.vocabulary import JsonObject
 
+_GATEWAY: Final = "gateway.networking.k8s.io"
+_KINDS_OF_ROUTES: Final = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
+_IN_MESH: Final = frozenset(("Service", "ServiceEntry"))
+"""Parents of a route by which pods' own connections take it."""
+_FILTER: Final = "its filter, such as authentication or a limit, does not run"
 _ROUTES: Final = "its routes, retries, timeouts, redirects and faults have no effect"
 
 
@@ -29,15 +34,17 @@ class NotTaken:
 
 KINDS: Final = (
     NotTaken("networking.istio.io", "EnvoyFilter", "its filters, such as rate limits, do not run"),
+    NotTaken("extensions.istio.io", "WasmPlugin", _FILTER),
+    NotTaken("extensions.istio.io", "TrafficExtension", _FILTER),
     NotTaken("networking.istio.io", "Sidecar", "what it says of egress (REGISTRY_ONLY, hosts) keeps no pod back"),
     NotTaken("networking.istio.io", "DestinationRule", "its TLS, limits, outlier detection and subsets have no effect"),
+    NotTaken(_GATEWAY, "BackendTLSPolicy", "the TLS that it asks for is not spoken, no certificate is looked at"),
+    NotTaken("networking.istio.io", "WorkloadEntry", "its machine is no endpoint, and its address proves no identity"),
     NotTaken("networking.istio.io", "VirtualService", _ROUTES),
     NotTaken("networking.istio.io", "ServiceEntry", "its hosts are passed through as they are dialled"),
     NotTaken("networking.istio.io", "ProxyConfig", "there is no proxy in the pod that it configures"),
-    NotTaken("extensions.istio.io", "WasmPlugin", "its filter, such as authentication or a limit, does not run"),
     NotTaken("telemetry.istio.io", "Telemetry", "its access logs, metrics and traces are not made"),
-    NotTaken("gateway.networking.k8s.io", "HTTPRoute", _ROUTES),
-    NotTaken("gateway.networking.k8s.io", "GRPCRoute", _ROUTES),
+    *(NotTaken(_GATEWAY, kind, _ROUTES) for kind in _KINDS_OF_ROUTES),
 )
 """What protects comes first."""
 _BY_NAME: Final = {(each.group, each.kind): each for each in KINDS}
@@ -75,7 +82,7 @@ def lost(document: JsonObject) -> str:
 
 def _is_for_mesh(document: JsonObject) -> bool:
     """Say whether pods' own connections would follow it: a VirtualService names the gateway ``mesh``
-    or none (Istio's rule), a route has a Service as parent (the Gateway API's GAMMA).
+    or none (Istio's rule), a route has a Service as parent (the Gateway API's GAMMA), or a ServiceEntry (Istio).
     """
     spec = document.get("spec")
     if not isinstance(spec, dict):
@@ -83,14 +90,11 @@ def _is_for_mesh(document: JsonObject) -> bool:
     if document.get("kind") == "VirtualService":
         gateways = spec.get("gateways")
         return not isinstance(gateways, list) or not gateways or "mesh" in gateways
-    if document.get("kind") in ("HTTPRoute", "GRPCRoute"):
-        return "Service" in _kinds(spec.get("parentRefs"))
+    if document.get("kind") in _KINDS_OF_ROUTES:
+        return any(kind in _IN_MESH for kind in _kinds(spec.get("parentRefs")))
     return True
 
 
-def _kinds(references: object) -> Iterable[object]:
-    return (
-        [each.get("kind") for each in references or () if isinstance(each, dict)]
-        if isinstance(references, list)
-        else []
-    )
+def _kinds(references: object) -> Iterable[str]:
+    found = [each.get("kind") for each in references if isinstance(each, dict)] if isinstance(references, list) else []
+    return [kind for kind in found if isinstance(kind, str)]

@@ -95,7 +95,20 @@ def test_what_may_be_a_policy_with_a_mistyped_name_keeps_what_was_there(
         (VIRTUAL_SERVICE, "no effect"),
         (document("networking.istio.io/v1", "VirtualService", gateways=["front", "mesh"]), "no effect"),
         (document("networking.istio.io/v1", "VirtualService", gateways=["front"]), ""),
-        (document("gateway.networking.k8s.io/v1", "HTTPRoute", parentRefs=[{"kind": "Service"}]), "no effect"),
+        *(
+            (
+                document(
+                    "gateway.networking.k8s.io/v1alpha2", route, parentRefs=[{"kind": "Gateway"}, {"kind": parent}]
+                ),
+                lost,
+            )
+            for route in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
+            for parent, lost in (("Service", "no effect"), ("ServiceEntry", "no effect"), ("Gateway", ""))
+        ),
+        (document("extensions.istio.io/v1alpha1", "TrafficExtension"), "does not run"),
+        (document("gateway.networking.k8s.io/v1", "BackendTLSPolicy"), "is not spoken"),
+        (document("networking.istio.io/v1", "WorkloadEntry"), "no endpoint"),
+        (document("gateway.networking.k8s.io/v1", "HTTPRoute", parentRefs=[{"kind": ["Service"]}]), ""),
         (document("gateway.networking.k8s.io/v1", "HTTPRoute", parentRefs=[{"name": "front"}, 7]), ""),
         (document("gateway.networking.k8s.io/v1", "HTTPRoute", parentRefs=5), ""),
         (document("example.com/v1", "Sidecar"), ""),
