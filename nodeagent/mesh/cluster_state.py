@@ -4,7 +4,7 @@ first of the two steps of ``mesh/compile.py``, whose head tells how they work to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -13,7 +13,8 @@ from nodeagent.mesh.local import finished, path_setting
 from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import PEER_AUTHENTICATION, Policies
 from nodeagent.mesh.selection import NamespacedName, PodLabels, Postings, Selection
-from nodeagent.policy.model import MtlsMode, PathSetting
+from nodeagent.mesh.service_ports import ports_at, ports_of
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PathSetting
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import (
     EndpointSliceObject,
@@ -26,6 +27,9 @@ from nodeagent.resources.objects import (
 )
 from nodeagent.resources.security import KINDS, Policy
 from nodeagent.vocabulary import Address, ObjectKey, PodUid
+
+NamedPort = tuple[NamespacedName, str, int]
+"""A Service, and the name and number of a port in an EndpointSlice of it."""
 
 
 @dataclass(slots=True)
@@ -103,7 +107,45 @@ class ClusterState:
         found = set(self.policies.pods(key))
         for service in self.policies.services(key):
             found.update(self.selection.pods_of(service))
+            if service in self.services:
+                for each in self.slices.of(service):
+                    found.update(self._named_by(each))
         return found
+
+    def named(self, key: NamespacedName, pod: PodObject) -> tuple[NamedPort, ...]:
+        """Return the Services of its namespace whose EndpointSlices name *pod*, known as *key*, by an address
+        that it has, each with a port's name and number there.
+        """
+        found: set[NamedPort] = set()
+        for address in self.owned(key, pod):
+            found.update(self.slices.ports_at(address))
+        return tuple(sorted(each for each in found if each[0][0] == key[0] and each[0] in self.services))
+
+    def leads(self, service: NamespacedName, key: NamespacedName, named: Iterable[NamedPort]) -> dict[int, set[int]]:
+        """Return to which ports of the pod *key* each port of *service* leads, which selects it or has it in
+        slices, as *named* says.
+        """
+        by_slices = [(name, number) for whose, name, number in named if whose == service]
+        selected = service in self.selection.services_of(key)
+        found: dict[int, set[int]] = {}
+        for port, number in ports_at(self.services[service], self.pods[key], by_slices, selected=selected):
+            found.setdefault(port, set()).add(number)
+        return found
+
+    def strange_ports(self, key: ObjectKey) -> str:
+        """Return, in words, which ports of the policy *key* are no ports of the Services that it is attached
+        to; empty: none is such, or none of these is known.
+        """
+        policy = self.policies.known[key]
+        services = [self.services[each] for each in self.policies.services(key) if each in self.services]
+        if not services or not isinstance(policy.spec, AuthorizationPolicy):
+            return ""
+        known: set[int] = set()
+        for service in services:
+            known.update(port.port for port in service.ports)
+        strange = sorted(ports_of(policy.spec) - known)
+        names = ", ".join(service.name for service in services)
+        return f"ports: {', '.join(map(str, strange))}: no port of Service {names}: nobody's" if strange else ""
 
     def is_current(self, key: NamespacedName, pod: PodObject) -> bool:
         """Say whether *pod*, known as *key*, is the one that its uid means."""
@@ -182,7 +224,7 @@ class ClusterState:
         elif change.kind == "Service":
             self._put_service(key, found if isinstance(found, ServiceObject) else None)
         elif change.kind == "EndpointSlice":
-            self.touched.services |= self.slices.put(key, found if isinstance(found, EndpointSliceObject) else None)
+            self._put_slice(key, found if isinstance(found, EndpointSliceObject) else None)
         elif change.kind == "Namespace":
             self._put_namespace(change.name, found if isinstance(found, NamespaceObject) else None)
         elif change.kind == "Node":
@@ -251,8 +293,27 @@ class ClusterState:
             for key in self._claims.get(address):
                 self._touch_pod(key)
 
+    def _put_slice(self, key: NamespacedName, found: EndpointSliceObject | None) -> None:
+        """Mark the Services, and the pods to which policies for a Service come with the slice, or go with it."""
+        self._touch_named(self.slices.get(key))
+        self.touched.services |= self.slices.put(key, found)
+        self._touch_named(self.slices.get(key))
+
+    def _touch_named(self, found: EndpointSliceObject | None) -> None:
+        if found is not None and self.policies.attached((found.namespace, found.service)):
+            self.touched.modes.update(self._named_by(found))
+
+    def _named_by(self, found: EndpointSliceObject) -> Iterator[NamespacedName]:
+        """Yield the pods of its own namespace that a slice names: it says nothing of others'."""
+        for endpoint in found.endpoints:
+            holder = self._holder(endpoint.address)
+            if holder is not None and holder[0] == found.namespace:
+                yield holder
+
     def _put_service(self, key: NamespacedName, service: ServiceObject | None) -> None:
         self.touched.services.add(key)
+        for each in self.slices.of(key):
+            self._touch_named(each)
         self.touched.add_pods(self.selection.pods_of(key))
         self.services.pop(key, None)
         self.selection.drop_service(key)

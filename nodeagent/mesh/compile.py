@@ -41,7 +41,7 @@ worker hears only of what differs for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -53,7 +53,7 @@ from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.memory import uncollected
 from nodeagent.mesh import rules
 from nodeagent.mesh.alike import Alike
-from nodeagent.mesh.cluster_state import ClusterState
+from nodeagent.mesh.cluster_state import ClusterState, NamedPort
 from nodeagent.mesh.entries import (
     UNREAD,
     Delta,
@@ -79,10 +79,12 @@ from nodeagent.mesh.membership import EVERY_POD, MembershipRules
 from nodeagent.mesh.node_pods import NodePods
 from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row
 from nodeagent.mesh.selection import NamespacedName, Postings
+from nodeagent.mesh.service_ports import Translated, ports_of
 from nodeagent.places.place import Places
-from nodeagent.policy.model import MtlsMode
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
+from nodeagent.resources.security import Policy, Spec
 from nodeagent.steps import Steps, drained
 from nodeagent.vocabulary import Address, ObjectKey
 
@@ -161,6 +163,7 @@ class Mesh:
         self._using: dict[NamespacedName, tuple[str, ...]] = {}
         self._entries: dict[str, Entry] = {}
         self._made: dict[NamespacedName, str] = {}
+        self._translated = Translated()
         self._alike = Alike()
         """What many of one batch have in common."""
         self.faults: dict[str, str] = {}
@@ -211,6 +214,8 @@ class Mesh:
         rows = []
         for key in sorted(self._state.policies.known):
             row = self._state.policies.row(key, self._state.affected(key) & local)
+            if (strange := self._state.strange_ports(key)) and str(row["state"]).startswith("in force"):
+                row["state"] = f"{row['state']}; {strange}"
             if fault := self.faults.get(Change(*key, None).title):
                 row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
             error = wrong.pop(key, None)
@@ -245,12 +250,16 @@ class Mesh:
         touched.pods |= self.node_pods.concerned(touched.pods)
         made = _Fresh(used={entry for key in touched.policies if (entry := entry_key(*key))})
         self._alike.clear()
+        self._translated.made.clear()
         yield from self._govern(touched.modes - touched.pods, made)
         yield from self._make_pods(touched.pods, made)
         yield from self._make_services(touched.services, made)
+        made.used |= self._translated.made
         for entry in made.used:
-            spec = self._state.policies.entries.get(entry) if self._users.get(entry) else None
-            made.put(entry, spec)
+            used = bool(self._users.get(entry))
+            made.put(entry, self._state.policies.entries.get(entry) or self._translated.get(entry) if used else None)
+            if not used:
+                self._translated.drop(entry)
         unread = self._state.network.unread()
         made.put(UNREAD, UnreadPolicies(unread) if unread else None)
         touched.clear()
@@ -318,7 +327,7 @@ class Mesh:
 
     def _governed(self, key: NamespacedName, workload: Workload) -> Workload:
         """Return *workload* with what the policies for the pod *key* make of it."""
-        said = self._said(key, self._state.pods[key], self._state.selection.services_of(key))
+        said = self._said(key, self._state.pods[key])
         return replace(
             workload,
             mtls=said.modes.mode,
@@ -328,21 +337,40 @@ class Mesh:
             network_policy=said.network,
         )
 
-    def _said(self, key: NamespacedName, pod: objects.PodObject, services: Iterable[NamespacedName]) -> _Said:
-        """Return what policies say of *pod*, which *services* select; Istio's themselves matter on
-        its own node only.
-        """
-        rests_on = ("said", self._state.labels.likeness(key), pod.host_network, pod.node == self._node)
-        said = self._alike.once(rests_on, lambda: self._said_alike(key, pod, services))
+    def _said(self, key: NamespacedName, pod: objects.PodObject) -> _Said:
+        """Return what policies say of *pod*; Istio's themselves matter on its own node only."""
+        own: Hashable = None
+        named: tuple[NamedPort, ...] = ()
+        if pod.node == self._node:
+            named = self._state.named(key, pod)
+            own = (named, tuple(container.ports for container in pod.containers))
+        rests_on = ("said", self._state.labels.likeness(key), pod.host_network, own)
+        said = self._alike.once(rests_on, lambda: self._said_alike(key, pod, named))
         network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
         return replace(said, network=network) if network else said
 
-    def _said_alike(self, key: NamespacedName, pod: objects.PodObject, services: Iterable[NamespacedName]) -> _Said:
+    def _said_alike(self, key: NamespacedName, pod: objects.PodObject, named: tuple[NamedPort, ...]) -> _Said:
         """Return what policies say of all pods that are like *pod*, but for those for the network."""
-        is_own = pod.node == self._node
-        found = self._state.policies.of(key, services) if is_own else self._state.policies.peers(key)
-        own = names(found) if is_own and not pod.host_network else ()
-        return _Said(self._state.policies.mtls(found), own, "")
+        policies = self._state.policies
+        if pod.node != self._node:
+            return _Said(policies.mtls(policies.peers(key)), (), "")
+        services = {*self._state.selection.services_of(key), *(service for service, _, _ in named)}
+        found = policies.of(key, services)
+        own = names(self._at(key, policy, services, named) for policy in found) if not pod.host_network else ()
+        return _Said(policies.mtls(found), own, "")
+
+    def _at(
+        self, key: NamespacedName, policy: Policy, services: Set[NamespacedName], named: tuple[NamedPort, ...]
+    ) -> Spec:
+        """Return what *policy* is at the pod *key*, an endpoint of *services*: with the pod's own ports."""
+        spec = policy.spec
+        if not policy.targets or not isinstance(spec, AuthorizationPolicy) or not ports_of(spec):
+            return spec
+        leads: dict[int, set[int]] = {}
+        for service in services & set(self._state.policies.services(policy.key)):
+            for port, numbers in self._state.leads(service, key, named).items():
+                leads.setdefault(port, set()).update(numbers)
+        return self._translated.at_workload(spec, leads)
 
     def _use(self, key: NamespacedName, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""
@@ -369,7 +397,7 @@ class Mesh:
             return None
         addresses = self._state.owned(key, pod)
         selecting = self._state.selection.services_of(key)
-        said = self._said(key, pod, selecting)
+        said = self._said(key, pod)
         declared = tuple(container.ports for container in pod.containers)
         ports, services = self._alike.once(
             ("served", self._state.labels.likeness(key), declared),

@@ -37,6 +37,23 @@ class EndpointSlices:
                 self._at.add(endpoint.address, key)
         return concerned
 
+    def get(self, key: NamespacedName) -> EndpointSliceObject | None:
+        """Return the slice *key*, None: there is none, or it is no Service's."""
+        return self._slices.get(key)
+
+    def of(self, service: NamespacedName) -> Iterator[EndpointSliceObject]:
+        """Yield the slices of *service*."""
+        for key in self._of.get(service):
+            yield self._slices[key]
+
+    def ports_at(self, address: Address) -> Iterator[tuple[NamespacedName, str, int]]:
+        """Yield the Services that have an endpoint at *address*, ready or not, each with the name and the
+        number of a port there.
+        """
+        for key in self._at.get(address):
+            found = self._slices[key]
+            yield from ((_service(found), port.name, port.number) for port in found.ports)
+
     def known(self, service: NamespacedName) -> bool:
         """Say whether there is any slice of *service*, were it an empty one."""
         return bool(self._of.get(service))

@@ -187,7 +187,7 @@ def policies_of(workload: Workload, known: Callable[[str], Entry | None]) -> tup
 
 @lru_cache(1024)
 def _closed(key: str) -> AuthorizationPolicy:
-    kind, namespace, name = key.split("/", 2)
+    kind, namespace, name = key.partition("@")[0].split("/", 2)
     return AuthorizationPolicy(namespace, name, "DENY", (Rule(),), refused=kind)
 
 

@@ -8,7 +8,7 @@ matches, not what exists.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from nodeagent.mesh.selection import NamespacedName, PodLabels, Postings
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.policy_scope import PolicyTarget
-from nodeagent.resources.security import Policy
+from nodeagent.resources.security import Policy, Spec
 from nodeagent.vocabulary import ObjectKey
 
 _Term = tuple[str, str, str]
@@ -75,6 +75,10 @@ class Policies:
                 self._terms_of(key).add(self._term(policy), key)
                 self._pods.ask(self._scope(policy), dict(policy.selector))
 
+    def attached(self, service: NamespacedName) -> bool:
+        """Say whether any policy is attached to *service*."""
+        return bool(self._by_service.get(service))
+
     def services(self, key: ObjectKey) -> list[NamespacedName]:
         """Return the Services to whose pods the policy *key* is attached."""
         policy = self.known.get(key)
@@ -91,7 +95,7 @@ class Policies:
         return set(self._pods.selected(scope, dict(policy.selector)))
 
     def of(self, pod: NamespacedName, services: Iterable[NamespacedName]) -> list[Policy]:
-        """Return the policies that are for *pod*, which *services* select, oldest first."""
+        """Return the policies that are for *pod*, an endpoint of *services*, oldest first."""
         if not self.known:
             return []
         found = self._selecting(pod, self._by_term) | self._selecting(pod, self._peers_by_term)
@@ -196,8 +200,8 @@ class Policies:
         if others and not pods:
             why = f"the older {older} decides about all pods of this node that it selects"
         state = f"no effect: {why}" if why else "in force"
-        if not why and (unserved := _unserved(policy)):
-            state += f"; {unserved}"
+        for less in () if why else (_unserved(policy), _unverifying(policy)):
+            state += f"; {less}" if less else ""
         if others and pods:
             state += f"; about {len(others)} more pods the older {older} decides"
         if policy.refused:
@@ -289,12 +293,24 @@ def _unserved(policy: Policy) -> str:
     return f"targetRefs: {', '.join(map(str, others))}: only a Service is served here" if others else ""
 
 
+def _unverifying(policy: Policy) -> str:
+    """Return, in words, which of *policy*'s key sets can verify no token; empty: none is such."""
+    if not isinstance(policy.spec, RequestAuthentication):
+        return ""
+    # it brings a cryptography library, and nobody but people asks
+    from nodeagent.policy.jwt_keys import key_set
+
+    useless = [index for index, rule in enumerate(policy.spec.rules) if rule.jwks and not key_set(rule.jwks).usable]
+    where = ", ".join(f"spec.jwtRules[{index}].jwks" for index in useless)
+    return f"{where}: no key can verify a token (kty RSA, EC or OKP can): each is refused" if useless else ""
+
+
 def _services(policy: Policy) -> list[NamespacedName]:
     return [(policy.namespace, target.name) for target in policy.targets if _is_service(target)]
 
 
-def names(policies: Collection[Policy]) -> tuple[str, ...]:
-    """Return the keys of the entries of *policies*, sorted; PeerAuthentication has none, it is part
+def names(specs: Iterable[Spec]) -> tuple[str, ...]:
+    """Return the keys of the entries of *specs*, sorted; PeerAuthentication has none, it is part
     of the workload's.
     """
-    return tuple(sorted(policy.spec.key for policy in policies if not isinstance(policy.spec, PeerAuthentication)))
+    return tuple(sorted(spec.key for spec in specs if not isinstance(spec, PeerAuthentication)))

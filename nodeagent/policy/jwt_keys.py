@@ -109,6 +109,14 @@ class KeySet:
         if not self._fitting:
             self.error = _NO_KEYS
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can verify any token at all: some key is of a kind that is taken, and its members make one."""
+        return any(map(self._verifies, self._fitting))
+
+    def _verifies(self, algorithm: str) -> bool:
+        return any(key.verifier(algorithm) for key in self._fitting[algorithm])
+
     def check(self, token: Token) -> None:
         """Verify *token*'s signature by the key that it names, by those without a name, or, when it
         names none, by any fitting one. Raises TokenError.

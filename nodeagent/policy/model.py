@@ -97,14 +97,17 @@ class AuthorizationPolicy:
     """CUSTOM: a name of ``extensionProviders`` in agent.yaml."""
     refused: str = ""
     """The kind of a wrong document that never was right, in whose place this denies everything."""
+    service_ports: str = ""
+    """``80:8080``: to which ports of a workload those of the Service lead that it is attached to, where the
+    workload's stand in its rules instead; such a policy has an entry for each way that they lead.
+    """
 
     @property
     def key(self) -> str:
-        return (
-            f"refused/{self.refused}/{self.namespace}/{self.name}"
-            if self.refused
-            else f"authorization/{self.namespace}/{self.name}"
-        )
+        if self.refused:
+            return f"refused/{self.refused}/{self.namespace}/{self.name}"
+        at = f"@{self.service_ports}" if self.service_ports else ""
+        return f"authorization/{self.namespace}/{self.name}{at}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -578,6 +578,7 @@ _POD = st.builds(
     created=st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]),
     deleted=st.sampled_from([None, None, "2026-01-03T00:00:00Z"]),
     phase=st.sampled_from(["Running", "Running", "Succeeded"]),
+    port=st.sampled_from([80, 8080]),
     host_network=st.sampled_from([False, False, True]),
     labels=st.sampled_from([{}, {"tier": "x"}, {"nodeagent.io/dataplane": "enabled"}, {"app": "ztunnel"}]),
     namespace=st.sampled_from(["default", "default", "other", "istio-system"]),
@@ -617,6 +618,12 @@ _PEER = st.builds(
     st.one_of(st.none(), _MODE),
     st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]),
 )
+
+
+def ports_rule(*ports: str) -> dict[str, Any]:
+    return {"action": "DENY", "rules": [{"to": [{"operation": {"ports": list(ports)}}]}]}
+
+
 _RULES = st.builds(
     lambda kind, name, namespace, scope, rules: policy(
         kind, {**scope, **(rules if kind == "AuthorizationPolicy" else {})}, name=name, namespace=namespace
@@ -625,7 +632,7 @@ _RULES = st.builds(
     st.sampled_from(["m", "n"]),
     st.sampled_from(["default", "other", "istio-system"]),
     st.one_of(_SCOPE, st.just({"targetRefs": [{"kind": "Service", "name": "s"}]})),
-    st.sampled_from([{}, {"rules": [{}]}, {"action": "DENY", "rules": [{}]}]),
+    st.sampled_from([{}, {"rules": [{}]}, {"action": "DENY", "rules": [{}]}, ports_rule("80"), ports_rule("80", "9")]),
 )
 _POLICY = st.one_of(_PEER, _RULES)
 _NAMESPACE = st.builds(
@@ -635,7 +642,7 @@ _NAMESPACE = st.builds(
     st.sampled_from([{}, {"nodeagent.io/dataplane": "enabled"}, {"istio.io/dataplane-mode": "ambient"}]),
 )
 _SLICE = st.builds(
-    lambda name, namespace, of, addresses, ready, refers: Change(
+    lambda name, namespace, of, addresses, ready, refers, number: Change(
         "EndpointSlice",
         namespace,
         name,
@@ -644,7 +651,7 @@ _SLICE = st.builds(
             name,
             of,
             tuple(objects.SliceEndpoint(Address(address), ready, refers) for address in addresses),
-            (objects.SlicePort("", 80), objects.SlicePort("http", 8080)),
+            (objects.SlicePort("", 80), objects.SlicePort("http", number)),
         ),
     ),
     st.sampled_from(["x", "y"]),
@@ -653,6 +660,7 @@ _SLICE = st.builds(
     st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "192.0.2.1"]), max_size=3),
     st.booleans(),
     st.sampled_from(["", "a", "b"]),
+    st.sampled_from([8080, 8081]),
 )
 _NODE = st.builds(node, st.sampled_from(["node1", "node2", "node3"]), st.sampled_from(["10.0.0.0/31", "10.0.0.2/31"]))
 _OBJECT = (_POD, _SERVICE, _SLICE, _POLICY, _NAMESPACE, _NODE)

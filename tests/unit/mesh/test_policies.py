@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -383,6 +384,39 @@ def test_a_policy_counts_the_pods_that_it_decides_about() -> None:
     made.apply([pod("other", "10.0.0.9", labels={"app": "other", "version": "v1"})])
     _, second = made.policies()
     assert (second["pods"], second["state"]) == (1, "in force; about 1 more pods the older default/a decides")
+
+
+OCT = {"kty": "oct", "alg": "HS256", "k": "c2VjcmV0"}
+EC = {
+    "kty": "EC",
+    "crv": "P-256",
+    "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+    "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+}
+
+
+@pytest.mark.parametrize(
+    ("sets", "useless"),
+    [
+        ([[OCT]], "spec.jwtRules[0].jwks"),
+        ([[]], "spec.jwtRules[0].jwks"),
+        ([[EC], [OCT], [{**EC, "use": "enc"}]], "spec.jwtRules[1].jwks, spec.jwtRules[2].jwks"),
+        (
+            [[{**EC, "x": "AA"}], [{"kty": "RSA", "n": "AQAB", "e": "AQAB"}]],
+            "spec.jwtRules[0].jwks, spec.jwtRules[1].jwks",
+        ),
+        ([[OCT, EC]], ""),
+        ([None], ""),
+    ],
+)
+def test_a_key_set_that_can_verify_nothing_is_told(sets: list[Any], useless: str) -> None:
+    rules = [
+        {"issuer": f"i{at}", **({"jwks": json.dumps({"keys": keys})} if keys is not None else {})}
+        for at, keys in enumerate(sets)
+    ]
+    (row,) = compiled(policy("RequestAuthentication", {"jwtRules": rules})).policies()
+    told = f"; {useless}: no key can verify a token (kty RSA, EC or OKP can): each is refused" if useless else ""
+    assert row["state"] == f"in force{told}"
 
 
 def test_the_targets_that_nobody_serves_are_told_beside_those_that_are() -> None:
