@@ -44,6 +44,7 @@ _SOURCE: Final = _columns(
 _OPERATION: Final = _columns(hosts="hosts", ports="destination.port", methods="methods", paths="paths")
 """Fields of the model; where ``when`` knows the same thing, its name for it is the key."""
 _HEADER: Final = re.compile(r"request\.headers\[([^\[\]]+)\]")
+_ALWAYS_THERE: Final = frozenset((":authority", "host", ":method", ":path", ":scheme"))
 _CLAIMS: Final = re.compile(r"request\.auth\.claims((?:\[[^\[\]]+\])+)")
 _IN_LINE: Final = frozenset(
     ("methods", "paths", "hosts", *(f"request.headers[{name}]" for name in (":authority", "host", ":method", ":path")))
@@ -258,7 +259,9 @@ def _port(value: str, name: str) -> int:
 
 
 def _request_test(name: str, key: str, values: tuple[str, ...], *, every: bool) -> RequestTest:
-    """*every*: what an application may read in different ways matches only if it does in every one."""
+    """*every*: what an application may read in different ways matches only if it does in every one, and of
+    several tokens one alone counts, the first rule's, as in Istio; otherwise each does.
+    """
     match key:
         case "methods":
             method = matchers.text(values)
@@ -267,20 +270,20 @@ def _request_test(name: str, key: str, values: tuple[str, ...], *, every: bool) 
             path = matchers.paths(values)
             return lambda request: path(request.normal or request.normalised())
         case "hosts":
-            host = matchers.folded(values)
+            host = matchers.hosts(values)
             return lambda request: host(request.host)
         case "request.auth.principal":
-            return _on_claims(_request_principal(values))
+            return _on_claims(_request_principal(values), every=every)
         case "request.auth.audiences":
             audience = matchers.text(values)
-            return _on_claims(lambda claims: any(map(audience, claims.audiences)))
+            return _on_claims(lambda claims: any(map(audience, claims.audiences)), every=every)
         case "request.auth.presenter":
             presenter = matchers.text(values)
-            return _on_claims(lambda claims: presenter(claims.presenter))
+            return _on_claims(lambda claims: presenter(claims.presenter), every=every)
     if header := _HEADER.fullmatch(key):
         return _header(header[1].lower(), values, every=every)
     if claims := _CLAIMS.fullmatch(key):
-        return _on_claims(_claim(tuple(claims[1][1:-1].split("][")), matchers.text(values)))
+        return _on_claims(_claim(tuple(claims[1][1:-1].split("][")), matchers.text(values)), every=every)
     raise ResourceError(
         f"{name!r} is not a key of 'when': allowed are request.headers[x], source.ip, source.namespace, "
         "source.serviceAccount, source.trustDomain,"
@@ -291,13 +294,17 @@ def _request_test(name: str, key: str, values: tuple[str, ...], *, every: bool) 
 
 
 def _header(name: str, values: tuple[str, ...], *, every: bool) -> RequestTest:
-    """``*`` means present, even if empty. The names of HTTP/2's pseudo-headers are known, as Envoy knows them.
+    """``*`` means present, even if empty. HTTP/2's pseudo-headers are known, and every request has them, as in Envoy.
 
     Of several lines of one name some applications take the first, some the last, some all in one: the
     rule of an ALLOW policy matches in *every* reading, any other one in one of them. Envoy (since
     CVE-2026-26308) asks for one in both.
     """
     value = matchers.text([matchers.as_received(each) for each in values])
+    if "*" in values and name not in _ALWAYS_THERE:
+        return lambda request: request.header(name) is not None
+    if "*" in values:
+        value = matchers.anything
     match name:
         case ":authority" | "host":
             return lambda request: value(request.host)
@@ -305,8 +312,8 @@ def _header(name: str, values: tuple[str, ...], *, every: bool) -> RequestTest:
             return lambda request: value(request.method)
         case ":path":
             return lambda request: value(request.path)
-    if "*" in values:
-        return lambda request: request.header(name) is not None
+        case ":scheme":
+            return lambda request: value(_scheme(request))
 
     def matches(request: RequestFacts) -> bool:
         found = request.header(name)
@@ -320,10 +327,20 @@ def _header(name: str, values: tuple[str, ...], *, every: bool) -> RequestTest:
     return matches
 
 
-def _on_claims(test: ClaimsTest) -> RequestTest:
+def _scheme(request: RequestFacts) -> str:
+    """Return ``:scheme`` as Envoy makes it of X-Forwarded-Proto; without a good one the application's
+    own, plain connection says it. What HTTP/2 says goes no further than the first proxy.
+    """
+    forwarded = (request.header("x-forwarded-proto") or "").lower()
+    return forwarded if forwarded in ("http", "https") else "http"
+
+
+def _on_claims(test: ClaimsTest, *, every: bool) -> RequestTest:
     def matches(request: RequestFacts) -> bool:
         claims = request.claims
-        return claims is not None and test(claims)
+        if claims is None:
+            return False
+        return test(claims) or (not every and any(map(test, claims.beside)))
 
     return matches
 
@@ -333,7 +350,15 @@ def _request_principal(values: tuple[str, ...]) -> ClaimsTest:
     issuer may be an URL.
     """
     pairs = [_principal_pair(value) for value in values]
-    return lambda claims: any(issuer(claims.issuer) and subject(claims.subject) for issuer, subject in pairs)
+
+    def matches(claims: Claims) -> bool:
+        iss = claims.values.get("iss")
+        sub = claims.values.get("sub")
+        if not isinstance(iss, str) or not isinstance(sub, str):
+            return False  # what the token does not say is nothing to compare, an empty text neither
+        return any(issuer(iss) and subject(sub) for issuer, subject in pairs)
+
+    return matches
 
 
 def _principal_pair(value: str) -> tuple[matchers.Text, matchers.Text]:

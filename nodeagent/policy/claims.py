@@ -23,6 +23,8 @@ class Claims:
     """Every claim, as in the token."""
     space_delimited: frozenset[str] = SPACE_DELIMITED
     """Names of claims of which each word, not the text as a whole, is compared."""
+    beside: tuple[Claims, ...] = ()
+    """What other tokens of the request were proved to say: it refuses, but allows nothing."""
 
     @property
     def principal(self) -> str:

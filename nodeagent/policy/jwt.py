@@ -1,9 +1,11 @@
 """RequestAuthentication, compiled: which tokens a request brings, whether they are valid, what they
 say.
 
-As in Istio: a request without a token passes; a token that is there must be valid by one of the
-rules that look where it stands; several tokens must all be. Differences from Envoy are on the
-strict side: Envoy is content when the tokens of one rule are valid.
+As in Istio, whose filter asks for any of the rules, sorted by issuer, else for no token at all: a
+request without a token passes. Otherwise the first rule decides that proves every token where it
+looks, by what these say and how they go on; without one the request is refused. Tokens where only
+other rules look go on as they are, unproved ones too; what is proved of them is told to policies that
+refuse (``Claims.beside``), so that nobody hides who he is behind a token more.
 https://istio.io/latest/docs/reference/config/security/request_authentication
 """
 
@@ -50,7 +52,7 @@ class Authenticated:
     """The request goes on."""
 
     claims: Claims | None = None
-    """Of the first token; None without one."""
+    """Of the first token of the rule that decides; None without one."""
     remove: tuple[str, ...] = ()
     """Lower-case names of fields to take out, all lines of each, before :attr:`add`: also what a
     client may not say in the proxy's stead.
@@ -146,18 +148,32 @@ class _Rule:
         return tuple(told)
 
 
-class _Proved(NamedTuple):
-    """A valid token, and for how long and by which keys it is."""
+class _Proof(NamedTuple):
+    """By which rule and which of its keys a token is valid, and what comes of it where that rule decides."""
 
-    result: Authenticated
-    begin: float
-    end: float
     rule: _Rule
     keys: KeySet
+    result: Authenticated
+
+
+class _Proved(NamedTuple):
+    """A valid token, and for how long it is."""
+
+    begin: float
+    end: float
+    proofs: tuple[_Proof, ...]
+    """At least one, in the order of the rules."""
+
+    def by(self, rule: _Rule) -> Authenticated | None:
+        """Return what comes of the token by *rule*; None: that does not prove it."""
+        for proof in self.proofs:
+            if proof.rule is rule:
+                return proof.result
+        return None
 
 
 class _PlaceReader:
-    """One place, and the rules that look there."""
+    """One place, and the rules that look there, in their order."""
 
     __slots__ = ("find", "place", "removed", "rules")
 
@@ -171,6 +187,7 @@ class _PlaceReader:
         """Return what the token *text* is proved to be; *spoken_for* are fields always removed. Raises TokenError."""
         token = parse(text)
         refused: TokenError | None = None
+        proofs: list[_Proof] = []
         for rule in self.rules:
             try:
                 keys = rule.check(token, now)
@@ -178,20 +195,24 @@ class _PlaceReader:
                 if refused is None or error.words != _UNKNOWN_ISSUER:
                     refused = error
                 continue
-            presenter = token.claims.get("azp")
-            claims = Claims(
-                token.issuer,
-                token.subject,
-                token.audiences,
-                presenter if isinstance(presenter, str) else "",
-                token.claims,
-                rule.space_delimited,
-            )
             remove = spoken_for if rule.forward else spoken_for + self.removed
-            result = Authenticated(claims, remove, rule.headers(token))
-            return _Proved(result, token.not_before - SKEW_SECONDS, token.expires + SKEW_SECONDS, rule, keys)
+            proofs.append(_Proof(rule, keys, Authenticated(_claims(token, rule), remove, rule.headers(token))))
+        if proofs:
+            return _Proved(token.not_before - SKEW_SECONDS, token.expires + SKEW_SECONDS, tuple(proofs))
         assert refused is not None, "a place without a rule"
         raise refused
+
+
+def _claims(token: Token, rule: _Rule) -> Claims:
+    presenter = token.claims.get("azp")
+    return Claims(
+        token.issuer,
+        token.subject,
+        token.audiences,
+        presenter if isinstance(presenter, str) else "",
+        token.claims,
+        rule.space_delimited,
+    )
 
 
 class _Cache:
@@ -222,10 +243,17 @@ _cache: Final = _Cache()
 class Authenticator:
     """The RequestAuthentications of one workload. Made by :meth:`compile`; for one thread."""
 
-    __slots__ = ("_now", "_readers", "_tokenless")
+    __slots__ = ("_now", "_readers", "_rules", "_tokenless")
 
-    def __init__(self, readers: Sequence[_PlaceReader], tokenless: Authenticated, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        readers: Sequence[_PlaceReader],
+        rules: Sequence[_Rule],
+        tokenless: Authenticated,
+        now: Callable[[], float],
+    ) -> None:
         self._readers = tuple(readers)
+        self._rules = tuple(rules)
         self._tokenless = tokenless
         self._now = now
 
@@ -243,8 +271,11 @@ class Authenticator:
         """
         by_place: dict[Place, list[_Rule]] = {}
         told: list[str] = []
-        for rule in itertools.chain.from_iterable(each.rules for each in authentications):
+        rules: list[_Rule] = []
+        every = itertools.chain.from_iterable(each.rules for each in authentications)
+        for rule in sorted(every, key=lambda rule: rule.issuer):
             compiled = _Rule(rule, keys)
+            rules.append(compiled)
             told += [name for name in (compiled.payload_header, *(header for header, _ in compiled.outputs)) if name]
             for place in places_of(rule):
                 by_place.setdefault(place, []).append(compiled)
@@ -256,6 +287,7 @@ class Authenticator:
         )
         return cls(
             [_PlaceReader(place, tuple(found)) for place, found in order],
+            rules,
             Authenticated(remove=tuple(dict.fromkeys(told))),
             now,
         )
@@ -268,35 +300,60 @@ class Authenticator:
         return self._tokenless.remove
 
     def authenticate(self, request: JwtRequest) -> Authenticated | Rejected:
-        """Check every token of *request*. Nothing is changed: the caller removes, adds and rewrites
+        """Check the tokens of *request*. Nothing is changed: the caller removes, adds and rewrites
         what the result says.
         """
         if request.method == "OPTIONS" and request.header("origin") and request.header("access-control-request-method"):
             return self._tokenless  # a browser sends no token with a CORS preflight
-        result = self._tokenless
-        now = 0.0
-        consumed: list[str] = []
+        alone: _PlaceReader | None = None
+        text = ""
         for reader in self._readers:
             tokens = reader.find(request)
             if not tokens:
                 continue
-            now = now or self._now()
+            if alone is not None or len(tokens) > 1:
+                return self._several(request)
+            alone = reader
+            text = tokens[0]
+        if alone is None:
+            return self._tokenless
+        try:
+            proved = self._prove(alone, text, self._now())
+        except TokenError as error:
+            return _rejected(request, error)
+        proof = proved.proofs[0]
+        if proof.rule.forward or not isinstance(alone.place, QueryPlace):
+            return proof.result
+        return replace(proof.result, target=without_parameters(request.path, frozenset((alone.place.name,))))
+
+    def _several(self, request: JwtRequest) -> Authenticated | Rejected:
+        """Do the same for a request that brings several tokens."""
+        now = self._now()
+        found: dict[_PlaceReader, list[_Proved]] = {}
+        unproved: list[_PlaceReader] = []
+        refused = TokenError(_UNKNOWN_ISSUER)
+        for reader in self._readers:
+            tokens = reader.find(request)
             if len(tokens) > MAX_TOKENS:
                 return _rejected(request, TokenError(_TOO_MANY))
             try:
-                for text in tokens:
-                    proved = self._prove(reader, text, now)
-                    result = proved.result if result is self._tokenless else _both(result, proved.result)
-                    if not proved.rule.forward and isinstance(reader.place, QueryPlace):
-                        consumed.append(reader.place.name)
+                if tokens:
+                    found[reader] = [self._prove(reader, text, now) for text in tokens]
             except TokenError as error:
-                return _rejected(request, error)
-        return replace(result, target=without_parameters(request.path, frozenset(consumed))) if consumed else result
+                unproved.append(reader)
+                if refused.words == _UNKNOWN_ISSUER:
+                    refused = error
+        for rule in self._rules:
+            if not any(rule in reader.rules for reader in unproved):
+                results = _results(rule, found)
+                if results:
+                    return _decided(rule, results, found, request.path)
+        return _rejected(request, refused)
 
     def _prove(self, reader: _PlaceReader, text: str, now: float) -> _Proved:
         key = (text, reader)
         proved = _cache.get(key)
-        if proved is not None and proved.begin <= now <= proved.end and proved.rule.keys() is proved.keys:
+        if proved is not None and proved.begin <= now <= proved.end and _is_current(proved):
             return proved
         _cache.drop(key)
         proved = reader.check(text, now, self._tokenless.remove)
@@ -304,8 +361,48 @@ class Authenticator:
         return proved
 
 
-def _both(first: Authenticated, second: Authenticated) -> Authenticated:
-    return Authenticated(first.claims, tuple(dict.fromkeys(first.remove + second.remove)), first.add + second.add)
+def _is_current(proved: _Proved) -> bool:
+    """Say whether the keys are those by which it was proved."""
+    for proof in proved.proofs:  # noqa: SIM110 - a generator costs as much as the look
+        if proof.rule.keys() is not proof.keys:
+            return False
+    return True
+
+
+def _results(rule: _Rule, found: Mapping[_PlaceReader, Sequence[_Proved]]) -> list[Authenticated]:
+    """Return what comes of the tokens in the places of *rule*; nothing where it does not prove them all."""
+    results: list[Authenticated] = []
+    for reader, tokens in found.items():
+        for proved in tokens if rule in reader.rules else ():
+            result = proved.by(rule)
+            if result is None:
+                return []
+            results.append(result)
+    return results
+
+
+def _decided(
+    rule: _Rule, results: Sequence[Authenticated], found: Mapping[_PlaceReader, Sequence[_Proved]], path: str
+) -> Authenticated:
+    """Return the *results* of *rule*, which decides, as one; of other tokens only what they say is told."""
+    claims = results[0].claims
+    assert claims is not None, "a token without claims"
+    beside: list[Claims] = []
+    consumed: list[str] = []
+    for reader, tokens in found.items():
+        if rule in reader.rules and isinstance(reader.place, QueryPlace):
+            consumed.append(reader.place.name)
+        for proved in tokens:
+            said = (proved.by(rule) or proved.proofs[0].result).claims
+            if said is not None and said is not claims:
+                beside.append(said)
+    remove: dict[str, None] = {}
+    add: list[tuple[str, str]] = []
+    for each in results:
+        remove.update(dict.fromkeys(each.remove))
+        add += each.add
+    target = without_parameters(path, frozenset(consumed)) if consumed and not rule.forward else None
+    return Authenticated(replace(claims, beside=tuple(beside)), tuple(remove), tuple(add), target)
 
 
 def _rejected(request: JwtRequest, error: TokenError) -> Rejected:

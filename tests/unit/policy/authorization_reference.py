@@ -140,8 +140,25 @@ class Look:
             return True
         if key.startswith("request.headers"):
             return self.header_holds(key[len("request.headers[") : -1].lower(), values, not_values)
+        if key.startswith("request.auth."):
+            return self.token_holds(key, values, not_values)
         return (not values or any(self.one(key, value) for value in values)) and not any(
             self.one(key, value) for value in not_values
+        )
+
+    def token_holds(self, key: str, values: tuple[str, ...], not_values: tuple[str, ...]) -> bool:
+        """Other tokens than the one that decides only refuse."""
+        assert self.request is not None
+        claims = self.request.claims
+        first = [claims] if claims is not None else []
+        every = [claims, *claims.beside] if claims is not None else []
+
+        def matches(tokens: list[Claims], patterns: tuple[str, ...]) -> bool:
+            return any(claim(token, key, value) for token in tokens for value in patterns)
+
+        allows = self.policy.action == "ALLOW"
+        return (not values or matches(first if allows else every, values)) and (
+            not not_values or not matches(every if allows else first, not_values)
         )
 
     def header_holds(self, name: str, values: tuple[str, ...], not_values: tuple[str, ...]) -> bool:
@@ -194,14 +211,14 @@ class Look:
         if key == "request.methods":
             return simple(value, request.method)
         if key == "request.hosts":
-            return simple(value.lower(), request.host.lower())
+            return value == "*" or simple(value.lower(), request.host.lower())
         if key == "request.paths":
             path = normalise_path(request.path)
             if "{*}" in value or "{**}" in value:
                 expression = re.escape(value).replace(r"\{\*\*\}", ".*").replace(r"\{\*\}", "[^/]+")
                 return re.fullmatch(expression, path) is not None
             return simple(value, path)
-        return request.claims is not None and claim(request.claims, key, value)
+        raise AssertionError(f"{key} is not known here")
 
 
 def claim(claims: Claims, key: str, value: str) -> bool:
@@ -211,10 +228,14 @@ def claim(claims: Claims, key: str, value: str) -> bool:
     if key == "request.auth.presenter":
         return simple(value, claims.presenter)
     if key == "request.auth.principal":
+        if not {"iss", "sub"} <= claims.values.keys():
+            return False
         if value == "*":
             return claims.issuer != "" and claims.subject != ""
         issuer, slash, subject = value.rpartition("/")
-        assert slash and not value.startswith("*"), "the strategies make these only"
+        assert not value.startswith("*"), "the strategies make these only"
+        if not slash:
+            issuer, subject = value, ""
         return claims.issuer == issuer and (
             simple(subject, claims.subject) if subject.endswith("*") else claims.subject == subject
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,14 +90,20 @@ def request(
 
 
 def token(
-    issuer: str = "iss",
-    subject: str = "sub",
+    issuer: str | None = "iss",
+    subject: str | None = "sub",
     audiences: tuple[str, ...] = (),
     presenter: str = "",
     split: tuple[str, ...] = (),
     **values: Any,
 ) -> dict[str, Claims]:
-    return {"claims": Claims(issuer, subject, audiences, presenter, values, SPACE_DELIMITED.union(split))}
+    said = {name: value for name, value in (("iss", issuer), ("sub", subject)) if value is not None}
+    delimited = SPACE_DELIMITED.union(split)
+    return {"claims": Claims(issuer or "", subject or "", audiences, presenter, said | values, delimited)}
+
+
+def beside(first: dict[str, Claims], other: dict[str, Claims]) -> dict[str, Claims]:
+    return {"claims": replace(first["claims"], beside=(other["claims"],))}
 
 
 # Policies, then (request line, facts, allowed). Each group is read on its own.
@@ -415,14 +422,52 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
             ("GET /", token("issuer", "x"), True),
             ("GET /", token("i", "bob"), True),
             ("GET /", token("solo", ""), True),
+            ("GET /", token("solo", None), False),
             ("GET /", token("solo", "x"), False),
             ("GET /", token("i", "x"), False),
         ],
+    ),
+    "what a token does not say is no principal": (
+        [deny(rule(request_principals=["iss", "iss/", "/sub", "*"]))],
+        [
+            ("GET /", token("iss", None), True),
+            ("GET /", token(None, "sub"), True),
+            ("GET /", token(None, None), True),
+            ("GET /", token("iss", ""), False),
+            ("GET /", token("", "sub"), False),
+        ],
+    ),
+    "what a token does not say is not a principal either": (
+        [deny(rule(not_request_principals=["iss", "/sub"]))],
+        [("GET /", token("iss", None), False), ("GET /", token(None, "sub"), False), ("GET /", token("", "sub"), True)],
     ),
     "any request principal": (
         [allow(rule(request_principals=["*"]))],
         [("GET /", token(), True), ("GET /", token("", ""), False), ("GET /", {}, False)],
     ),
+    "what another token says refuses": (
+        [deny(rule(request_principals=["a/mallory"]))],
+        [("GET /", beside(token("z"), token("a", "mallory")), False), ("GET /", beside(token("z"), token("a")), True)],
+    ),
+    "what another token says allows nothing": (
+        [allow(rule(request_principals=["a/*"]))],
+        [("GET /", beside(token("a"), token("z")), True), ("GET /", beside(token("z"), token("a")), False)],
+    ),
+    "what another token says is not left out by an exception": (
+        [allow(rule(not_request_principals=["a/mallory"]))],
+        [("GET /", beside(token("z"), token("a", "mallory")), False), ("GET /", beside(token("z"), token("a")), True)],
+    ),
+    "what another token says makes no exception": (
+        [deny(rule(not_request_principals=["a/*"]))],
+        [("GET /", beside(token("a"), token("z")), True), ("GET /", beside(token("z"), token("a")), False)],
+    ),
+    **{
+        f"{key} of another token refuses": (
+            [deny(rule(when={f"request.auth.{key}": ["x"]}))],
+            [("GET /", beside(token("z"), token("a", "s", ("x",), "x", role="x")), False), ("GET /", token("z"), True)],
+        )
+        for key in ("audiences", "presenter", "claims[role]")
+    },
     "no request principal": (
         [deny(rule(not_request_principals=["*"]))],
         [("GET /", token(), True), ("GET /", {}, False)],
@@ -464,7 +509,42 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
             ("GET /", {"host": "example"}, True),
         ],
     ),
-    "any host": ([allow(rule(hosts=["*"]))], [("GET /", {}, True), ("GET /", {"host": ""}, False)]),
+    "any host": ([allow(rule(hosts=["*"]))], [("GET /", {}, True), ("GET /", {"host": ""}, True)]),
+    "an empty host is any host too": (
+        [deny(rule(hosts=["*"], paths=["/admin*"]))],
+        [
+            ("GET /admin", {"host": ""}, False),
+            ("GET /admin", {"host": "app"}, False),
+            ("GET /", {"host": ""}, True),
+        ],
+    ),
+    "no host is none": ([deny(rule(not_hosts=["*"]))], [("GET /", {"host": ""}, True), ("GET /", {}, True)]),
+    "any of several hosts": ([deny(rule(hosts=["app", "*"]))], [("GET /", {"host": ""}, False)]),
+    "an empty host is no other one": (
+        [deny(rule(hosts=["a*", "*b"]))],
+        [("GET /", {"host": ""}, True), ("GET /", {"host": "a"}, False)],
+    ),
+    **{
+        f"an empty host is there: {key}": (
+            [deny(rule(when={f"request.headers[{key}]": ["*"]}))],
+            [("GET /", {"host": ""}, False), ("GET /", {}, False)],
+        )
+        for key in ("host", "Host", ":authority", ":method", ":path", ":scheme")
+    },
+    "the scheme": (
+        [deny(rule(when={"request.headers[:scheme]": ["http"]}))],
+        [
+            ("GET /", {}, False),
+            ("GET /", {"headers": {"x-forwarded-proto": "HTTP"}}, False),
+            ("GET /", {"headers": {"x-forwarded-proto": "https"}}, True),
+            ("GET /", {"headers": {"x-forwarded-proto": "https,http"}}, False),
+            ("GET /", {"headers": {"x-forwarded-proto": ""}}, False),
+        ],
+    ),
+    "another pseudo-header than a request has": (
+        [deny(rule(when={"request.headers[:status]": ["*"]}))],
+        [("GET /", {}, True)],
+    ),
     "not hosts": (
         [allow(rule(not_hosts=["internal*"]))],
         [("GET /", {"host": "Internal:80"}, False), ("GET /", {"host": "public"}, True)],

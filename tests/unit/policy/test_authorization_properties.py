@@ -35,7 +35,7 @@ METHODS = ["GET", "POST", "P*", "*T", "*", "get"]
 PATHS = ["/a", "/a/b", "/a/*", "*/b", "*", "/a/{*}", "/a/{**}", "/{*}/b", "/A"]
 TARGETS = ["/a", "/a/b", "/A", "/a/c/b", "/a/", "/", "//a", "/a/./b", "/x/../a", "/%61", "/a%2Fb", "/a?q=/b", "/a;x/b"]
 HOSTS = ["h.example", "H.Example", "h.example:*", "*.example", "*"]
-TOKENS = ["*", "iss/sub", "iss/s*", "iss/*", "https://i/sub"]
+TOKENS = ["*", "iss/sub", "iss/s*", "iss/*", "https://i/sub", "iss", "/sub"]
 WORDS = ["v", "w", "v*", "*w", "*"]
 
 
@@ -125,10 +125,19 @@ CONNECTIONS = st.builds(
     st.sampled_from(["", "mesh.example/ns/a/sa/x", "mesh.example/ns/b/sa/y"]),
 )
 TEXTS = st.sampled_from(["v", "w", "vw", ""])
-CLAIMS = st.none() | st.builds(
-    Claims,
-    st.sampled_from(["iss", "https://i", ""]),
-    st.sampled_from(["sub", "other", ""]),
+
+
+def _token(
+    issuer: str | None, subject: str | None, audiences: tuple[str, ...], presenter: str, values: dict[str, object]
+) -> Claims:
+    said = {name: value for name, value in (("iss", issuer), ("sub", subject)) if value is not None}
+    return Claims(issuer or "", subject or "", audiences, presenter, said | values)
+
+
+TOKEN = st.builds(
+    _token,
+    st.sampled_from(["iss", "https://i", "", None]),
+    st.sampled_from(["sub", "other", "", None]),
     st.lists(TEXTS, max_size=2).map(tuple),
     TEXTS,
     st.fixed_dictionaries(
@@ -138,6 +147,9 @@ CLAIMS = st.none() | st.builds(
             "a": st.sampled_from(["v", {"b": "v"}, {"b": ["x", "w"]}, {"b": [1, {}]}, {"b": True}]),
         },
     ),
+)
+CLAIMS = st.none() | st.builds(
+    lambda token, others: replace(token, beside=tuple(others)), TOKEN, st.lists(TOKEN, max_size=2)
 )
 
 

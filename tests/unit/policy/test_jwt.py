@@ -237,8 +237,6 @@ def test_all_tokens_must_be_valid() -> None:
     for header, query in ((first, bad), (bad, first)):
         outcome = it.authenticate(request(path=f"/?access_token={query}", authorization=f"Bearer {header}"))
         assert refused(outcome) == "Jwt is expired"
-    two = authenticator(rule(from_headers=(TokenHeader("x-a"),)), rule(from_headers=(TokenHeader("x-b"),)))
-    assert refused(two.authenticate(request(x_a=first, x_b=bad))) == "Jwt is expired"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +260,117 @@ def test_one_place_with_more_or_less_than_a_token(path: str, headers: dict[str, 
         request("GET", path.format(**texts), **{name: value.format(**texts) for name, value in headers.items()})
     )
     assert isinstance(outcome, Rejected) and outcome.status == 401
+
+
+# -- several rules, each with places of its own --
+
+A, Z = "https://a.example", "https://z.example"
+Z_FIRST = (
+    rule(issuer=Z, from_headers=(TokenHeader("x-z"),), output_payload_to_header="x-z-said"),
+    rule(issuer=A, output_payload_to_header="x-a-said"),
+)
+
+
+def of(issuer: str, subject: str = "alice", **claims: Any) -> str:
+    return token({"iss": issuer, "sub": subject, **claims})
+
+
+def principals(outcome: Authenticated | Rejected) -> list[str]:
+    """Whose token decides, and whose are beside it."""
+    claims = accepted(outcome).claims
+    assert claims is not None
+    return [claims.principal, *(each.principal for each in claims.beside)]
+
+
+@pytest.mark.parametrize("rules", [Z_FIRST, Z_FIRST[::-1]])
+def test_the_first_rule_by_issuer_decides_whatever_else_a_request_brings(rules: tuple[JwtRule, ...]) -> None:
+    it = authenticator(*rules)
+    assert principals(it.authenticate(bearer(of(A)))) == [f"{A}/alice"]
+    assert principals(it.authenticate(request(x_z=of(Z)))) == [f"{Z}/alice"]
+    outcome = accepted(it.authenticate(request(authorization=f"Bearer {of(A, 'mallory')}", x_z=of(Z))))
+    assert principals(outcome) == [f"{A}/mallory", f"{Z}/alice"]
+    # What the other rule would do with its token is not done.
+    assert [name for name, _ in outcome.add] == ["x-a-said"]
+    assert set(outcome.remove) == {"x-a-said", "x-z-said", "authorization"}
+
+
+def test_what_no_rule_proves_is_refused_only_where_no_other_rule_decides() -> None:
+    it = authenticator(*Z_FIRST)
+    junk, old = "x.y.z", of(Z, exp=1)
+    assert principals(it.authenticate(request(authorization=f"Bearer {of(A)}", x_z=junk))) == [f"{A}/alice"]
+    outcome = accepted(it.authenticate(request(authorization=f"Bearer {junk}", x_z=of(Z))))
+    assert principals(outcome) == [f"{Z}/alice"] and "authorization" not in outcome.remove
+    assert refused(it.authenticate(request(authorization=f"Bearer {of(Z)}", x_z=old))) == "Jwt is expired"
+    assert refused(it.authenticate(request(x_z=old))) == "Jwt is expired"
+
+
+def test_two_rules_with_the_same_places_want_all_tokens_there_to_be_ones_own() -> None:
+    it = authenticator(rule(issuer=A), rule(issuer=Z))
+    for issuer in (A, Z):
+        assert principals(it.authenticate(bearer(of(issuer)))) == [f"{issuer}/alice"]
+    outcome = it.authenticate(request(path=f"/?access_token={of(Z)}", authorization=f"Bearer {of(A)}"))
+    assert refused(outcome) == "Jwt issuer is not configured"
+    outcome = it.authenticate(request(path=f"/?access_token={of(Z, 'bob')}&a=b", authorization=f"Bearer {of(Z)}"))
+    assert principals(outcome) == [f"{Z}/alice", f"{Z}/bob"] and accepted(outcome).target == "/?a=b"
+
+
+def test_keys_that_change_prove_no_token_beside_another_one() -> None:
+    fetched = {URI: Jwks(URI, key_set())}
+    it = authenticator(rule(issuer=A), rule(issuer=Z, jwks_uri=URI, from_params=("t",)), fetched=fetched)
+    both = request(path=f"/?t={of(Z)}", authorization=f"Bearer {of(A)}")
+    assert principals(it.authenticate(both)) == [f"{A}/alice", f"{Z}/alice"]
+    fetched[URI] = Jwks(URI, key_set(rsa_jwk()))
+    assert principals(it.authenticate(both)) == [f"{A}/alice"]
+    assert "Jwks" in refused(it.authenticate(request(path=f"/?t={of(Z)}")))
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "header": {"from_headers": (TokenHeader("x-t"),)},
+    "query": {"from_params": ("access_token", "t")},
+    "cookie": {"from_cookies": ("t",)},
+}
+LOOKS = {
+    "default": {"authorization", "access_token"},
+    "header": {"x-t"},
+    "query": {"access_token", "t"},
+    "cookie": {"cookie"},
+}
+WRITTEN = {name: of(name[0] and {"a": A, "z": Z}[name[0]], name) for name in ("a1", "a2", "z1", "z2")} | {
+    "junk": "x.y.z"
+}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([A, Z]), st.sampled_from(sorted(PLACES))), min_size=1, max_size=4),
+    st.dictionaries(
+        st.sampled_from(["authorization", "access_token", "x-t", "t", "cookie"]), st.sampled_from(sorted(WRITTEN))
+    ),
+)
+def test_several_tokens_are_judged_as_istios_filter_does(rules: list[tuple[str, str]], brought: dict[str, str]) -> None:
+    it = authenticator(*(rule(issuer=issuer, **PLACES[places]) for issuer, places in rules))
+    query = "&".join(f"{name}={WRITTEN[brought[name]]}" for name in ("access_token", "t") if name in brought)
+    said = {name: WRITTEN[each] for name, each in brought.items()}
+    fields = {"authorization": "Bearer {}", "x-t": "{}", "cookie": "t={}"}
+    asked = request(path=f"/?{query}", **{key: form.format(said[key]) for key, form in fields.items() if key in said})
+    outcome = it.authenticate(asked)
+
+    def seen(places: str) -> list[str]:
+        order = ["authorization", "x-t", "access_token", "t", "cookie"]
+        return [brought[name] for name in order if name in brought and name in LOOKS[places]]
+
+    def good(issuer: str, tokens: list[str]) -> bool:
+        return bool(tokens) and all({"a": A, "z": Z}.get(each[0]) == issuer for each in tokens)
+
+    deciding = [
+        tokens for issuer, places in sorted(rules, key=lambda each: each[0]) if good(issuer, tokens := seen(places))
+    ]
+    if deciding:
+        assert principals(outcome)[0].rpartition("/")[2] == deciding[0][0]
+    elif any(seen(places) for _, places in rules):
+        assert isinstance(outcome, Rejected)
+    else:
+        assert outcome == Authenticated()
 
 
 def test_two_cookies_of_the_name() -> None:

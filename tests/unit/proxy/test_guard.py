@@ -128,6 +128,19 @@ def test_a_path_is_refused_however_it_is_written(tls: dict[str, Contexts], targe
     play(show_head, scene, tls, protocol="http", policies=(deny(paths("/admin")),))
 
 
+@pytest.mark.parametrize("host", ["Host: web", "Host:", "Host: ", "X: y"])
+def test_any_host_is_an_empty_one_and_none_too(tls: dict[str, Contexts], host: str) -> None:
+    async def scene(nodes: Nodes) -> None:
+        for target, expected in (("/admin", b"403"), ("/public", b"200"), ("/admin", b"403")):
+            reader, writer = await nodes.connect()
+            writer.write(f"GET {target} HTTP/1.{0 if host == 'X: y' else 1}\r\n{host}\r\n\r\n".encode())
+            head, _ = await read_answer(reader)
+            assert head.split()[1] == expected
+
+    rule = Rule(operations=(Operation(hosts=("*",), paths=("/admin*",)),))
+    play(show_head, scene, tls, protocol="http", policies=(deny(rule),))
+
+
 def test_what_was_decided_on_is_what_goes_on(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         _, _, body = await get(await nodes.connect(), "/a/./b/../%63?q=/../x")

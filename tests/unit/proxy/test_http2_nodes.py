@@ -8,7 +8,7 @@ import time
 import pytest
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
+from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
 from tests.unit.proxy.nodes import Nodes, play
 from tests.unit.proxy.stage import answering, ok
@@ -73,6 +73,16 @@ def test_a_policy_judges_each_stream_by_itself(tls: dict[str, Contexts]) -> None
         assert answers == [200, 403, 200]
 
     play(Apps(echo), scene, tls, protocol="http2", policies=(denies("/shut"),))
+
+
+def test_the_scheme_that_policies_compare_is_the_one_that_is_forwarded(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        client = await Http2Client.on(await nodes.connect())
+        assert (await client.get("/")).status == 403
+        assert (await client.get("/", more=[(b"x-forwarded-proto", b"https")])).status == 200
+
+    plain = Rule(conditions=(Condition("request.headers[:scheme]", ("http",)),))
+    play(Apps(echo), scene, tls, protocol="http2", policies=(AuthorizationPolicy("default", "deny", "DENY", (plain,)),))
 
 
 def test_what_a_new_policy_forbids_is_ended_and_the_rest_goes_on(tls: dict[str, Contexts]) -> None:
