@@ -35,8 +35,6 @@ from nodeagent.wire import FileDescriptor
 SINK: Final = "search"
 DAEMON: Final = supervisor.__name__
 """Imported for its memory: what a daemon has before it forks a collector."""
-
-
 _LOOK_SECONDS: Final = 0.1
 
 
@@ -71,9 +69,10 @@ async def collect(files: str, folder: Path, port: int, cri: bool, forget: float 
         tasks.add(loop.create_task(coroutine))
 
     intake.begin(start)
-    hand_over(intake, sorted(glob(files)), cri)
+    files_there = FilesThere(intake, files, cri)
+    files_there.look()
     if forget is not None:
-        start(follow(intake, files, cri, forget))
+        start(follow(intake, files_there, forget))
     await done.wait()
     await intake.end(1.0)
     for task in tasks:
@@ -81,26 +80,38 @@ async def collect(files: str, folder: Path, port: int, cri: bool, forget: float 
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def hand_over(intake: Intake, paths: Sequence[str], cri: bool) -> None:
-    """Have *paths* read."""
-    for path, source in zip(paths, sources(paths, cri), strict=True):
-        intake.source(source)
-        opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(opened)
-        intake.add(LogFileOpened(source.key, Path(path).name, found.st_dev, found.st_ino, 0, FileDescriptor(opened)))
+class FilesThere:
+    """The files of a pattern, each handed over once, whenever it comes."""
+
+    def __init__(self, intake: Intake, files: str, cri: bool) -> None:
+        self._intake = intake
+        self._files = files
+        self._cri = cri
+        self._known: set[str] = set()
+
+    def look(self) -> None:
+        """Have what has come since the last look read, and what has gone told."""
+        now = set(glob(self._files))
+        self._hand_over(sorted(now - self._known))
+        for gone in sources(sorted(self._known - now), self._cri):
+            self._intake.source_gone(gone.key, left_out=False)
+        self._known = now
+
+    def _hand_over(self, paths: Sequence[str]) -> None:
+        for path, source in zip(paths, sources(paths, self._cri), strict=True):
+            self._intake.source(source)
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found = os.fstat(opened)
+            file = FileDescriptor(opened)
+            self._intake.add(LogFileOpened(source.key, Path(path).name, found.st_dev, found.st_ino, 0, file))
 
 
-async def follow(intake: Intake, files: str, cri: bool, forget: float) -> None:
-    """Hand over what comes of *files*, and do of a collector's upkeep what is done for what goes."""
+async def follow(intake: Intake, files: FilesThere, forget: float) -> None:
+    """Look for what comes of *files*, and do of a collector's upkeep what is done for what goes."""
     intake.tail.settings = replace(intake.tail.settings, rotated_seconds=forget, forget_seconds=forget)
-    there = set(glob(files))
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
-        now = set(glob(files))
-        hand_over(intake, sorted(now - there), cri)
-        for gone in sources(sorted(there - now), cri):
-            intake.source_gone(gone.key, left_out=False)
-        there = now
+        files.look()
         intake.counted()
         intake.tail.closed()
         intake.forget()

@@ -22,7 +22,7 @@ from nodeagent.compare.load import CompareError
 from nodeagent.compare.logs import lines as lines_of
 from nodeagent.compare.logs.lines import LineKind, line
 from nodeagent.compare.logs.shippers import AGENT, IDLE, Shipper, ShipperTask
-from nodeagent.logs.tail.tail import FORGET_SECONDS
+from nodeagent.logs.tail.positions import FILE, PositionsError, decoded
 
 _START_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.05
@@ -162,18 +162,17 @@ class Bench:
         return replace(sample, growth_bytes=sample.memory_bytes - early)
 
     def come_and_go(self, shipper: Shipper, files: int, seconds: float) -> LogSample:
-        """Have so many *files* come, be read and go, a tenth at a time; memory is compared with that after the first
-        tenth. Raises CompareError if lines are missing, or files stay open, after *seconds*.
+        """Have so many *files* come, be read, go and be forgotten, a tenth at a time; memory is compared with that
+        after the first tenth. Raises CompareError if a tenth is not read, or not forgotten, within *seconds*.
         """
         self.sink.reset()
-        end = time.monotonic() + seconds
         batch = files // _BATCHES
         with (
             tempfile.TemporaryDirectory(prefix="nodeagent-logs-") as name,
             self._running(shipper, f"{name}/*.log", "plain", forget=_FORGET_SECONDS) as running,
         ):
-            early = most = sent = 0
-            idle = running.descriptors(end)
+            early = late = most = sent = 0
+            idle = running.descriptors(seconds)
             started = time.monotonic()
             cpu_before = running.cpu()
             for number in range(_BATCHES):
@@ -181,14 +180,15 @@ class Bench:
                 for path in paths:
                     lines_of.write(path, _LINES_A_FILE, "plain")
                 sent = (number + 1) * batch * _LINES_A_FILE
-                if self._until(running, sent, end - time.monotonic())["lines"] < sent:
-                    raise CompareError(f"{shipper.name}: files that came were not read in {seconds:g} s")
+                if (came := self._until(running, sent, seconds)["lines"]) < sent:
+                    raise CompareError(
+                        f"{shipper.name}: {sent - came} lines of {batch} files that came were not read in {seconds:g} s"
+                    )
                 most = max(most, running.memory())
                 for path in paths:
                     path.unlink()
-                if not number:
-                    early = running.forgotten(idle, end)
-            late = running.forgotten(idle, end)
+                late = running.forgotten(idle, seconds)
+                early = early or late
             sample = _sample(sent, time.monotonic() - started, running.cpu() - cpu_before, most)
         return replace(sample, growth_bytes=late - early)
 
@@ -280,10 +280,11 @@ class _Running:
                 total += int(Path(f"/proc/{pid}/io").read_text().split()[1])
         return total
 
-    def descriptors(self, end: float) -> int:
-        """Return how many descriptors its collector has, once it is there; raises CompareError if that is not before
-        *end*.
+    def descriptors(self, seconds: float) -> int:
+        """Return how many descriptors its collector has, once it is there; raises CompareError if that is not within
+        *seconds*.
         """
+        end = time.monotonic() + seconds
         while not (found := self._descriptors()):
             self.check()
             if time.monotonic() > end:
@@ -294,17 +295,28 @@ class _Running:
     def _descriptors(self) -> int:
         return sum(len(list(Path(f"/proc/{pid}/fd").glob("*"))) for pid in _tree(self.process.pid)[1:])
 
-    def forgotten(self, idle: int, end: float) -> int:
-        """Return the bytes that it takes once it has no more descriptors than *idle*, but for connections, and has
-        had time to forget. Raises CompareError if that is not before *end*.
+    def forgotten(self, idle: int, seconds: float) -> int:
+        """Return the bytes that it takes once it has no more descriptors than *idle*, but for connections, and
+        remembers nothing of what it read. Raises CompareError if that is not within *seconds*.
         """
-        while self._descriptors() > idle + _CONNECTIONS:
+        end = time.monotonic() + seconds
+        while (more := self._descriptors() - idle) > _CONNECTIONS or self._remembered():
             self.check()
             if time.monotonic() > end:
-                raise CompareError(f"{self.shipper.name} keeps files open that are gone")
+                raise CompareError(
+                    f"{self.shipper.name} keeps {more} more descriptors than at its start, and positions of "
+                    f"{self._remembered()} files, though all are gone for {seconds:g} s"
+                )
             time.sleep(_LOOK_SECONDS)
-        time.sleep(_FORGET_SECONDS + FORGET_SECONDS + _SETTLE_SECONDS)
+        time.sleep(_SETTLE_SECONDS)
         return self.memory()
+
+    def _remembered(self) -> int:
+        """Return of how many contents a restart would know: one at least before the first is settled."""
+        try:
+            return len(decoded((self.folder / FILE).read_bytes()))
+        except (FileNotFoundError, PositionsError):
+            return 1
 
     def words(self) -> str:
         """Return the end of what it printed."""

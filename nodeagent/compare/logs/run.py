@@ -29,7 +29,7 @@ STEADY_FILES: Final = 20
 STEADY_SECONDS: Final = 5.0
 FILES: Final = 5000
 MEMORY_SECONDS: Final = 50.0
-"""That such a measurement takes at most."""
+"""That such a measurement takes at most; with files, each of its steps."""
 LOADS: Final[dict[LogLoad, tuple[str, ...]]] = {
     "plain": ("nodeagent", "rsyslog", "syslog-ng", "otelcol"),
     "cri": ("nodeagent",),

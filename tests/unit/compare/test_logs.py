@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -9,14 +10,16 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nodeagent.compare import goals, summary
 from nodeagent.compare.load import CompareError, Sample
-from nodeagent.compare.logs import beside, lines, run, shippers
+from nodeagent.compare.logs import agent, beside, lines, run, shippers
 from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
 from nodeagent.compare.logs.micro import line_costs
 from nodeagent.compare.logs.run import LogCell, measure_logs
@@ -24,6 +27,9 @@ from nodeagent.compare.logs.shippers import AGENT, Shipper, ShipperTask
 from nodeagent.compare.run import ComparisonPlan, Results
 from nodeagent.logs.process.framing import cri
 from nodeagent.logs.records import Chunk
+from nodeagent.logs.sources import SourceFacts
+from nodeagent.logs.tail.interfaces import TailSettings
+from nodeagent.messages import LogFileOpened
 from tests.waiting import DEADLINE, eventually
 
 NOBODY = Shipper("nobody", lambda task: ["sh", "-c", "echo sorry; exit 3"])
@@ -174,6 +180,60 @@ def test_memory_is_measured_as_files_come_and_go(sink: SinkProcess) -> None:
     sample = Bench(sink, core, core).come_and_go(AGENT, 50, 2 * DEADLINE)
     assert sample.memory_bytes > 0
     assert sink.counted()["lines"] == 50 * 20
+
+
+class ReadNames:
+    """Stands for an Intake: the names of what was handed over and is not gone."""
+
+    def __init__(self, *told: object) -> None:
+        self.names: list[str] = []
+        self.tail = SimpleNamespace(settings=TailSettings(), closed=list)
+
+    def begin(self, start: object) -> None: ...
+
+    def source(self, source: SourceFacts) -> None: ...
+
+    def source_gone(self, key: str, *, left_out: bool) -> None:
+        self.names.remove(key.rpartition("/")[2])
+
+    def add(self, opened: LogFileOpened) -> None:
+        os.close(opened.file)
+        self.names.append(opened.name)
+
+    def counted(self) -> None: ...
+
+    def forget(self) -> None: ...
+
+    async def end(self, seconds: float) -> None: ...
+
+
+def test_every_file_is_handed_over_once_whenever_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: behind each of the first looks at the folder a file comes. Verdict: the next one has it read. Of
+    thousands of files some came between the first look and the second.
+    """
+    looks = 0
+    files, own = tmp_path / "files", tmp_path / "own"
+    files.mkdir()
+    own.mkdir()
+
+    def look(pattern: str) -> list[str]:
+        nonlocal looks
+        found = glob(pattern)
+        if looks < 4:
+            (files / f"{looks}.log").touch()
+        if looks == 5:
+            (files / "1.log").unlink()
+        if looks == 7:
+            signal.raise_signal(signal.SIGTERM)
+        looks += 1
+        return found
+
+    intake = ReadNames()
+    monkeypatch.setattr(agent, "glob", look)
+    monkeypatch.setattr(agent, "Intake", lambda *told: intake)
+    monkeypatch.setattr(agent, "_LOOK_SECONDS", 0.0)
+    asyncio.run(agent.collect(f"{files}/*.log", own, 9, cri=False, forget=1.0))
+    assert sorted(intake.names) == ["0.log", "2.log", "3.log"]
 
 
 def test_a_figure_is_measured_beside_the_collector_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
