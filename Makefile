@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks soak kube-soak kube-leaks rehearse lint documents kube kube-path wheel deb image artifacts pure
+.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks log-kills soak kube-soak kube-leaks rehearse lint documents kube kube-path wheel deb image artifacts pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -60,6 +60,7 @@ BACKEND := build/$(shell sed -n 's/^requires = \["\(.*\)==\(.*\)"\]/\1-\2/p' pyp
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
 SOAK_MINUTES ?= 10
+LOG_KILLS ?= 100
 # The nodes' weight in `make kube-soak`, 1 to 100, beside loops that want all processors; 0: there are none.
 SOAK_WEIGHT ?= 0
 
@@ -105,6 +106,9 @@ nodes: setup kube image ## what the agents of two nodes with 250 pods cost, 110 
 
 sinks: $(SEARCH)/classpath $(RECEIVERS) packages $(VENV)/.complete ## sinks of logs against real servers: OpenSearch behind nginx with TLS and a login, OpenTelemetry's receivers of OTLP, forward and Loki's API (root)
 	@SEARCH=$(SEARCH) RECEIVERS=$(RECEIVERS) tests/room.sh $(PYTHON) -m pytest -q -p no:cacheprovider tests/sinks/contract.py tests/sinks/receivers.py
+
+log-kills: setup ## a reader of logs is killed a hundred times while a writer goes on and its files are rotated in every way: no line is missing; two minutes
+	@NODEAGENT_KILLS=$(LOG_KILLS) $(PYTHON) -m pytest -q -p no:cacheprovider tests/unit/logs/tail/test_kills.py
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)

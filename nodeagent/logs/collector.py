@@ -276,7 +276,7 @@ class Intake:
         if key not in self._sources:
             return
         self.streams.gone(key, left_out=left_out)
-        self.tail.leave(SourceKey(key))
+        self.tail.leave(SourceKey(key), left_out=left_out)
 
     def all_told(self, keys: Iterable[str]) -> None:
         """Sources that are not among *keys* are gone, but for those of which that was told; what they have open is

@@ -14,8 +14,10 @@ from nodeagent.logs.tail.positions import PositionEntry, done_entry
 
 ORPHANS: Final = 16
 """Contents without a file that are remembered per log."""
-_UNCLAIMED: Final = 60
-"""So many times ``forget_seconds`` it is remembered what no file was handed over for since the start."""
+LONG: Final = 60
+"""So many times ``forget_seconds`` it is remembered what no file was handed over for since the start, or was left out:
+its file may be there, and be wanted again.
+"""
 
 
 class TailMeans(Protocol):
@@ -52,6 +54,8 @@ class Contents:
         """Contents whose file is gone or holds another one now, the oldest first."""
         self.unclaimed: list[Generation] = []
         """Contents from before the start whose file was not handed over yet."""
+        self.left_out = False
+        """Nothing of it is wanted now; its pod lives."""
         self.restored_at = now
         self._done: dict[Inode, int] = {}
         self.learn(entries, now)
@@ -78,6 +82,7 @@ class Contents:
         """Take *file* in, and find what was known of it; *start*: up to where somebody else read it, if that is
         nothing.
         """
+        self.left_out = False
         self.files.append(file)
         self.sort()
         done = self._was_done(file.inode)
@@ -239,11 +244,12 @@ class Contents:
     def forget(self, now: float) -> None:
         """Forget what can be of no use any more."""
         seconds = self.tail.settings.forget_seconds
-        for row, bound in ((self.orphans, seconds), (self.unclaimed, _UNCLAIMED * seconds)):
+        long = LONG * seconds
+        for row, bound in ((self.orphans, long if self.left_out else seconds), (self.unclaimed, long)):
             for old in [each for each in row if now - each.since >= bound and not self._awaited(each)]:
                 row.remove(old)
                 self._forget(old)
-        if self._done and now - self.restored_at >= _UNCLAIMED * seconds:
+        if self._done and now - self.restored_at >= long:
             self._done.clear()
             self.tail.changed()
 

@@ -342,8 +342,11 @@ class FollowedLog:
         """Close *file* though it may have unread data."""
         self._close(file, now)
 
-    def leave(self, now: float) -> None:
-        """Nothing more comes of it: what its files have is read, then they are closed, with a name or without one."""
+    def leave(self, now: float, *, left_out: bool) -> None:
+        """Nothing more comes of it: what its files have is read, then they are closed, with a name or without one. One
+        that is *left_out* may be wanted again.
+        """
+        self.contents.left_out = left_out
         for each in self.contents.files:
             if each.removed is None:
                 each.removed = now

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nodeagent.errors import shown
+from nodeagent.logs.tail.contents import LONG
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.identity import Inode
 from nodeagent.logs.tail.interfaces import FileStatus, LogSource, OpenTaker, SourceKey, TailCounts, TailSettings
@@ -30,8 +31,6 @@ is down, are not to cost what reading them would.
 AGE_SECONDS: Final = 0.25
 FORGET_SECONDS: Final = 5.0
 """Between two looks at logs of which only something has to be forgotten in time."""
-_UNKNOWN_SECONDS: Final = 3600.0
-"""For how long positions are kept of logs that nobody handed a file of."""
 log = logging.getLogger("nodeagent.logs.tail")
 
 
@@ -149,13 +148,13 @@ class Tail:
         closed, self._closed = self._closed, []
         return [key for key in closed if key not in self._files]
 
-    def leave(self, source: SourceKey) -> None:
+    def leave(self, source: SourceKey, *, left_out: bool = False) -> None:
         """Nothing more comes of *source*: what its files have is read, then they are closed though they may have a
-        name still.
+        name still. One that is *left_out* may be wanted again: for long it is remembered how far it was read.
         """
         found = self._logs.get(source)
         if found is not None:
-            found.leave(self._clock())
+            found.leave(self._clock(), left_out=left_out)
             self._stir(found)
 
     # -- what a log asks --
@@ -251,7 +250,7 @@ class Tail:
                 if not each.calm:
                     self._remembering[key] = each
         self._bound_removed(now)
-        if self._entries and now - self._started >= _UNKNOWN_SECONDS:
+        if self._entries and now - self._started >= LONG * self.settings.forget_seconds:
             self._entries.clear()
             self._whose.clear()
             self.changed()

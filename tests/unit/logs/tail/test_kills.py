@@ -1,6 +1,6 @@
 """A real process is killed at random moments while a writer goes on and its files are rotated in every way.
 
-``NODEAGENT_KILLS`` says how often (default 8, some seconds); a hundred take a minute or two.
+``NODEAGENT_KILLS`` says how often (default 8, some seconds); ``make log-kills``: a hundred, a minute or two.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
 from nodeagent.logs.tail.positions import PositionsFile
 from nodeagent.logs.tail.tail import TURNS
 from nodeagent.vocabulary import PodUid
-from tests.unit.logs.tail.rig import Rig, Sink
+from tests.unit.logs.tail.rig import SOURCE, Rig, Sink
 
 
 @pytest.fixture
@@ -726,6 +726,37 @@ def test_a_file_that_came_and_went_is_forgotten(rig: Rig) -> None:
     rig.run(rig.settings.forget_seconds + rig.settings.rotated_seconds + 5)
     rig.restart()
     assert rig.tail.remembered() == 0
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_left_out_for_hours_goes_on_where_it_was(rig: Rig, restarts: bool) -> None:
+    rig.write("app.log", "one", "two")
+    rig.look()
+    rig.tail.leave(SOURCE.key, left_out=True)
+    rig.run(10)
+    assert list(rig.tail.status()) == [], "it is closed"
+    rig.write("app.log", "three")
+    if restarts:
+        rig.restart()
+    rig.run(5 * 3600)
+    assert rig.look() == ["one", "two", "three"] and not rig.sink.repeated
+    rig.tail.leave(SOURCE.key)
+    rig.run(rig.settings.forget_seconds + 20)
+    assert rig.tail.remembered() == 0, "a pod that is gone is forgotten sooner"
+
+
+def test_what_nobody_had_a_place_for_since_the_start_goes_on_where_it_was(rig: Rig) -> None:
+    """Input: two files; after a restart there is a place for one of them only, and for the other one hours later."""
+    for name in ("a.log", "b.log"):
+        rig.write(name, f"{name} one")
+    rig.look_each()
+    rig.restart()
+    (rig.logs / "b.log").rename(rig.logs.parent / "b.log")
+    rig.write("a.log", "a.log two")
+    rig.look_each(5 * 3600)
+    (rig.logs.parent / "b.log").rename(rig.logs / "b.log")
+    rig.write("b.log", "b.log two")
+    assert rig.look_each() == ["a.log one", "b.log one", "a.log two", "b.log two"] and not rig.sink.repeated
 
 
 def test_a_file_whose_lines_break_those_behind_it_stops_no_other(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
