@@ -16,8 +16,8 @@ from nodeagent.telemetry.http_request import Routes
 
 SETTLE_SECONDS: Final = 0.3
 """A connect() that was redirected before the heartbeat stopped reaches its listener within this time."""
-TURN_SECONDS: Final = 1.0
-"""How often control notes that its own loop turns."""
+TURN_SECONDS: Final = 3.0
+"""How often control notes that its own loop turns: a tenth of the silence that is borne."""
 
 
 class Beating(Protocol):

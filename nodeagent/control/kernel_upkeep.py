@@ -52,6 +52,8 @@ class KernelSide:
     """Waits until what counts HTTP is loaded. Raises KernelError."""
     confirm: Callable[[], None]
     """What was decided goes on to hold."""
+    probed: Callable[[], Awaitable[None]]
+    """Waits until a pod has probed ports."""
     look: Callable[[], Steps[None]]
     """Looks which probed ports have a listener."""
     statistics: Callable[[], Statistics]
@@ -199,6 +201,7 @@ class KernelUpkeep:
 
     async def _look(self) -> None:
         while True:
+            await self._kernel.probed()
             await asyncio.sleep(LOOK_SECONDS)
             if self._resigned:
                 return

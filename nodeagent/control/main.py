@@ -260,7 +260,7 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
         kernel_paths=kernel_paths,
         kernel=KernelUpkeep(
             kernel_paths,
-            KernelSide(plane.loaded, plane.kernel.confirm, plane.probed.look, plane.statistics),
+            KernelSide(plane.loaded, plane.kernel.confirm, plane.probed.some, plane.probed.look, plane.statistics),
             reader,
             beginning.store,
             timeout_seconds=config.redirect.kernel_path_timeout_seconds,

@@ -65,6 +65,8 @@ from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 
 PING_SECONDS: Final = 1.0
+QUIET_SECONDS: Final = 2.5
+"""Between two pings while no worker has a connection: each wakes control twice, and the worker."""
 ADOPTED_PER_SLOT: Final = 3
 OVERDUE_SECONDS: Final = 10.0
 """After the end of its time a worker that drains has cut what is open, and ended, within this one."""
@@ -111,6 +113,7 @@ class Workers:
         self._adopted: list[WorkerProcess] = []
         self._deaths: list[float] = []
         self._next_ping = 0.0
+        self._pinging: asyncio.TimerHandle | None = None
         self._stopping = False
         self.generation = time.time_ns() // 1_000_000
         """Of the snapshot: counts its changes, from where no earlier control came, whose last
@@ -160,8 +163,7 @@ class Workers:
         now = self._loop.time()
         for worker in self._draining:
             worker.last_pong = now  # nobody has asked an adopted one until now
-        self._next_ping = now + PING_SECONDS
-        self._loop.call_at(self._next_ping, self._ping)
+        self._ping_in(PING_SECONDS)
 
     def node(self, addresses: Sequence[str]) -> None:
         """The node's own addresses, from which probes come, are *addresses*."""
@@ -230,6 +232,8 @@ class Workers:
         self._slots[slot] = worker
         self._connect(worker, ours)
         self._tell_everything(worker)
+        if self._next_ping > worker.last_pong + PING_SECONDS:
+            self._ping_in(PING_SECONDS)  # its first answer is waited for
         return worker
 
     def _connect(self, worker: WorkerProcess, end: socket.socket) -> None:
@@ -444,14 +448,23 @@ class Workers:
         for worker in (*self._slots.values(), *self._adopted):
             self._tell(worker, NextOriginals(FileDescriptor(originals)))
 
+    def _is_quiet(self) -> bool:
+        """Say whether all workers are up, and had no connection when they answered last."""
+        return self.ready() and not self._draining and not any(each.connections for each in self._slots.values())
+
+    def _ping_in(self, seconds: float) -> None:
+        if self._pinging is not None:
+            self._pinging.cancel()
+        self._next_ping = self._loop.time() + seconds
+        self._pinging = self._loop.call_at(self._next_ping, self._ping)
+
     def _ping(self) -> None:
         """Ask all whether they live. For as long as control itself did not turn nobody is to blame: what
         they answered waits unread.
         """
         now = self._loop.time()
         late = now - self._next_ping
-        self._next_ping = now + PING_SECONDS
-        self._loop.call_at(self._next_ping, self._ping)
+        self._ping_in(QUIET_SECONDS if self._is_quiet() else PING_SECONDS)
         for worker in (*self._slots.values(), *self._draining):
             worker.last_pong = min(worker.last_pong + late, now)
         number = next(self._pings)

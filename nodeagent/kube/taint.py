@@ -23,6 +23,8 @@ from nodeagent.kube.watch import Sleep
 TAINT: Final = "nodeagent.io/agent-not-ready"
 """Its key; the effect is its maker's choice, and should be NoSchedule."""
 LOOK_SECONDS: Final = 1.0
+SELDOM_SECONDS: Final = 5.0
+"""The same where it is not there: somebody may put it later."""
 LONGEST_PAUSE: Final = 60.0
 CONFLICT: Final = 409
 log = logging.getLogger("nodeagent.kube")
@@ -54,7 +56,10 @@ class StartupTaint:
         said = ""
         while True:
             await self._sleep(pause)
-            if not self._tainted() or self._missing():
+            if not self._tainted():
+                pause = SELDOM_SECONDS
+                continue
+            if self._missing():
                 pause = LOOK_SECONDS
                 continue
             try:

@@ -9,6 +9,7 @@ soon.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from collections.abc import Collection
@@ -33,6 +34,8 @@ class Probed:
     def __init__(self, probed: Map) -> None:
         self._map = probed
         self._pods: dict[int, tuple[PodNetns, frozenset[int]]] = {}
+        self._any = asyncio.Event()
+        """There is a pod with probed ports."""
 
     def keep(self, netns: PodNetns, ports: frozenset[int]) -> None:
         """Watch *ports* of the pod in *netns*, and no others of it. Those for which the map has no
@@ -50,12 +53,19 @@ class Probed:
         self._pods.pop(netns.cookie, None)
         if ports:
             self._pods[netns.cookie] = netns, ports
+            self._any.set()
             self._look(netns, ports)
 
     def forget(self, cookie: int) -> None:
         """Watch the pod with this network namespace no longer."""
         for port in self._pods.pop(cookie, (None, frozenset()))[1]:
             self._map.drop(_key(cookie, port))
+
+    async def some(self) -> None:
+        """Wait until there is a port to look at."""
+        if not self._pods:
+            self._any.clear()
+        await self._any.wait()
 
     def look(self) -> Steps[None]:
         """Compare all of them with what listens, a pod a step; to be done every LOOK_SECONDS."""

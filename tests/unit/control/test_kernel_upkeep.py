@@ -58,7 +58,10 @@ class Stage:
         self.looked = 0
         self.loading = asyncio.Event()
         self.load_fault: Exception | None = None
-        side = KernelSide(self._loaded, self._confirm, self._look, lambda: Statistics({"lost": 2}, {"pods": (1, 4)}))
+        self.probed = asyncio.Event()
+        side = KernelSide(
+            self._loaded, self._confirm, self._some, self._look, lambda: Statistics({"lost": 2}, {"pods": (1, 4)})
+        )
         self.upkeep = KernelUpkeep(
             self.decisions,
             side,
@@ -74,6 +77,9 @@ class Stage:
         now = snapshot(["a"], entries=[workload("a")])
         self.upkeep.changed(now)
         self.upkeep.grown(now)
+
+    async def _some(self) -> None:
+        await self.probed.wait()
 
     async def _loaded(self) -> None:
         await self.loading.wait()

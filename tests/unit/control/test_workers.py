@@ -601,6 +601,29 @@ def test_a_control_that_was_held_up_kills_no_worker_for_it(monkeypatch: pytest.M
     asyncio.run(scene())
 
 
+def test_workers_without_connections_are_asked_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdict: as often as ever while one has a connection, or is not up yet."""
+    monkeypatch.setattr("nodeagent.control.workers.PING_SECONDS", 0.01)
+    monkeypatch.setattr("nodeagent.control.workers.QUIET_SECONDS", 3600.0)
+
+    async def scene(stage: Scene) -> None:
+        def due() -> float:
+            return stage.workers._next_ping - asyncio.get_running_loop().time()
+
+        stage.workers.fill(start())
+        await up(stage, 1)
+        await until(lambda: due() > 60.0)
+        stage.workers.exited(1001, signal.SIGKILL)
+        await stage.filled(2)
+        assert due() <= 0.01
+        end = await up(stage, 2)
+        end.send(encode(Pong(0, 1))[0])
+        heard(end)
+        await until(lambda: due() <= 0.01 and sum(isinstance(message, Ping) for message in heard(end)) > 1)
+
+    play(scene)
+
+
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_draining_worker_that_hangs_or_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
     """Input: an old worker that drains after a reload, and answers nothing any more; or answers, and stays beyond

@@ -10,7 +10,7 @@ import pytest
 
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.source import KubernetesSource
-from nodeagent.kube.taint import TAINT, StartupTaint, untaint
+from nodeagent.kube.taint import LOOK_SECONDS, SELDOM_SECONDS, TAINT, StartupTaint, untaint
 from tests.fakes.kube_api import FakeKubeApi
 from tests.unit.kube.api_scene import following, play, soon
 from tests.waiting import quiet, until
@@ -44,6 +44,24 @@ def test_it_is_taken_away_when_nothing_is_missing_and_again_when_it_is_put_later
         source.close()
 
     play(tmp_path, scene)
+
+
+def test_it_is_looked_for_seldom_while_it_is_not_there(tmp_path: Path) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        tainted = iter([True, False])
+        taint = StartupTaint(client, "node1", lambda: next(tainted, False), lambda: ["a pod"], sleep=sleep)
+        keeping = asyncio.ensure_future(taint.keep())
+        await until(lambda: len(pauses) > 3)
+        keeping.cancel()
+
+    play(tmp_path, scene)
+    assert pauses[:4] == [LOOK_SECONDS, LOOK_SECONDS, SELDOM_SECONDS, SELDOM_SECONDS]
 
 
 def test_what_stands_in_the_way_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

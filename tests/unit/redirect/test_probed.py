@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from nodeagent.redirect import sock_diag
+from nodeagent.redirect.maps import Map
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.probed import Probed
 from nodeagent.steps import drained
+from tests.waiting import DEADLINE
+
+
+def test_nobody_looks_while_no_port_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock_diag, "listening", lambda netns, ports: set(ports))
+
+    async def scene() -> None:
+        probed = Probed(cast(Map, Entries()))
+        for _ in range(2):
+            waiting = asyncio.ensure_future(probed.some())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            probed.keep(PodNetns(Path("/"), 1, 101, 1), frozenset({80}))
+            async with asyncio.timeout(DEADLINE):
+                await waiting
+                await probed.some()
+            probed.forget(101)
+
+    asyncio.run(scene())
 
 
 class Entries(dict[bytes, bytes]):
