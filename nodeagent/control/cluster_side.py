@@ -64,6 +64,7 @@ class ClusterSide:
             yield
         self._source.close()
         self._places.close()
+        self._client.close()
         await self._kept.write()
 
     def told_by(

@@ -138,7 +138,7 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     from nodeagent.places.sandbox import SandboxReader
     from nodeagent.redirect.host_mount import HostMounts
 
-    client = KubeClient(open_access(kubernetes.kubeconfig))
+    client = KubeClient(open_access(kubernetes.kubeconfig), keeps=True)
     runtime = CriRuntime(find_socket(kubernetes.runtime))
     places = CriPlaces(runtime, SandboxReader(config.redirect.cgroup).read, network=addresses_in)
     kept = SnapshotFile(kubernetes.state_directory or config.runtime_directory, config.node)

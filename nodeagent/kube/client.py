@@ -1,10 +1,11 @@
 """Asks Kubernetes' API over HTTP/1.1, with the parser that the agent has anyway: a generated client
 would double its memory (79 MB beside 39), and a general one adds 8 MB of imports.
 
-Each request is a connection of its own: requests are rare, and what runs for long is a watch, which
-has one for itself. The server is not asked to close it: what comes together with the end of a TLS
-connection can be lost by a reader that is slow just then. Redirects are not followed. What the server
-says is bounded, in time and bytes.
+A watch has a connection for itself. Of the others the last one may stay open for the next request,
+for a while: a connection costs ten times as much as what is asked over it. Only what may be asked
+twice goes over one that was left open, since the server may have closed it by then. It is not asked to
+close any: what comes together with the end of a TLS connection can be lost by a reader that is slow
+just then. Redirects are not followed. What the server says is bounded, in time and bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -40,6 +42,12 @@ bytes each.
 REQUEST_SECONDS: Final = 30.0
 BEGIN_SECONDS: Final = 10.0
 """For a connection, and for the head of an answer that then takes as long as it likes."""
+OLDEST_SECONDS: Final = 300.0
+"""After which a connection is not used again: the next one may come to another API server."""
+_TWICE: Final = frozenset({"GET", "PATCH"})
+"""Methods of what may be asked twice here: patches say how the object shall be, or of which version it was."""
+_TIMED_OUT: Final = 408
+"""What may have been said of a connection that was left open, not of the request."""
 _READ: Final = 1 << 16
 _QUIET_SECONDS: Final = 15
 """After which a connection that says nothing is probed by the kernel."""
@@ -52,17 +60,50 @@ class AnswerTooLargeError(ApiError):
     """An answer has more than MAX_ANSWER bytes."""
 
 
+class _BrokenError(ApiError):
+    """A connection ended before its answer did."""
+
+
 class LateAnswerError(ApiError):
     """Whoever took the request has not answered it in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    body: bytes = b""
+    content_type: str = JSON
+    accepted: str = JSON
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    until: float
+    """When it is too old to be used again, by the loop's clock."""
+
+    def is_open(self, now: float) -> bool:
+        """Say whether it may be used again, as far as can be seen from here."""
+        return now < self.until and not self.reader.at_eof() and not self.writer.is_closing()
+
+    def close(self) -> None:
+        self.writer.transport.abort()
 
 
 class KubeClient:
     """Asks the API server that *access* leads to."""
 
-    def __init__(self, access: Access, *, seconds: float = REQUEST_SECONDS) -> None:
-        """*seconds*: what a whole request may take, but for :meth:`lines`."""
+    def __init__(self, access: Access, *, seconds: float = REQUEST_SECONDS, keeps: bool = False) -> None:
+        """*seconds*: what a whole request may take, but for :meth:`lines`. *keeps*: a connection stays
+        open for the next request, until :meth:`close`.
+        """
         self._access = access
         self._seconds = seconds
+        self._keeps = keeps
+        self._kept: _Connection | None = None
+        """One that the last request left open."""
         self.streams = True
         """The server can list by a stream (``watch.py``); who learns otherwise says so here, for all."""
         parts = urlsplit(access.server)
@@ -105,21 +146,48 @@ class KubeClient:
         return content
 
     async def _whole(self, method: str, path: str, body: object, content_type: str, accepted: str) -> tuple[int, bytes]:
-        content = bytearray()
-        sent = b"" if body is None else orjson.dumps(body)
+        request = _Request(method, path, b"" if body is None else orjson.dumps(body), content_type, accepted)
         try:
-            async with (
-                asyncio.timeout(self._seconds),
-                self._answer(method, path, sent, content_type, accepted) as answer,
-            ):
-                async for piece in answer.pieces():
-                    content += piece
-                    if len(content) > MAX_ANSWER:
-                        whose = f"{method} {self._url(path)}"
-                        raise AnswerTooLargeError(f"{whose}: the answer has more than {MAX_ANSWER} bytes")
+            async with asyncio.timeout(self._seconds):
+                kept = self._take() if method in _TWICE else None
+                if kept is not None:
+                    with suppress(_BrokenError):
+                        status, content = await self._exchanged(request, kept)
+                        if status != _TIMED_OUT:
+                            return status, content
+                return await self._exchanged(request, None)
         except TimeoutError:
             raise LateAnswerError(f"{method} {self._url(path)}: no whole answer within {self._seconds:g} s") from None
+
+    async def _exchanged(self, request: _Request, kept: _Connection | None) -> tuple[int, bytes]:
+        content = bytearray()
+        async with self._answer(request, kept) as answer:
+            async for piece in answer.pieces():
+                content += piece
+                if len(content) > MAX_ANSWER:
+                    whose = f"{request.method} {self._url(request.path)}"
+                    raise AnswerTooLargeError(f"{whose}: the answer has more than {MAX_ANSWER} bytes")
         return answer.status, bytes(content)
+
+    def _take(self) -> _Connection | None:
+        """Return the connection that was left open, if it is still."""
+        kept = self._kept
+        self._kept = None
+        if kept is None or kept.is_open(asyncio.get_running_loop().time()):
+            return kept
+        kept.close()
+        return None
+
+    def _keep(self, connection: _Connection) -> None:
+        """Leave *connection* open for the next request."""
+        self.close()
+        self._kept = connection
+
+    def close(self) -> None:
+        """Close what was left open."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     async def lines(self, path: str, granted: Callable[[], None] | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the lines of the answer to GET *path*, as they come, until it ends: a watch. An empty
@@ -127,7 +195,7 @@ class KubeClient:
         iterator (``contextlib.aclosing``) to leave it early. *granted* is called when the server
         has agreed, which may be long before it has anything to say. Raises ApiError.
         """
-        async with self._answer("GET", path, b"", JSON) as answer:
+        async with self._answer(_Request("GET", path), None) as answer:
             if answer.status >= 300:
                 as_document(f"GET {self._url(path)}", await answer.beginning(), answer.status)
             if granted is not None:
@@ -151,38 +219,38 @@ class KubeClient:
         return self._access.server + path
 
     @asynccontextmanager
-    async def _answer(
-        self, method: str, path: str, body: bytes, content_type: str, accepted: str = JSON
-    ) -> AsyncIterator[_Answer]:
-        """Send a request and give its answer, of which the head has come."""
-        whose = f"{method} {self._url(path)}"
+    async def _answer(self, request: _Request, kept: _Connection | None) -> AsyncIterator[_Answer]:
+        """Send *request*, over *kept* or a new connection, and give its answer, of which the head has come."""
+        whose = f"{request.method} {self._url(request.path)}"
+        connection = kept or await self._connect(whose)
         try:
-            async with asyncio.timeout(BEGIN_SECONDS):
-                reader, writer = await self._connect(whose)
-        except TimeoutError:
-            raise ApiError(f"{whose}: no connection within {BEGIN_SECONDS:g} s: is the API server reachable?") from None
-        try:
-            writer.write(self._head(method, path, len(body), content_type, accepted) + body)
-            answer = _Answer(whose, reader)
+            connection.writer.write(self._head(request) + request.body)
+            answer = _Answer(whose, connection.reader)
             try:
                 async with asyncio.timeout(BEGIN_SECONDS):
                     await answer.begin()
             except TimeoutError:
                 raise LateAnswerError(f"{whose}: no answer within {BEGIN_SECONDS:g} s") from None
             yield answer
+            if self._keeps and answer.leaves_open():
+                self._keep(connection)
         except OSError as error:
-            raise ApiError(f"{whose}: the connection broke: {error}") from None
+            raise _BrokenError(f"{whose}: the connection broke: {error}") from None
         finally:
-            writer.transport.abort()
+            if connection is not self._kept:
+                connection.close()
 
-    async def _connect(self, whose: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self, whose: str) -> _Connection:
         try:
-            reader, writer = await asyncio.open_connection(
-                self._host,
-                self._port,
-                ssl=self._access.context,
-                server_hostname=self._access.server_name or self._host,
-            )
+            async with asyncio.timeout(BEGIN_SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    self._host,
+                    self._port,
+                    ssl=self._access.context,
+                    server_hostname=self._access.server_name or self._host,
+                )
+        except TimeoutError:
+            raise ApiError(f"{whose}: no connection within {BEGIN_SECONDS:g} s: is the API server reachable?") from None
         except ssl.SSLError as error:
             self._access.renew()
             raise ApiError(
@@ -192,19 +260,20 @@ class KubeClient:
         except (OSError, UnicodeError) as error:
             raise ApiError(f"{whose}: cannot connect: {error}") from None
         _watch_over(writer.get_extra_info("socket"))
-        return reader, writer
+        return _Connection(reader, writer, asyncio.get_running_loop().time() + OLDEST_SECONDS)
 
-    def _head(self, method: str, path: str, length: int, content_type: str, accepted: str) -> bytes:
+    def _head(self, request: _Request) -> bytes:
         fields = {
             "Host": host_port(self._host, self._port),
-            "Accept": accepted,
+            "Accept": request.accepted,
             "Accept-Encoding": "identity",
             "User-Agent": f"nodeagent/{__version__}",
             **self._access.headers(),
         }
-        if length:
-            fields |= {"Content-Type": content_type, "Content-Length": str(length)}
-        lines = [f"{method} {self._prefix}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        if request.body:
+            fields |= {"Content-Type": request.content_type, "Content-Length": str(len(request.body))}
+        first = f"{request.method} {self._prefix}{request.path} HTTP/1.1"
+        lines = [first, *(f"{name}: {value}" for name, value in fields.items())]
         return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1")
 
 
@@ -219,6 +288,11 @@ class _Answer:
         self._pieces: list[bytes] = []
         self._begun = False
         self._finished = False
+        self._messages = 0
+        self._is_last = True
+
+    def on_message_begin(self) -> None:
+        self._messages += 1
 
     def on_headers_complete(self) -> None:
         self._begun = True
@@ -229,6 +303,13 @@ class _Answer:
 
     def on_message_complete(self) -> None:
         self._finished = True
+        self._is_last = not self._parser.should_keep_alive()  # that is known here alone
+
+    def leaves_open(self) -> bool:
+        """Say whether the connection is good for another request: the response has ended, nothing came
+        behind it, and the server will not close it for that.
+        """
+        return self._finished and self._messages == 1 and not self._is_last
 
     async def begin(self) -> None:
         """Wait for the response's head. Raises ApiError."""
@@ -263,7 +344,7 @@ class _Answer:
             if not self._finished:
                 raise ApiError(f"{self._whose}: the answer is not valid HTTP") from None
         if not data and not self._finished:
-            raise ApiError(f"{self._whose}: the answer is cut off")
+            raise _BrokenError(f"{self._whose}: the answer is cut off")
 
 
 def _watch_over(connection: socket.socket) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,5 +68,92 @@ def test_another_server_is_not_trusted(tmp_path: Path) -> None:
         await server.stop()
         with pytest.raises(ApiError, match=r"GET https://127\.0\.0\.1"):
             await KubeClient(access).get("/a")
+
+    run(test, tmp_path)
+
+
+class Counted(KubeClient):
+    """Counts its connections."""
+
+    def __init__(self, access: Access, **settings: Any) -> None:
+        super().__init__(access, **settings)
+        self.connections = 0
+
+    async def _connect(self, whose: str) -> Any:
+        self.connections += 1
+        return await super()._connect(whose)
+
+
+def test_a_connection_is_left_open_for_the_next_request_that_may_be_asked_twice(tmp_path: Path) -> None:
+    """Input: requests one after the other, some that are refused; two at once; what makes an object. Verdict: one
+    connection, another for the second of two at once, and one of its own for what may not be made twice.
+    """
+
+    async def test(server: ScriptedApi, access: Access) -> None:
+        server.answers = [(200, {}), (404, {"message": "no"}), *[(200, {})] * 6]
+        api = Counted(access, keeps=True)
+        await api.get("/a")
+        with pytest.raises(ApiError, match="status 404"):
+            await api.get("/a")
+        await api.patch("/a", {})
+        assert api.connections == 1
+        await asyncio.gather(api.get("/a"), api.get("/a"))
+        assert api.connections == 2
+        await api.post("/a", {})
+        assert api.connections == 3
+        await api.get("/a")
+        assert api.connections == 3, "what it left open is as good"
+        api.close()
+        await api.get("/a")
+        assert api.connections == 4
+        api.close()
+
+    run(test, tmp_path)
+
+
+def test_none_is_left_open_where_nobody_asks_for_it(tmp_path: Path) -> None:
+    async def test(server: ScriptedApi, access: Access) -> None:
+        server.answers = [(200, {})] * 2
+        api = Counted(access)
+        await api.get("/a")
+        await api.get("/a")
+        assert api.connections == 2
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("end", ["closed unseen", "timed out", "old"])
+def test_a_connection_that_ended_meanwhile_costs_no_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Input: the server closed the one that was left open, and that is not seen before the request is sent; it says
+    that it waited too long for one; the connection is old. Verdict: another one is used.
+    """
+    if end == "old":
+        monkeypatch.setattr("nodeagent.kube.client.OLDEST_SECONDS", 0.0)
+
+    async def test(server: ScriptedApi, access: Access) -> None:
+        server.answers = [(200, {}), *([(408, {"message": "too late"})] if end == "timed out" else []), (200, {"b": 1})]
+        api = Counted(access, keeps=True)
+        await api.get("/a")
+        if end == "closed unseen":
+            assert api._kept is not None
+            monkeypatch.setattr(type(api._kept), "is_open", lambda kept, now: True)
+            api._kept.close()
+        assert await api.get("/a") == {"b": 1}
+        assert api.connections == 2
+        api.close()
+
+    run(test, tmp_path)
+
+
+def test_a_new_connection_that_breaks_is_an_error(tmp_path: Path) -> None:
+    """Nor is a request that was answered 408 on it asked again and again."""
+
+    async def test(server: ScriptedApi, access: Access) -> None:
+        server.answers = [(408, {"message": "too late"})]
+        with pytest.raises(ApiError, match="status 408"):
+            await Counted(access, keeps=True).get("/a")
+        assert len(server.requests) == 1
 
     run(test, tmp_path)
