@@ -13,6 +13,7 @@ from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.extension_providers import ExtensionProvider
 from nodeagent.places import cgroups
+from nodeagent.policy.mesh_settings import MeshSettings, PathNormalization
 from nodeagent.resources import yaml_text
 from nodeagent.sections import AbsolutePath, ConfigSection, SecretFile, told
 from nodeagent.services.settings import ServiceSettings
@@ -173,6 +174,10 @@ class ProxySettings(ConfigSection):
     """Whether this mesh and Istio's ambient one are one, by the same roots: pods take HBONE at port 15008,
     and nothing else there, and pods of the other are reached so.
     """
+    num_trusted_proxies: int = Field(0, ge=0, le=100)
+    """So many proxies stand before the mesh's gateway, as Istio's ``gatewayTopology`` has it, so that the
+    client is in the entry of X-Forwarded-For before as many last ones: for ``remote.ip`` of policies.
+    """
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]
 
@@ -222,6 +227,9 @@ class IdentityFiles(ConfigSection):
     directory: AbsolutePath
 
 
+TrustDomainAliases = Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")], ...], Field(max_length=64)]
+
+
 class Identity(ConfigSection):
     """Where certificates come from: exactly one of ``caDirectory``, ``istioCa`` and ``files``."""
 
@@ -230,6 +238,10 @@ class Identity(ConfigSection):
     istio_ca: IstioCaConfig | None = None
     files: IdentityFiles | None = None
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
+    trust_domain_aliases: TrustDomainAliases = ()
+    """Other names of the trust domain: certificates of those, by the same roots, are taken, and policies that
+    name one of them mean all.
+    """
     ttl_seconds: int = Field(86400, ge=10)
 
     @model_validator(mode="after")
@@ -293,6 +305,17 @@ def _this_node() -> str:
     return os.environ.get("NODE_NAME") or socket.gethostname().lower()
 
 
+class PathNormalizationConfig(ConfigSection):
+    """In which form policies compare paths, and applications behind them receive them, as in Istio's mesh config."""
+
+    normalization: Literal["DEFAULT", PathNormalization] = "DEFAULT"
+    """``DEFAULT``: BASE."""
+
+    def form(self) -> PathNormalization:
+        """Return it, with what ``DEFAULT`` stands for."""
+        return "BASE" if self.normalization == "DEFAULT" else self.normalization
+
+
 class AgentConfig(ConfigSection):
     node: str = Field(default_factory=_this_node, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._]{0,251}[A-Za-z0-9])?$")
     """As ``spec.nodeName`` of pods has it; absent: ``NODE_NAME`` of the environment, else the host's name."""
@@ -315,9 +338,20 @@ class AgentConfig(ConfigSection):
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     jwks: JwksSettings = JwksSettings()
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
+    path_normalization: PathNormalizationConfig = PathNormalizationConfig()
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)
     logs: LogSettings | None = None
     """Which logs of the node's pods are read, and where they are delivered; absent: none are."""
+
+    def mesh_settings(self) -> MeshSettings:
+        """Return what policies rest on."""
+        identity = self.identity
+        return MeshSettings(
+            identity.trust_domain,
+            identity.trust_domain_aliases,
+            self.path_normalization.form(),
+            self.proxy.num_trusted_proxies,
+        )
 
     def enroll(self) -> Literal["all", "labelled", "none"]:
         """Return which pods are captured, with what ``auto`` stands for."""

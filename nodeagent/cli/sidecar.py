@@ -39,7 +39,8 @@ from nodeagent.cli.types import Seconds
     "-c",
     "--config",
     type=click.Path(path_type=Path),
-    help="YAML with cluster, resources, proxy, mtls, accessLogFormat, extensionProviders.",
+    help="YAML with cluster, resources, proxy, mtls, accessLogFormat, extensionProviders, pathNormalization, "
+    "trustDomainAliases.",
 )
 @click.pass_context
 def sidecar(

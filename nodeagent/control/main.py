@@ -283,6 +283,7 @@ def make_mesh(config: AgentConfig, places: Places) -> Mesh:
         config.node,
         config.identity.trust_domain,
         places,
+        aliases=config.identity.trust_domain_aliases,
         default_mtls=config.mtls.mode,
         root_namespace=config.mtls.root_namespace,
         membership=MembershipRules(config.enroll(), config.redirect.ambient_labels),
@@ -300,7 +301,7 @@ def kernel_path_settings(config: AgentConfig) -> KernelPlanSettings:
     """Return what of *config* decides which connections take the kernel path."""
     observed = "the access log" if config.telemetry.access_log.path else ""
     client_cert = config.proxy.client_cert_header == "read"
-    return KernelPlanSettings(config.node, config.identity.trust_domain, observed, client_cert=client_cert)
+    return KernelPlanSettings(config.node, config.mesh_settings(), observed, client_cert=client_cert)
 
 
 def make_enrolment(beginning: Beginning, plane: DataPlane, certificates: NodeCertificates, marks: Marks) -> Enrolment:

@@ -88,7 +88,7 @@ class MeshPages:
                 self._entries(),
                 question,
                 node=config.node,
-                trust_domain=config.identity.trust_domain,
+                mesh=config.mesh_settings(),
                 setting=config.redirect.delivery,
                 kernel_path=self._kernel_path,
                 hbone=config.proxy.hbone,

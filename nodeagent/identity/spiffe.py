@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Final
 
@@ -27,19 +28,26 @@ def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> Spiffe
     return SpiffeId(text)
 
 
-def parse(text: str, trust_domain: str) -> tuple[str, str]:
+def parse(text: str, trust_domain: str, aliases: Collection[str] = ()) -> tuple[str, str]:
     """Return namespace and service account of the SPIFFE ID *text*.
 
-    Raises IdentityError when it is none in Istio's form, or of another trust domain.
+    Raises IdentityError when it is none in Istio's form, or of another trust domain than *trust_domain*
+    and *aliases* of that.
     """
     match = _ID.fullmatch(text) if len(text) <= MAX_BYTES else None
     if match is None:
         raise IdentityError(f"{text[:200]!r} is not spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")
-    if match[1] != trust_domain:
+    if match[1] != trust_domain and match[1] not in aliases:
         raise IdentityError(
-            f"{text} is of trust domain {match[1]}, not {trust_domain}: peers must share identity.trustDomain"
+            f"{text} is of trust domain {match[1]}, not {trust_domain}: peers must share identity.trustDomain, or "
+            "have it among identity.trustDomainAliases"
         )
     return match[2], match[3]
+
+
+def same_account(one: str, other: str) -> bool:
+    """Say whether two SPIFFE IDs of one mesh are one service account's, by whichever of its trust domains."""
+    return one == other or one.split("/", 3)[3:] == other.split("/", 3)[3:]
 
 
 def check_trust_domain(trust_domain: str) -> None:

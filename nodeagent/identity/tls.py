@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -111,12 +112,12 @@ def client_context(certificate: Certificate, *alpn: str) -> ssl.SSLContext:
     return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, alpn)
 
 
-def peer_identity(session: Any, trust_domain: str) -> SpiffeId:
+def peer_identity(session: Any, trust_domain: str, aliases: Collection[str] = ()) -> SpiffeId:
     """Return the SPIFFE ID that the peer of the finished handshake *session* (SSLObject or
     SSLSocket) proved.
 
     Raises IdentityError when its certificate has not exactly one URI, or one of another trust
-    domain (SPIFFE X.509-SVID, section 2).
+    domain than *trust_domain* and *aliases* of that (SPIFFE X.509-SVID, section 2).
     """
     certificate = session.getpeercert()
     if not certificate:
@@ -124,7 +125,7 @@ def peer_identity(session: Any, trust_domain: str) -> SpiffeId:
     uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
     if len(uris) != 1:
         raise IdentityError(f"the peer's certificate holds {len(uris)} URIs, a SPIFFE certificate exactly one")
-    parse(uris[0], trust_domain)
+    parse(uris[0], trust_domain, aliases)
     return SpiffeId(uris[0])
 
 

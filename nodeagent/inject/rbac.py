@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject.model import Document
-from nodeagent.policy.authorization_match import in_domain
+from nodeagent.policy.authorization_match import in_domains
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, RuleSource
 from nodeagent.resources import security
 
@@ -102,7 +102,7 @@ def _selects(where: str, selector: Mapping[str, str], pod: Selected) -> bool:
 
 def _resolved(policy: AuthorizationPolicy, trust_domain: str) -> AuthorizationPolicy:
     def names(values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(in_domain(value, trust_domain) for value in values)
+        return tuple(itertools.chain.from_iterable(in_domains(value, (trust_domain,)) for value in values))
 
     def resolved(source: RuleSource) -> RuleSource:
         return replace(source, principals=names(source.principals), not_principals=names(source.not_principals))

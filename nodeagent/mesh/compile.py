@@ -77,7 +77,7 @@ from nodeagent.mesh.local import (
 )
 from nodeagent.mesh.membership import EVERY_POD, MembershipRules
 from nodeagent.mesh.node_pods import NodePods
-from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row
+from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row, strangers
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.mesh.service_ports import Translated, ports_of
 from nodeagent.places.place import Places
@@ -136,7 +136,8 @@ class Mesh:
     """The cluster as *node* of *trust_domain* sees it.
 
     *places* knows where this node's pods run; without it none is captured, and none is given
-    sockets. *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
+    sockets. *aliases* are other names of the trust domain.
+    *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
     *root_namespace* are for the whole mesh. *membership* tells which pods of the node are in it, *scrapes* whether
     pods' metrics are open to everybody where they declare them.
     """
@@ -147,6 +148,7 @@ class Mesh:
         trust_domain: str,
         places: Places | None = None,
         *,
+        aliases: tuple[str, ...] = (),
         default_mtls: MtlsMode = "PERMISSIVE",
         root_namespace: str = ROOT_NAMESPACE,
         membership: MembershipRules = EVERY_POD,
@@ -154,6 +156,7 @@ class Mesh:
     ) -> None:
         self._node = node
         self._trust_domain = trust_domain
+        self._aliases = aliases
         self._places = places
         self._scrapes = scrapes
         self._state = ClusterState(node, default_mtls, root_namespace, self._runs_here)
@@ -216,6 +219,8 @@ class Mesh:
             row = self._state.policies.row(key, self._state.affected(key) & local)
             if (strange := self._state.strange_ports(key)) and str(row["state"]).startswith("in force"):
                 row["state"] = f"{row['state']}; {strange}"
+            if foreign := strangers(self._state.policies.known[key], (self._trust_domain, *self._aliases)):
+                row["state"] = f"{row['state']}; {foreign}"
             if fault := self.faults.get(Change(*key, None).title):
                 row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
             error = wrong.pop(key, None)

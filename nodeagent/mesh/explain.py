@@ -18,6 +18,7 @@ from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, policies_of
 from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
 from nodeagent.policy.claims import Claims
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import MtlsMode
 from nodeagent.vocabulary import host_port
 
@@ -42,14 +43,15 @@ def explain(
     question: Question,
     *,
     node: str,
-    trust_domain: str,
+    mesh: MeshSettings,
     setting: DeliverySetting = "auto",
     kernel_path: PathInWords | None = None,
     claims: Claims | None = None,
     hbone: bool = False,
 ) -> Explanation:
-    """Return what happens to *question* by *entries*, the snapshot of *node*; *claims* are those of
-    the request's token, were it verified. *setting* is ``redirect.delivery`` of agent.yaml, *hbone* ``proxy.hbone``.
+    """Return what happens to *question* by *entries*, the snapshot of *node* in *mesh*; *claims* are
+    those of the request's token, were it verified. *setting* is ``redirect.delivery`` of agent.yaml,
+    *hbone* ``proxy.hbone``.
 
     Raises ConfigError when the source or the destination is not known.
     """
@@ -80,7 +82,7 @@ def explain(
         unread = next((entry for entry in known if entry.key == UNREAD), None)
         found = delivery(setting, client.workload, workload, unread)
         steps.append(Step("delivery", f"the proxy dials {_DIALS[found.way]}: {found.why}"))
-    facts = Facts(client, server, question, principal, trust_domain, claims)
+    facts = Facts(client, server, question, principal, mesh, claims)
     verdict, more = judged(facts, policies_of(workload, {entry.key: entry for entry in known}.get))
     return Explanation((*steps, *more), verdict)
 

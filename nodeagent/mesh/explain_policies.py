@@ -5,14 +5,18 @@ words: the part of ``mesh/explain.py`` that judges. Pure, and decided by the cod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from nodeagent.mesh.entries import HTTP, Entry, Protocol, Service, Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.authorization_match import as_received
 from nodeagent.policy.claims import Claims
+from nodeagent.policy.forwarded_for import client_address
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, RateLimit, RequestAuthentication
+from nodeagent.policy.paths import NORMALISED
 
+_FORWARDED: Final = "x-forwarded-for"
 Outcome = Literal["allowed", "refused", "unknown"]
 
 
@@ -62,7 +66,7 @@ class Facts:
     question: Question
     principal: str
     """What the server's side knows of the client."""
-    trust_domain: str
+    mesh: MeshSettings
     claims: Claims | None
 
     @property
@@ -72,9 +76,7 @@ class Facts:
     def connection(self) -> ConnectionFacts:
         to = next(iter(self.server.workload.addresses), "")
         presumed = "" if self.principal or self.client.workload is None else self.client.principal
-        return ConnectionFacts(
-            self.principal, self.client.address, self.client.address, to, self.server.port, presumed=presumed
-        )
+        return ConnectionFacts(self.principal, self.client.address, to, self.server.port, presumed=presumed)
 
     def request(self) -> RequestFacts | None:
         question = self.question
@@ -86,7 +88,17 @@ class Facts:
         if not question.method or not self.http:
             return None
         header = {name: ",".join(values) for name, values in lines.items()}.get
-        return RequestFacts(question.method, question.path, host, header, self.claims, lambda name: lines.get(name, ()))
+        target = NORMALISED[self.mesh.path_normalization](as_received(question.path).encode("latin-1"))
+        remote = client_address(header(_FORWARDED) or "", self.mesh.trusted_proxies, self.client.address)
+        return RequestFacts(
+            question.method,
+            target.decode("latin-1"),
+            host,
+            header,
+            self.claims,
+            lambda name: lines.get(name, ()),
+            remote,
+        )
 
 
 def judged(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]]:
@@ -97,7 +109,7 @@ def judged(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step
     if not facts.http and (unparsed := _unparsed(facts, entries)) is not None:
         return unparsed
     policies = [entry for entry in entries if isinstance(entry, AuthorizationPolicy)]
-    authorizer = Authorizer.compile(policies, http=facts.http, trust_domain=facts.trust_domain)
+    authorizer = Authorizer.compile(policies, http=facts.http, mesh=facts.mesh)
     connection = facts.connection()
     request = facts.request()
     outcome = authorizer.connection(connection)
@@ -147,7 +159,7 @@ def _unparsed(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[S
     readers = [
         f"{type(each).__name__} {each.namespace}/{each.name}"
         for each in policies
-        if _decides_requests(each, facts.trust_domain)
+        if _decides_requests(each, facts.mesh)
     ]
     if protocol == "tcp" or not readers:
         return None
@@ -158,8 +170,8 @@ def _unparsed(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[S
     return "unknown", [Step("verdict", f"it depends on the request: say METHOD and PATH; {refused}")]
 
 
-def _decides_requests(entry: AuthorizationPolicy | RequestAuthentication | RateLimit, trust_domain: str) -> bool:
-    return not isinstance(entry, AuthorizationPolicy) or CompiledPolicy.of(entry, trust_domain).decides_requests
+def _decides_requests(entry: AuthorizationPolicy | RequestAuthentication | RateLimit, mesh: MeshSettings) -> bool:
+    return not isinstance(entry, AuthorizationPolicy) or CompiledPolicy.of(entry, mesh).decides_requests
 
 
 def _jwt(facts: Facts, authentications: list[RequestAuthentication]) -> list[Step]:

@@ -14,6 +14,7 @@ from typing import Final, Literal
 from nodeagent.errors import ResourceError
 from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload, policies_of
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, RequestAuthentication
 from nodeagent.vocabulary import PodUid
 
@@ -42,7 +43,7 @@ class KernelPlanSettings:
     """What of agent.yaml decides here."""
 
     node: str
-    trust_domain: str
+    mesh: MeshSettings
     observed: str = ""
     """Why ``auto`` takes the proxy: what is asked for that only the proxy gives ("the access log",
     "traces"); empty: nothing.
@@ -203,7 +204,7 @@ class KernelPlanner:
         rests_on = (own, protocol)
         known = self._authorizers.get((server.uid, port))
         if known is None or known[0] != rests_on:
-            compiled = Authorizer.compile(own, http=protocol != "tcp", trust_domain=self._settings.trust_domain)
+            compiled = Authorizer.compile(own, http=protocol != "tcp", mesh=self._settings.mesh)
             known = self._authorizers[server.uid, port] = (rests_on, compiled)
         return known[1]
 
@@ -246,7 +247,7 @@ def setting_of(server: Workload, service: Service | None) -> tuple[PathSetting, 
 def _verdict(authorizer: Authorizer, source: Workload, where: Where) -> KernelVerdict:
     address, port = where
     own = next((each for each in source.addresses if (":" in each) == (":" in address)), "")
-    facts = ConnectionFacts(source.identity.removeprefix(_SCHEME), own, own, address, port)
+    facts = ConnectionFacts(source.identity.removeprefix(_SCHEME), own, address, port)
     decision = authorizer.connection(facts)
     if not isinstance(decision, Decision):
         raise AssertionError("a port whose policies need a request is not on the kernel path")

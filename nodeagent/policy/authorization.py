@@ -19,8 +19,8 @@ from typing import Final, Generic, TypeVar
 
 from nodeagent.policy.authorization_facts import ConnectionFacts, PeerFacts, RequestFacts
 from nodeagent.policy.authorization_terms import CompiledRule, RequestTest, compile_rule
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy
-from nodeagent.policy.paths import holds_nul, normalise_path, normalise_target
 
 __all__ = [
     "Authorizer",
@@ -30,9 +30,6 @@ __all__ = [
     "Note",
     "RequestAuthorizer",
     "RequestFacts",
-    "holds_nul",
-    "normalise_path",
-    "normalise_target",
 ]
 
 _NAMED: Final = 5
@@ -152,7 +149,9 @@ class Authorizer:
     """All AuthorizationPolicies that apply to one workload, for the ports it serves as HTTP or for the others."""
 
     needs_request: bool
-    """Some rule has terms that only a request decides."""
+    """Some rule has terms that a request decides."""
+    remote: bool
+    """Some of them ask for the client's address (:attr:`RequestFacts.remote`)."""
     _customs: _Chain[str]
     _decisions: _Chain[Decision]
     _watches: tuple[_Chain[Note | None], ...]
@@ -160,12 +159,12 @@ class Authorizer:
     """In order, for :meth:`trace`."""
 
     @classmethod
-    def compile(cls, policies: Iterable[AuthorizationPolicy], *, http: bool, trust_domain: str) -> Authorizer:
-        """Compile *policies* in the mesh of *trust_domain* and put them together.
+    def compile(cls, policies: Iterable[AuthorizationPolicy], *, http: bool, mesh: MeshSettings) -> Authorizer:
+        """Compile *policies* of *mesh* and put them together.
 
         Raises ResourceError when a value cannot be understood.
         """
-        return cls.of([CompiledPolicy.of(policy, trust_domain) for policy in policies], http=http)
+        return cls.of([CompiledPolicy.of(policy, mesh) for policy in policies], http=http)
 
     @classmethod
     def of(cls, policies: Iterable[CompiledPolicy], *, http: bool) -> Authorizer:
@@ -173,7 +172,7 @@ class Authorizer:
 
         Where the port is not *http*, an ALLOW rule with HTTP fields is left out, so its policy
         still denies what it does not allow, and rules of other actions lose just those fields, so
-        they match more: never does that allow what HTTP would not.
+        they match more: never does that allow what HTTP would not. The client is the peer there.
         """
         ordered = sorted(policies, key=lambda policy: policy.order)
         if not http:
@@ -189,7 +188,8 @@ class Authorizer:
         denies = [*refused, *(policy for policy in enforced if policy.action == "DENY")]
         allows = [policy for policy in enforced if policy.action == "ALLOW"]
         return cls(
-            needs_request=any(rule.needs_request for _, _, rule, _ in _rules(ordered)),
+            needs_request=any(rule.needs_request or rule.remote for _, _, rule, _ in _rules(ordered)),
+            remote=any(rule.remote for _, _, rule, _ in _rules(ordered)),
             _customs=_Chain(tuple((rule, policy.provider) for policy, _, rule, _ in _rules(customs)), ""),
             _decisions=_Chain(
                 tuple((rule, decision) for _, _, rule, decision in _rules([*denies, *allows])),
@@ -238,8 +238,8 @@ class CompiledPolicy:
     """Each rule with its index in the policy, and the decision where it matches and the policy decides."""
 
     @classmethod
-    def of(cls, policy: AuthorizationPolicy, trust_domain: str) -> CompiledPolicy:
-        """Compile *policy* in the mesh of *trust_domain*. Raises ResourceError when a value cannot be understood."""
+    def of(cls, policy: AuthorizationPolicy, mesh: MeshSettings) -> CompiledPolicy:
+        """Compile *policy* of *mesh*. Raises ResourceError when a value cannot be understood."""
         name = f"{policy.refused} {policy.namespace}/{policy.name}".lstrip()
         title = _title(policy.action, name, policy.dry_run)
         reason = (
@@ -255,7 +255,7 @@ class CompiledPolicy:
         rules = [
             (
                 index,
-                compile_rule(rule, policy.namespace, trust_domain, permits=policy.action == "ALLOW"),
+                compile_rule(rule, policy.namespace, mesh, permits=policy.action == "ALLOW"),
                 Decision(policy.action == "ALLOW", name, index, explain=f"{title}, rule {index} matches{reason}"),
             )
             for index, rule in enumerate(policy.rules)
@@ -274,8 +274,17 @@ class CompiledPolicy:
 
     @property
     def decides_requests(self) -> bool:
-        """Say whether some rule in force decides by what a request says."""
-        return not self.dry_run and self.action != "AUDIT" and any(rule.needs_request for _, rule, _ in self.rules)
+        """Say whether some rule in force decides by what only a request says."""
+        return self._decides and any(rule.needs_request for _, rule, _ in self.rules)
+
+    @property
+    def judges_clients(self) -> bool:
+        """Say whether some rule in force decides by the client's address, which a request may tell."""
+        return self._decides and any(rule.remote for _, rule, _ in self.rules)
+
+    @property
+    def _decides(self) -> bool:
+        return not self.dry_run and self.action != "AUDIT"
 
     @property
     def title(self) -> str:

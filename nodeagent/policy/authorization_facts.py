@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from nodeagent.policy.authorization_match import number_of
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.paths import normalise_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +17,6 @@ class ConnectionFacts:
     """The peer's proved identity without ``spiffe://``, empty when it proved none."""
     source_ip: str
     """The address at the connection's other end."""
-    remote_ip: str
-    """The client's address as far as trusted proxies tell, otherwise ``source_ip``."""
     destination_ip: str
     destination_port: int
     """The workload's own port."""
@@ -40,7 +37,7 @@ class RequestFacts:
 
     method: str
     path: str
-    """The request target as received, one character a byte."""
+    """The request target in the form that the mesh's settings ask for (``paths.py``), one character a byte."""
     host: str
     """The Host field or :authority, with its port."""
     header: Callable[[str], str | None]
@@ -48,12 +45,14 @@ class RequestFacts:
     claims: Claims | None = None
     lines: Callable[[str], Sequence[str]] = _unknown
     """Return the value of each line of a field by its lower-case name; nothing: ``header`` knows of one only."""
+    remote: str = ""
+    """The client's address (``forwarded_for.py``), set where policies ask for it."""
     normal: str = field(default="", init=False, repr=False, compare=False)
-    """The normalised path, once somebody asked for it."""
+    """The path alone, once somebody asked for it."""
 
     def normalised(self) -> str:
-        """Return the path as policies compare it, and keep it."""
-        self.normal = normalise_path(self.path)
+        """Return the path as policies compare it, without query, and keep it."""
+        self.normal = self.path.partition("?")[0]
         return self.normal
 
 
@@ -66,7 +65,6 @@ class PeerFacts:
         "port",
         "presumed",
         "principal",
-        "remote",
         "service_account",
         "sni",
         "source",
@@ -84,8 +82,7 @@ class PeerFacts:
         if len(parts) == 5 and parts[1] == "ns" and parts[3] == "sa":
             self.trust_domain, _, self.namespace, _, account = parts
             self.service_account = f"{self.namespace}/{account}"
-        self.source, self.remote, self.destination = map(
-            number_of, (facts.source_ip, facts.remote_ip, facts.destination_ip)
-        )
+        self.source = number_of(facts.source_ip)
+        self.destination = number_of(facts.destination_ip)
         self.port = facts.destination_port
         self.sni = facts.sni

@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Final, TypeVar
 
 from nodeagent.errors import ResourceError
@@ -164,19 +165,45 @@ def _glob(pattern: str) -> Text:
     return matches
 
 
-def principals(patterns: Iterable[str], trust_domain: str) -> Text:
-    """Return what matches identities written without ``spiffe://``.
+def principals(patterns: Iterable[str], trust_domains: Sequence[str]) -> Text:
+    """Return what matches identities written without ``spiffe://`` in a mesh that has *trust_domains*."""
+    return text(chain.from_iterable(in_domains(pattern, trust_domains) for pattern in patterns))
 
-    Where a pattern is a whole identity (five parts) and its trust domain is ``cluster.local``, that
-    stands for the mesh's own *trust_domain*, as Istio has it (its trust domain bundle).
+
+def in_domains(pattern: str, trust_domains: Sequence[str]) -> tuple[str, ...]:
+    """Return what one *pattern* of principals stands for in a mesh that has *trust_domains*, as Istio has it.
+
+    A whole identity (five parts) whose trust domain is one of them, or ``cluster.local``, is meant in
+    all of them; any other is what it says.
     """
-    return text(in_domain(pattern, trust_domain) for pattern in patterns)
-
-
-def in_domain(pattern: str, trust_domain: str) -> str:
-    """Return one *pattern* of principals with ``cluster.local`` resolved, as :func:`principals` has it."""
     domain, *rest = pattern.split("/")
-    return "/".join((trust_domain, *rest)) if domain == "cluster.local" and len(rest) == 4 else pattern
+    if len(rest) != 4 or domain == "*" or is_foreign(pattern, trust_domains):
+        return (pattern,)
+    named = (
+        pattern if domain[:1] == "*" and _is_of(domain, each) else "/".join((each, *rest)) for each in trust_domains
+    )
+    return tuple(dict.fromkeys(named))
+
+
+def is_foreign(pattern: str, trust_domains: Sequence[str]) -> bool:
+    """Say whether *pattern* of principals is a whole identity of none of *trust_domains*."""
+    domain, *rest = pattern.split("/")
+    return len(rest) == 4 and domain != "*" and not _is_own(domain, trust_domains)
+
+
+def _is_own(domain: str, trust_domains: Sequence[str]) -> bool:
+    return domain == "cluster.local" or any(_is_of(domain, each) for each in trust_domains)
+
+
+def _is_of(domain: str, trust_domain: str) -> bool:
+    if domain[:1] == "*":
+        return trust_domain.endswith(domain[1:])
+    return trust_domain.startswith(domain[:-1]) if domain[-1:] == "*" else trust_domain == domain
+
+
+def domains(values: Iterable[str], trust_domains: Sequence[str]) -> Text:
+    """Return what matches trust domains: each of *trust_domains* stands for all of them."""
+    return text(chain.from_iterable(trust_domains if value in trust_domains else (value,) for value in values))
 
 
 def ports(values: Iterable[int]) -> Number:

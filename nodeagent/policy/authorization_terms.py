@@ -13,6 +13,7 @@ from nodeagent.errors import ResourceError
 from nodeagent.policy import authorization_match as matchers
 from nodeagent.policy.authorization_facts import PeerFacts, RequestFacts
 from nodeagent.policy.claims import Claims
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import Condition, Operation, Rule, RuleSource
 
 _Term = tuple[str, str, tuple[str, ...], bool]
@@ -20,6 +21,8 @@ _Term = tuple[str, str, tuple[str, ...], bool]
 PeerTest = Callable[[PeerFacts], bool]
 RequestTest = Callable[[RequestFacts], bool]
 ClaimsTest = Callable[[Claims], bool]
+_REMOTE: Final = "remote.ip"
+"""The client's address, which a request tells, and where there are none the connection."""
 
 
 def _columns(**keys: str) -> tuple[tuple[str, str, str, bool], ...]:
@@ -39,7 +42,7 @@ _SOURCE: Final = _columns(
     service_accounts="source.serviceAccount",
     trust_domains="source.trustDomain",
     ip_blocks="source.ip",
-    remote_ip_blocks="remote.ip",
+    remote_ip_blocks=_REMOTE,
 )
 _OPERATION: Final = _columns(hosts="hosts", ports="destination.port", methods="methods", paths="paths")
 """Fields of the model; where ``when`` knows the same thing, its name for it is the key."""
@@ -62,6 +65,8 @@ class Clause:
     request: tuple[tuple[str, RequestTest], ...]
     residual: RequestTest | None
     """All of ``request``, None when there are none."""
+    remote: tuple[tuple[str, PeerTest], ...] = ()
+    """Those of ``request`` that ask for the client's address, as they are of a connection that has no requests."""
 
     def admits(self, peer: PeerFacts) -> bool:
         """Whether the terms that *peer* decides hold."""
@@ -90,6 +95,8 @@ class CompiledRule:
     conditions: Clause
     needs_request: bool
     """Some terms only a request decides."""
+    remote: bool
+    """Some terms ask for the client's address: a request's, or where there are none the peer's."""
     by_line: bool
     """Of a request, only its method, target and host matter."""
     permits: bool
@@ -102,7 +109,13 @@ class CompiledRule:
         sources = tuple(_peer_only(clause) for clause in self.sources)
         operations = tuple(_peer_only(clause) for clause in self.operations)
         return CompiledRule(
-            sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True, permits=self.permits
+            sources,
+            operations,
+            _peer_only(self.conditions),
+            needs_request=False,
+            remote=False,
+            by_line=True,
+            permits=self.permits,
         )
 
     def at(self, peer: PeerFacts) -> bool | RequestTest:
@@ -157,12 +170,11 @@ def _alternatives(clauses: tuple[Clause, ...], peer: PeerFacts) -> bool | Reques
 
 
 def _peer_only(clause: Clause) -> Clause:
-    return replace(clause, request=(), residual=None)
+    return replace(clause, peer=clause.peer + clause.remote, request=(), residual=None, remote=())
 
 
-def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool) -> CompiledRule:
-    """Compile *rule* of a policy in *namespace* for a mesh of *trust_domain*; *permits*: it is an
-    ALLOW policy.
+def compile_rule(rule: Rule, namespace: str, mesh: MeshSettings, *, permits: bool) -> CompiledRule:
+    """Compile *rule* of a policy in *namespace* of *mesh*; *permits*: it is an ALLOW policy.
 
     Raises ResourceError naming the field and value when one cannot be understood; the resources'
     validation refuses those already.
@@ -174,25 +186,28 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
     def clause(fields: Iterable[_Term]) -> Clause:
         peer: list[tuple[str, PeerTest]] = []
         request: list[tuple[str, RequestTest]] = []
+        remote: list[tuple[str, PeerTest]] = []
         nonlocal needs_request, by_line
         for name, key, values, negated in fields:
             if not values:
                 continue
-            on_peer = _peer_test(name, key, values, namespace, trust_domain)
+            on_peer = _peer_test(name, key, values, namespace, mesh)
             if on_peer is not None:
-                peer.append((name, _negated(on_peer) if negated else on_peer))
-            else:
+                known = remote if key == _REMOTE else peer
+                known.append((name, _negated(on_peer) if negated else on_peer))
+            if on_peer is None or key == _REMOTE:
                 on_request = _request_test(name, key, values, every=permits != negated)
-                needs_request = True
+                needs_request = needs_request or on_peer is None
                 by_line = by_line and key.lower() in _IN_LINE
                 request.append((name, _negated(on_request) if negated else on_request))
-        return Clause(tuple(peer), tuple(request), matchers.all_of([test for _, test in request]) if request else None)
+        residual = matchers.all_of([test for _, test in request]) if request else None
+        return Clause(tuple(peer), tuple(request), residual, tuple(remote))
 
     sources = tuple(clause(_fields(source, _SOURCE)) for source in rule.sources)
     operations = tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations)
-    return CompiledRule(
-        sources, operations, clause(_condition_fields(rule.conditions)), needs_request, by_line, permits
-    )
+    conditions = clause(_condition_fields(rule.conditions))
+    remote = any(each.remote for each in (*sources, *operations, conditions))
+    return CompiledRule(sources, operations, conditions, needs_request, remote, by_line, permits)
 
 
 def _fields(holder: RuleSource | Operation, columns: tuple[tuple[str, str, str, bool], ...]) -> Iterator[_Term]:
@@ -216,10 +231,10 @@ def _negated(test: Callable[[matchers.Subject], bool]) -> Callable[[matchers.Sub
 # -- what the connection decides --
 
 
-def _peer_test(name: str, key: str, values: tuple[str, ...], namespace: str, trust_domain: str) -> PeerTest | None:
+def _peer_test(name: str, key: str, values: tuple[str, ...], namespace: str, mesh: MeshSettings) -> PeerTest | None:
     match key:
         case "source.principal":
-            identity = matchers.principals(values, trust_domain)
+            identity = matchers.principals(values, mesh.trust_domains)
             return lambda peer: identity(peer.principal)
         case "source.namespace":
             within = matchers.globs(values)
@@ -228,14 +243,11 @@ def _peer_test(name: str, key: str, values: tuple[str, ...], namespace: str, tru
             accounts = frozenset(value if "/" in value else f"{namespace}/{value}" for value in values)
             return lambda peer: peer.service_account in accounts
         case "source.trustDomain":
-            domain = matchers.text(values)
+            domain = matchers.domains(values, mesh.trust_domains)
             return lambda peer: domain(peer.trust_domain)
-        case "source.ip":
+        case "source.ip" | "remote.ip":
             source = matchers.networks(values, name)
             return lambda peer: source(peer.source)
-        case "remote.ip":
-            remote = matchers.networks(values, name)
-            return lambda peer: remote(peer.remote)
         case "destination.ip":
             destination = matchers.networks(values, name)
             return lambda peer: destination(peer.destination)
@@ -272,6 +284,9 @@ def _request_test(name: str, key: str, values: tuple[str, ...], *, every: bool) 
         case "hosts":
             host = matchers.hosts(values)
             return lambda request: host(request.host)
+        case "remote.ip":
+            remote = matchers.networks(values, name)
+            return lambda request: remote(matchers.number_of(request.remote))
         case "request.auth.principal":
             return _on_claims(_request_principal(values), every=every)
         case "request.auth.audiences":

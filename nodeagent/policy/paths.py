@@ -5,20 +5,23 @@ The form is that of Istio's path normalisation BASE, which is Envoy's ``normaliz
 segments are removed (RFC 3986, section 5.2.4), also those with parameters (``..;x``),
 percent-encoded unreserved characters are decoded once (section 2.3), a backslash becomes a slash,
 characters that a path may not hold are percent-encoded. Slashes are not merged, and ``%2F`` and
-``%5C`` stay as they are. https://istio.io/latest/docs/reference/config/security/normalization
+``%5C`` stay as they are, unless the mesh's ``pathNormalization`` asks for that too; or for nothing.
+https://istio.io/latest/docs/reference/config/security/normalization
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from nodeagent.errors import ResourceError
+from nodeagent.policy.mesh_settings import PathNormalization
 
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PLAIN: Final = r"A-Za-z0-9_~!$&'()*+,:;=@\[\]/.\-"
-_is_plain: Final = re.compile(f"/[{_PLAIN}]*").fullmatch
-_is_plain_bytes: Final = re.compile(f"/[{_PLAIN}]*".encode()).fullmatch
+_is_plain: Final = re.compile(f"/[{_PLAIN}]*".encode()).fullmatch
+_is_merged: Final = re.compile(f"/(?:[{_PLAIN.replace('/', '')}]+/)*[{_PLAIN.replace('/', '')}]*".encode()).fullmatch
 _TOKEN: Final = re.compile(rf"%[0-9A-Fa-f]{{2}}|[^{_PLAIN}]")
 _STRAY: Final = "\0"
 """Stands for a percent sign that begins no escape, while those after it are decoded; a NUL that was
@@ -26,35 +29,36 @@ sent is encoded by then.
 """
 _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
 """What precedes the path in an absolute target (RFC 9112, section 3.2.2)."""
+_SLASHES: Final = re.compile("//+")
+_ENCODED_SLASH: Final = re.compile("%2F|%5C", re.IGNORECASE)
+"""A backslash, too: normalisation makes it a slash."""
 _NESTED: Final = re.compile(f"{_STRAY}(?=[0-9A-Fa-f]{{2}})")
 
 _OPERATORS: Final = {"{*}": "[^/]+", "{**}": ".*"}
 """A path template's, each a segment of its own, and the expressions that they stand for."""
 
 
-def normalise_path(target: str) -> str:
-    """Return the path of the request target *target* as policies compare it: normalised, without
-    query and fragment.
+def _normaliser(is_normal: Callable[[bytes], object], changed: Callable[[str], str]) -> Callable[[bytes], bytes]:
+    """Return what normalises request targets: those whose paths are not *is_normal* get *changed* ones."""
 
-    *target* has one character a byte; it may be an absolute one, whose path counts; ``*`` stays.
-    Normalising twice changes nothing.
-    """
-    end = target.find("?")
-    path = target if end < 0 else target[:end]
-    return path if _is_plain(path) and "/." not in path else _canonical(path)
+    def normalise(target: bytes) -> bytes:
+        end = target.find(b"?")
+        path = target if end < 0 else target[:end]
+        if is_normal(path) and b"/." not in path and b"#" not in target:
+            return target
+        query = b"" if end < 0 or b"#" in path else target[end:].partition(b"#")[0]
+        normalised = (path if path == b"*" else _changed(path, changed)) + query
+        return target if normalised == target else normalised
+
+    return normalise
 
 
-def normalise_target(target: bytes) -> bytes:
-    """Return *target* in origin form with its path normalised, its query kept and its fragment
-    gone; the same object when nothing changes.
-    """
-    end = target.find(b"?")
-    path = target if end < 0 else target[:end]
-    if _is_plain_bytes(path) and b"/." not in path and b"#" not in target:
-        return target
-    query = b"" if end < 0 or b"#" in path else target[end:].partition(b"#")[0]
-    normalised = _canonical(path.decode("latin-1")).encode("latin-1") + query
-    return target if normalised == target else normalised
+def _changed(path: bytes, changed: Callable[[str], str]) -> bytes:
+    """Return *path* without what precedes it in an absolute target, without a fragment, and *changed*."""
+    text = path.decode("latin-1")
+    absolute = _ORIGIN.match(text)
+    text = changed(text[absolute.end() if absolute else 0 :].partition("#")[0])
+    return text.encode("latin-1")
 
 
 def holds_nul(target: bytes) -> bool:
@@ -64,18 +68,27 @@ def holds_nul(target: bytes) -> bool:
     return b"%00" in target.partition(b"?")[0] or b"\0" in target
 
 
+def _rooted(path: str) -> str:
+    return path if path[:1] == "/" else f"/{path}"
+
+
 def _canonical(path: str) -> str:
-    if path == "*":
-        return path
-    absolute = _ORIGIN.match(path)
-    path = _TOKEN.sub(_token, path[absolute.end() if absolute else 0 :].partition("#")[0])
+    path = _TOKEN.sub(_token, path)
     if _STRAY in path:
         # What only decoding made an escape must not be one for who decodes next ("%2%65" would be
         # "%2e").
         path = _NESTED.sub("%25", path).replace(_STRAY, "%")
-    if path[:1] != "/":
-        path = f"/{path}"
+    path = _rooted(path)
     return _without_dots(path) if "/." in path else path
+
+
+def _merged(path: str) -> str:
+    """Dots first, as Envoy has it: in ``/a//..`` they take the empty segment along."""
+    return _SLASHES.sub("/", _canonical(path))
+
+
+def _decoded(path: str) -> str:
+    return _merged(_ENCODED_SLASH.sub("/", path))
 
 
 def _token(match: re.Match[str]) -> str:
@@ -105,6 +118,19 @@ def _without_dots(path: str) -> str:
     if bare in {".", ".."}:
         kept.append("")
     return "/" + "/".join(kept)
+
+
+normalise_target: Final = _normaliser(_is_plain, _canonical)
+"""Return a request target, of one byte a character, in origin form with its path normalised (BASE),
+its query kept and its fragment gone; the same object when nothing changes.
+"""
+NORMALISED: Final[dict[PathNormalization, Callable[[bytes], bytes]]] = {
+    "NONE": _normaliser(_is_plain, _rooted),
+    "BASE": normalise_target,
+    "MERGE_SLASHES": _normaliser(_is_merged, _merged),
+    "DECODE_AND_MERGE_SLASHES": _normaliser(_is_merged, _decoded),
+}
+"""What does the same as a mesh's ``pathNormalization`` wants it. Doing it twice changes nothing more."""
 
 
 def is_template(pattern: str) -> bool:

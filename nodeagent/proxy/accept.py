@@ -22,6 +22,7 @@ from nodeagent.errors import (
     IdentityError,
     Reason,
 )
+from nodeagent.identity.spiffe import same_account
 from nodeagent.identity.tls import (
     HTTP2_ALPN,
     HTTP_ALPN,
@@ -273,7 +274,8 @@ class Accepted:
         connection = self._connection
         assert connection is not None
         try:
-            identity = peer_identity(stream.session, self._context.trust_domain)
+            mesh = self._context.mesh
+            identity = peer_identity(stream.session, mesh.trust_domain, mesh.trust_domain_aliases)
         except IdentityError:
             self._ledger.refuse(connection, self._transport, UPSTREAM_TLS)
             return
@@ -294,7 +296,7 @@ class Accepted:
     def _proved(self, peer: Peer, identity: SpiffeId) -> Peer:
         """Return *peer*, which is found to be *identity*."""
         workload = self._context.view.workload_at(peer.address)
-        known = workload is not None and workload.identity == identity
+        known = workload is not None and same_account(workload.identity, identity)
         return Peer(peer.address, peer.port, identity, "mutual_tls", workload if known else None)
 
     def _share(self, stream: TlsStream) -> None:

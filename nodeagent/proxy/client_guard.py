@@ -31,10 +31,11 @@ from nodeagent.policy.authorization import (
     Decision,
     RequestAuthorizer,
     RequestFacts,
-    holds_nul,
-    normalise_target,
 )
+from nodeagent.policy.forwarded_for import client_address
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import GlobalLimit
+from nodeagent.policy.paths import holds_nul
 from nodeagent.proxy.external.body import beginning
 from nodeagent.proxy.external.model import Body, CheckVerdict, HttpFacts, Party
 from nodeagent.proxy.external.providers import Providers
@@ -111,8 +112,8 @@ class ClientGuard:
         if holds_nul(exchange.target):
             exchange.refuse(BAD_REQUEST)
             return False
-        exchange.target = normalise_target(exchange.target)
-        request = _facts_of(exchange, None)
+        exchange.target = self.guard.normalise(exchange.target)
+        request = self._request(exchange, exchange.target, None)
         provider = self._provider(request)
         if provider or self.guard.services:
             return self._ask(around, exchange, request, provider)
@@ -140,8 +141,25 @@ class ClientGuard:
             return self.reason
         if self.residual is None:
             return None
-        decision = self.residual.decide(_facts_of(exchange, exchange.claims))
+        request = self._request(exchange, self.guard.normalise(exchange.target), exchange.claims)
+        decision = self.residual.decide(request)
         return None if decision.allowed else denied(decision.policy, decision.rule)
+
+    def _request(self, exchange: Exchange, target: bytes, claims: Claims | None) -> RequestFacts:
+        """Return *exchange* as policies see it, with its normalised *target*."""
+        request = RequestFacts(
+            exchange.method.decode("latin-1"),
+            target.decode("latin-1"),
+            exchange.authority.decode("latin-1"),
+            exchange.header,
+            claims,
+            exchange.lines,
+        )
+        if self.guard.authorizer.remote:
+            # what came, whatever policies write into the fields that go on
+            told = exchange.forwarded_for.decode("latin-1")
+            request.remote = client_address(told, self.guard.trusted_proxies, self.facts.source_ip)
+        return request
 
     def _decide(self, around: Surroundings, exchange: Exchange, request: RequestFacts) -> Reason | None:
         """JWT, AUDIT, DENY, ALLOW, local rate limits."""
@@ -300,7 +318,7 @@ class ClientGuard:
         """Say whether the connection would be refused now, but as HTTP might not be: while nobody
         has spoken, that is waited for.
         """
-        return self.reason is not None and self.guard.reads_requests
+        return self.reason is not None and self.guard.awaits_requests
 
     async def admits_connection(self, around: Surroundings, connection: Connection) -> Reason | None:
         """Decide on a connection that is not HTTP; return why it is refused."""
@@ -331,25 +349,13 @@ class ClientGuard:
 
 
 UNGUARDED: Final = ClientGuard(
-    Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()),
-    ConnectionFacts("", "", "", "", 0),
+    Guard(Authorizer.compile((), http=True, mesh=MeshSettings("")), None, None, (), MeshSettings("")),
+    ConnectionFacts("", "", "", 0),
     "",
     "",
     "",
 )
 """Nothing stands between this client and the endpoint, or somebody else checks."""
-
-
-def _facts_of(exchange: Exchange, claims: Claims | None) -> RequestFacts:
-    """Return *exchange* as policies see it."""
-    return RequestFacts(
-        exchange.method.decode("latin-1"),
-        exchange.target.decode("latin-1"),
-        exchange.authority.decode("latin-1"),
-        exchange.header,
-        claims,
-        exchange.lines,
-    )
 
 
 def _shown(exchange: Exchange, body: Body | None) -> HttpFacts:
@@ -401,7 +407,6 @@ def facts(connection: Connection, endpoint: Endpoint) -> ConnectionFacts:
     return ConnectionFacts(
         principal=peer.identity.removeprefix(_SCHEME),
         source_ip=peer.address,
-        remote_ip=peer.address,
         destination_ip=endpoint.address,
         destination_port=endpoint.port,
         sni=connection.sni,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic, perf_counter, time
 
 from nodeagent.config import DeliverySetting, Limits, ProxySettings, Timeouts
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.pods import PodState
@@ -29,7 +30,7 @@ class Context:
     loop: asyncio.AbstractEventLoop
     settings: ProxySettings
     """The ``proxy`` section of agent.yaml."""
-    trust_domain: str
+    mesh: MeshSettings
     cluster_id: str
     metrics: WorkerMetrics
     access_log: AccessLog | None

@@ -19,6 +19,7 @@ from nodeagent.errors import (
     IdentityError,
     Reason,
 )
+from nodeagent.identity.spiffe import same_account
 from nodeagent.identity.tls import SHARED_ALPN, TUNNEL_ALPN, Contexts, Inside, peer_expiry, peer_identity
 from nodeagent.log_lines import SparingLog
 from nodeagent.mesh import entries
@@ -132,8 +133,9 @@ class Dial:
         try:
             await established
             dialled.shared = stream.session.selected_alpn_protocol() == (TUNNEL_ALPN if self.hbone else SHARED_ALPN)
-            found = peer_identity(stream.session, context.trust_domain)
-            if found != self.expected:
+            mesh = context.mesh
+            found = peer_identity(stream.session, mesh.trust_domain, mesh.trust_domain_aliases)
+            if self.expected is None or not same_account(found, self.expected):
                 raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
             dialled.expires = peer_expiry(stream.session)
         except BaseException:

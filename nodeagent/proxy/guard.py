@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 from nodeagent.errors import ResourceError
 from nodeagent.mesh.entries import Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, Decision
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication, Rule
+from nodeagent.policy.paths import NORMALISED
 
 if TYPE_CHECKING:
     from nodeagent.policy.jwt import Authenticator
@@ -32,10 +34,10 @@ Asked = tuple[object, bytes, bytes, bytes]
 class Compiler:
     """Compiles each AuthorizationPolicy once, for all the workloads to which it applies."""
 
-    __slots__ = ("_known", "_trust_domain")
+    __slots__ = ("_known", "mesh")
 
-    def __init__(self, trust_domain: str) -> None:
-        self._trust_domain = trust_domain
+    def __init__(self, mesh: MeshSettings) -> None:
+        self.mesh = mesh
         # by id: a policy with the same name may say something else
         self._known: dict[int, tuple[AuthorizationPolicy, CompiledPolicy]] = {}
 
@@ -44,7 +46,7 @@ class Compiler:
         known = self._known.get(id(policy))
         if known is None:
             try:
-                made = CompiledPolicy.of(policy, self._trust_domain)
+                made = CompiledPolicy.of(policy, self.mesh)
             except ResourceError as error:
                 log.error(
                     "the policy %s/%s cannot be compiled, and denies everything: %s",
@@ -55,7 +57,7 @@ class Compiler:
                 closed = AuthorizationPolicy(
                     policy.namespace, policy.name, "DENY", (Rule(),), refused=type(policy).__name__
                 )
-                made = CompiledPolicy.of(closed, self._trust_domain)
+                made = CompiledPolicy.of(closed, self.mesh)
             known = (policy, made)
             self._known[id(policy)] = known
         return known[1]
@@ -72,11 +74,14 @@ class Guard:
         "_decided",
         "authenticator",
         "authorizer",
+        "awaits_requests",
         "by_line",
         "decided",
         "limiter",
+        "normalise",
         "reads_requests",
         "services",
+        "trusted_proxies",
     )
 
     def __init__(
@@ -85,8 +90,10 @@ class Guard:
         authenticator: Authenticator | None,
         limiter: RateLimiter | None,
         services: tuple[GlobalLimit, ...],
+        mesh: MeshSettings,
         *,
         reads_requests: bool = False,
+        awaits_requests: bool = False,
     ) -> None:
         self.authorizer = authorizer
         self.authenticator = authenticator
@@ -96,6 +103,10 @@ class Guard:
         """Some policy decides by what a request says: what is not parsed may pass only where the
         port is declared not to be HTTP.
         """
+        self.awaits_requests = awaits_requests
+        """What would be refused may fare otherwise as HTTP."""
+        self.normalise = NORMALISED[mesh.path_normalization]
+        self.trusted_proxies = mesh.trusted_proxies
         self.by_line = authenticator is None and limiter is None and not services
         """Nothing but AuthorizationPolicies has a say."""
         self._decided: dict[Asked, tuple[bytes, Decision]] = {}
@@ -128,6 +139,7 @@ class Guard:
         authentications = [entry for entry in entries if isinstance(entry, RequestAuthentication)]
         limits = [entry for entry in entries if isinstance(entry, RateLimit)]
         reads = bool(authentications or limits) or any(policy.decides_requests for policy in policies)
+        awaits = reads or any(policy.judges_clients for policy in policies)
         if not http:
             limits = []
         before = previous.limiter if previous is not None else None
@@ -142,7 +154,15 @@ class Guard:
 
             limiter = RateLimiter.compile(limits, monotonic, share=share, previous=before)
         services = tuple(limit.service for limit in limits if limit.service is not None)
-        return cls(Authorizer.of(policies, http=http), authenticator, limiter, services, reads_requests=reads)
+        return cls(
+            Authorizer.of(policies, http=http),
+            authenticator,
+            limiter,
+            services,
+            compiler.mesh,
+            reads_requests=reads,
+            awaits_requests=awaits,
+        )
 
     def remember(self, asked: Asked, target: bytes, decision: Decision) -> None:
         """Keep *decision* on what *asked* for, which goes on as *target*."""

@@ -32,7 +32,7 @@ class Guards:
         """*providers*: whom policies may ask."""
         self._context = context
         self.around = Surroundings(context.metrics, providers)
-        self.compiler = Compiler(context.trust_domain)
+        self.compiler = Compiler(context.mesh)
         self._made: dict[tuple[str, bool], _Made] = {}
 
     def guard(self, connection: Connection, route: Route, *, http: bool) -> ClientGuard:

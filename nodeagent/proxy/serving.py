@@ -81,7 +81,7 @@ class Serving:
         context = Context(
             loop=loop,
             settings=config.proxy,
-            trust_domain=config.identity.trust_domain,
+            mesh=config.mesh_settings(),
             cluster_id=config.cluster,
             metrics=WorkerMetrics(),
             access_log=access_log,

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from nodeagent.config import Mtls, ProxySettings
+from nodeagent.config import Mtls, PathNormalizationConfig, ProxySettings, TrustDomainAliases
 from nodeagent.extension_providers import ExtensionProvider
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.sections import ConfigSection
 
 
@@ -21,3 +22,15 @@ class SidecarConfig(ConfigSection):
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     access_log_format: Literal["text", "json"] = "text"
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)
+    path_normalization: PathNormalizationConfig = PathNormalizationConfig()
+    trust_domain_aliases: TrustDomainAliases = ()
+    """As ``identity.trustDomainAliases`` of agent.yaml."""
+
+    def mesh_settings(self, trust_domain: str) -> MeshSettings:
+        """Return what policies of the mesh of *trust_domain* rest on."""
+        return MeshSettings(
+            trust_domain,
+            self.trust_domain_aliases,
+            self.path_normalization.form(),
+            self.proxy.num_trusted_proxies,
+        )

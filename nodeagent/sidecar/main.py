@@ -110,7 +110,7 @@ class Sidecar:
         context = Context(
             loop=self.loop,
             settings=config.proxy.model_copy(update={"shared_connections": False}),  # agents have them
-            trust_domain=settings.trust_domain,
+            mesh=config.mesh_settings(settings.trust_domain),
             cluster_id=config.cluster,
             metrics=self.metrics,
             access_log=self.access_log,

@@ -15,6 +15,7 @@ import pytest
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.mesh.entries import Endpoint, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.kernel_plan import KernelPlanSettings
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, RuleSource
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
@@ -69,7 +70,7 @@ class World:
         node.enroll(b, "b")
         self.store = Store()
         self.paths = KernelPaths(
-            node.plane, KernelPlanSettings("node", "cluster.local", client_cert=False), "Kubernetes"
+            node.plane, KernelPlanSettings("node", MeshSettings("cluster.local"), client_cert=False), "Kubernetes"
         )
 
     def update(self, *policies: AuthorizationPolicy, protocol: str = "tcp", bypass: bool = False) -> None:

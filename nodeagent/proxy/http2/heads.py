@@ -198,7 +198,7 @@ def _note(head: RequestHead, kind: int, value: bytes) -> bool:
     elif kind == field.REQUEST_ID:
         head.request_id = value
     elif kind == field.FORWARDED_FOR:
-        head.forwarded_for = value
+        head.forwarded_for = head.forwarded_for + b"," + value if head.forwarded_for else value
     elif kind == field.CONTENT_TYPE:
         head.content_type = value
     elif kind == TE:

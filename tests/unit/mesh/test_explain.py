@@ -12,6 +12,7 @@ from nodeagent.mesh.explain import Explanation, explain
 from nodeagent.mesh.explain_policies import Question
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.claims import Claims
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.resources.changes import Change, EnrolledChange
 from nodeagent.vocabulary import PodUid
 from tests.unit.mesh.test_compile import DOMAIN, pod, policy, service
@@ -39,7 +40,7 @@ def cluster(*policies: Change) -> Mesh:
 
 def asked(made: Mesh, source: str, destination: str, method: str = "", path: str = "/", **more: Any) -> Explanation:
     question = Question(source, destination, method, path, tuple(more.pop("headers", ())))
-    return explain(made.entries().upserts, question, node="node1", trust_domain=DOMAIN, **more)
+    return explain(made.entries().upserts, question, node="node1", mesh=MeshSettings(DOMAIN), **more)
 
 
 def words(found: Explanation, stage: str) -> str:
@@ -286,3 +287,28 @@ def test_each_line_of_a_repeated_header_counts(action: str, lines: list[str], ve
     headers = [("x-user", line) for line in lines]
     made = cluster(policy("AuthorizationPolicy", {"action": action, "rules": [rule]}))
     assert asked(made, "client", "web:80", "GET", headers=headers).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("headers", "verdict"),
+    [
+        ([], "allowed"),
+        ([("x-forwarded-for", "203.0.113.9")], "refused"),
+        ([("x-forwarded-for", "203.0.113.9, 198.51.100.1")], "allowed"),
+        ([("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", "203.0.113.9:80")], "refused"),
+    ],
+)
+def test_the_client_is_who_x_forwarded_for_names(headers: list[tuple[str, str]], verdict: str) -> None:
+    denied = [{"from": [{"source": {"remoteIpBlocks": ["203.0.113.0/24"]}}]}]
+    made = cluster(policy("AuthorizationPolicy", {"action": "DENY", "rules": denied}))
+    found = asked(made, "client", "web", "GET", headers=headers)
+    assert found.verdict == verdict
+    assert words(found, "policy").endswith("matches" if verdict == "refused" else "(from: remoteIpBlocks)")
+    assert asked(made, "client", "web").verdict == "unknown", "it depends on the request"
+
+
+def test_a_path_is_judged_as_it_is_forwarded() -> None:
+    made = cluster(
+        policy("AuthorizationPolicy", {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]})
+    )
+    assert asked(made, "client", "web", "GET", "/x/../a").verdict == "refused"

@@ -18,8 +18,10 @@ from nodeagent.mesh.kernel_plan import (
     PortPath,
 )
 from nodeagent.mesh.protection import CLOSED, protection
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import (
     AuthorizationPolicy,
+    Condition,
     JwtRule,
     LocalLimit,
     Operation,
@@ -32,7 +34,8 @@ from nodeagent.policy.model import (
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 SERVER = PodUid("server")
-IGNORED = KernelPlanSettings("n", "cluster.local", client_cert=False)
+MESH = MeshSettings("cluster.local")
+IGNORED = KernelPlanSettings("n", MESH, client_cert=False)
 """Applications read no X-Forwarded-Client-Cert."""
 UNTOUCHED = "; X-Forwarded-Client-Cert is neither made nor removed"
 FOUR, SIX = ("10.0.0.1", 8080), ("fd00::1", 8080)
@@ -203,7 +206,7 @@ SETTINGS: dict[str, tuple[Callable[[], KernelPlan], PortPath]] = {
     ),
     "excluded": (lambda: plan(excluded_ports=(8080,)), PortPath("proxy", "port 8080 is excluded from capture")),
 }
-OBSERVED = KernelPlanSettings("n", "cluster.local", observed="the access log")
+OBSERVED = KernelPlanSettings("n", MESH, observed="the access log")
 
 
 @pytest.mark.parametrize("setting", ["auto", "kernel"])
@@ -214,7 +217,7 @@ def test_who_may_read_a_header_about_its_client_gets_none_past_the_proxy_silentl
     """Where HTTP may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it
     is taken when somebody asks for it, and that is said.
     """
-    made = plan(settings=KernelPlanSettings("n", "cluster.local"), protocol=protocol, path=setting)
+    made = plan(settings=KernelPlanSettings("n", MESH), protocol=protocol, path=setting)
     parsed = protocol != "tcp"
     assert port(made).path == ("proxy" if parsed and setting == "auto" else "kernel")
     assert ("X-Forwarded-Client-Cert" in port(made).why) == parsed
@@ -302,3 +305,20 @@ def test_established_connections() -> None:
     assert planner.permits(client, server, FOUR, []) == KernelVerdict(True)
     assert planner.permits(client, server, FOUR, [policy("DENY")]) == KernelVerdict(False, "ns/p")
     assert planner.permits(client, server, FOUR, [policy("DENY", "other", methods=("POST",))]) == KernelVerdict(False)
+
+
+BY_CLIENT = Rule((RuleSource(remote_ip_blocks=("10.0.0.2",)),))
+
+
+@pytest.mark.parametrize("rule", [BY_CLIENT, Rule(conditions=(Condition("remote.ip", (), ("10.0.0.2",)),))])
+@pytest.mark.parametrize("protocol", ["http", "http2", "grpc", "auto"])
+def test_where_requests_tell_the_client_the_proxy_decides(rule: Rule, protocol: Protocol) -> None:
+    made = plan(AuthorizationPolicy("ns", "p", "DENY", (rule,)), protocol=protocol, path="kernel")
+    assert port(made).path == "proxy"
+    assert "an AuthorizationPolicy decides by the request: ns/p" in port(made).why
+    assert made.destinations == {}
+
+
+def test_where_no_requests_are_the_client_is_the_pod() -> None:
+    made = plan(AuthorizationPolicy("ns", "p", "DENY", (BY_CLIENT,)), protocol="tcp")
+    assert made.destinations[FOUR].verdicts == {"client": KernelVerdict(False, "ns/p"), "server": KernelVerdict(True)}

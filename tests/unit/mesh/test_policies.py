@@ -424,3 +424,21 @@ def test_the_targets_that_nobody_serves_are_told_beside_those_that_are() -> None
     made = compiled(service(), allow(targetRefs=[{"kind": "Service", "name": "web"}, gateway]))
     (row,) = made.policies()
     assert (row["pods"], row["state"]) == (1, "in force; targetRefs: Gateway/g: only a Service is served here")
+
+
+@pytest.mark.parametrize(
+    ("rules", "aliases", "said"),
+    [
+        ([{"from": [{"source": {"principals": ["old/ns/a/sa/b", "cluster.local/ns/a/sa/b"]}}]}], (), "old/ns/a/sa/b"),
+        ([{"from": [{"source": {"notPrincipals": ["old/ns/a/sa/b"]}}]}], (), "old/ns/a/sa/b"),
+        ([{"when": [{"key": "source.principal", "values": ["old/ns/a/sa/b"]}]}], (), "old/ns/a/sa/b"),
+        ([{"from": [{"source": {"principals": ["old/ns/a/sa/b"]}}]}], ("old",), ""),
+        ([{"from": [{"source": {"principals": ["*/ns/a/sa/b", "*/sa/b", "old/ns/*", "*"]}}]}], (), ""),
+        ([{"when": [{"key": "request.auth.principal", "values": ["old/ns/a/sa/b"]}]}], (), ""),
+    ],
+)
+def test_principals_of_no_trust_domain_of_the_mesh_are_told(rules: Any, aliases: tuple[str, ...], said: str) -> None:
+    made = compiled(pod("web"), allow(rules=rules), aliases=aliases)
+    (row,) = made.policies()
+    why = f"of no trust domain of this mesh ({DOMAIN}: see identity.trustDomainAliases), so nobody's"
+    assert row["state"] == (f"in force; {said}: {why}" if said else "in force")

@@ -12,6 +12,7 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Workload, policies_of
 from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange, Change
 from tests.unit.mesh.test_compile import DOMAIN, gone, mesh, pod, policy, service
@@ -40,8 +41,8 @@ def let_in(made: Mesh, uid: str = "uid-web") -> list[int]:
     assert isinstance(workload, Workload)
     found = [from_json(to_json(each)) for each in policies_of(workload, known.get)]
     policies = [each for each in found if isinstance(each, AuthorizationPolicy)]
-    authorizer = Authorizer.compile(policies, http=False, trust_domain=DOMAIN)
-    outcomes = {port: authorizer.connection(ConnectionFacts("", "", "", "", port)) for port in (80, 81, 8080, 9090)}
+    authorizer = Authorizer.compile(policies, http=False, mesh=MeshSettings(DOMAIN))
+    outcomes = {port: authorizer.connection(ConnectionFacts("", "", "", port)) for port in (80, 81, 8080, 9090)}
     return [port for port, outcome in outcomes.items() if isinstance(outcome, Decision) and outcome.allowed]
 
 

@@ -30,6 +30,7 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.authorization import CompiledPolicy
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange
 from nodeagent.resources.directory import DirectorySource
@@ -202,7 +203,7 @@ def carried(delta_entries: Any) -> None:
     for entry in delta_entries:
         assert from_json(orjson.loads(orjson.dumps(to_json(entry)))) == entry
         if isinstance(entry, AuthorizationPolicy):
-            CompiledPolicy.of(entry, "cluster.local")
+            CompiledPolicy.of(entry, MeshSettings("cluster.local"))
 
 
 @pytest.mark.parametrize("seed", range(4))

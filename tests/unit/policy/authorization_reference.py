@@ -12,7 +12,6 @@ from dataclasses import replace
 from nodeagent.policy.authorization import ConnectionFacts, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
-from nodeagent.policy.paths import normalise_path
 
 
 def allowed(
@@ -182,10 +181,10 @@ class Look:
             if value.startswith("cluster.local/") and value.count("/") == 4:
                 value = self.trust_domain + value.removeprefix("cluster.local")
             return c.principal != "" and simple(value, c.principal)
-        if key in {"source.ip", "remote.ip", "destination.ip"}:
-            return within(
-                {"source.ip": c.source_ip, "remote.ip": c.remote_ip, "destination.ip": c.destination_ip}[key], value
-            )
+        if key == "remote.ip":
+            return within(c.source_ip if self.request is None else self.request.remote, value)
+        if key in {"source.ip", "destination.ip"}:
+            return within({"source.ip": c.source_ip, "destination.ip": c.destination_ip}[key], value)
         if key == "destination.port":
             return c.destination_port == int(value)
         if key == "connection.sni":
@@ -213,7 +212,7 @@ class Look:
         if key == "request.hosts":
             return value == "*" or simple(value.lower(), request.host.lower())
         if key == "request.paths":
-            path = normalise_path(request.path)
+            path = request.path.partition("?")[0]
             if "{*}" in value or "{**}" in value:
                 expression = re.escape(value).replace(r"\{\*\*\}", ".*").replace(r"\{\*\}", "[^/]+")
                 return re.fullmatch(expression, path) is not None

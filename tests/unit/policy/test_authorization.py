@@ -10,8 +10,11 @@ import pytest
 from nodeagent.errors import ResourceError
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, Note, RequestAuthorizer, RequestFacts
 from nodeagent.policy.claims import SPACE_DELIMITED, Claims
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
+from nodeagent.policy.paths import normalise_target
 
+MESH = MeshSettings("cluster.local")
 WEB = "cluster.local/ns/default/sa/web"
 JOB = "cluster.local/ns/batch/sa/job"
 SOURCE_FIELDS = set(RuleSource.__dataclass_fields__)
@@ -51,11 +54,10 @@ def ask(
     line: str = "GET /",
     *,
     tcp: bool = False,
-    trust_domain: str = "cluster.local",
     **facts: Any,
 ) -> Decision:
     """Decide on the request *line* from a peer and with the headers and claims of *facts*."""
-    outcome = bind(policies, tcp=tcp, trust_domain=trust_domain, **facts)
+    outcome = bind(policies, tcp=tcp, **facts)
     return outcome if isinstance(outcome, Decision) else outcome.decide(request(line, **facts))
 
 
@@ -64,17 +66,16 @@ def bind(
     *,
     tcp: bool = False,
     trust_domain: str = "cluster.local",
+    aliases: tuple[str, ...] = (),
     peer: str = WEB,
     ip: str = "10.0.0.1",
-    remote: str = "",
     to: str = "10.0.0.9",
     port: int = 8080,
     sni: str = "",
     **_: Any,
 ) -> Decision | RequestAuthorizer:
-    return Authorizer.compile(policies, http=not tcp, trust_domain=trust_domain).connection(
-        ConnectionFacts(peer, ip, remote or ip, to, port, sni)
-    )
+    mesh = MeshSettings(trust_domain, aliases)
+    return Authorizer.compile(policies, http=not tcp, mesh=mesh).connection(ConnectionFacts(peer, ip, to, port, sni))
 
 
 def request(
@@ -83,10 +84,13 @@ def request(
     host: str = "app.default:80",
     headers: dict[str, str] | None = None,
     claims: Claims | None = None,
+    ip: str = "10.0.0.1",
+    remote: str = "",
     **_: Any,
 ) -> RequestFacts:
-    method, _, path = line.partition(" ")
-    return RequestFacts(method, path, host, (headers or {}).get, claims)
+    method, _, target = line.partition(" ")
+    path = normalise_target(target.encode("latin-1")).decode("latin-1")
+    return RequestFacts(method, path, host, (headers or {}).get, claims, remote=remote or ip)
 
 
 def token(
@@ -241,6 +245,62 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
         [
             ("GET /", {"trust_domain": "m", "peer": "m/ns/default/sa/web"}, False),
             ("GET /", {"trust_domain": "m", "peer": WEB}, True),
+        ],
+    ),
+    "a trust domain with aliases is any of them": (
+        [deny(rule(principals=["old/ns/foo/sa/bad"]))],
+        [
+            ("GET /", {"trust_domain": "new", "aliases": ("old", "older"), "peer": f"{domain}/ns/foo/sa/bad"}, allowed)
+            for domain, allowed in (("new", False), ("old", False), ("older", False), ("other", True), ("o", True))
+        ]
+        + [("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": "new/ns/foo/sa/good"}, True)]
+        + [("GET /", {"trust_domain": "new", "peer": "new/ns/foo/sa/bad"}, True)],
+    ),
+    "not principals of an alias": (
+        [allow(rule(not_principals=["old/ns/foo/sa/bad"]))],
+        [
+            ("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": f"{domain}/ns/foo/sa/bad"}, False)
+            for domain in ("new", "old")
+        ],
+    ),
+    "a condition on a principal of an alias": (
+        [deny(rule(when={"source.principal": ["old/ns/foo/sa/*"]}))],
+        [("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": "new/ns/foo/sa/bad"}, False)],
+    ),
+    "cluster.local is every alias": (
+        [deny(rule(principals=["cluster.local/ns/foo/sa/bad"]))],
+        [
+            ("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": f"{domain}/ns/foo/sa/bad"}, allowed)
+            for domain, allowed in (("new", False), ("old", False), ("cluster.local", True))
+        ],
+    ),
+    "a suffix of trust domains is those, and every other alias": (
+        [deny(rule(principals=["*-td/ns/foo/sa/bad"]))],
+        [
+            (
+                "GET /",
+                {"trust_domain": "a-td", "aliases": ("b-td", "x"), "peer": f"{domain}/ns/foo/sa/bad"},
+                allowed,
+            )
+            for domain, allowed in (("a-td", False), ("b-td", False), ("any-td", False), ("x", False), ("y", True))
+        ],
+    ),
+    "any trust domain": (
+        [deny(rule(principals=["*/ns/foo/sa/bad"]))],
+        [("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": "y/ns/foo/sa/bad"}, False)],
+    ),
+    "what is no whole identity knows no aliases": (
+        [deny(rule(principals=["old/ns/foo/*"]))],
+        [
+            ("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": "new/ns/foo/sa/bad"}, True),
+            ("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": "old/ns/foo/sa/bad"}, False),
+        ],
+    ),
+    "trust domains with aliases": (
+        [deny(rule(trust_domains=["old"]))],
+        [
+            ("GET /", {"trust_domain": "new", "aliases": ("old",), "peer": f"{domain}/ns/foo/sa/x"}, allowed)
+            for domain, allowed in (("new", False), ("old", False), ("other", True))
         ],
     ),
     "another trust domain is itself": (
@@ -933,18 +993,16 @@ def test_what_the_connection_decides_needs_no_request() -> None:
 
 
 def test_decisions_are_shared_between_connections() -> None:
-    authorizer = Authorizer.compile([allow(rule(principals=[WEB]))], http=True, trust_domain="cluster.local")
-    first, second = (
-        authorizer.connection(ConnectionFacts(WEB, ip, ip, "10.0.0.9", 80)) for ip in ("10.0.0.1", "10.0.0.2")
-    )
+    authorizer = Authorizer.compile([allow(rule(principals=[WEB]))], http=True, mesh=MESH)
+    first, second = (authorizer.connection(ConnectionFacts(WEB, ip, "10.0.0.9", 80)) for ip in ("10.0.0.1", "10.0.0.2"))
     assert first is second
     assert not authorizer.needs_request
 
 
 def test_needs_request_is_about_http_only() -> None:
     policies = [deny(rule(methods=["GET"]))]
-    assert Authorizer.compile(policies, http=True, trust_domain="t").needs_request
-    assert not Authorizer.compile(policies, http=False, trust_domain="t").needs_request
+    assert Authorizer.compile(policies, http=True, mesh=MESH).needs_request
+    assert not Authorizer.compile(policies, http=False, mesh=MESH).needs_request
 
 
 def test_custom_is_asked_where_it_matches() -> None:
@@ -1017,8 +1075,8 @@ def test_a_trace_says_what_does_not_match() -> None:
         ),
         deny(rule(ports=[8080]), name="d"),
     ]
-    authorizer = Authorizer.compile(policies, http=True, trust_domain="cluster.local")
-    facts = ConnectionFacts(WEB, "10.0.0.1", "10.0.0.1", "10.0.0.9", 8080)
+    authorizer = Authorizer.compile(policies, http=True, mesh=MESH)
+    facts = ConnectionFacts(WEB, "10.0.0.1", "10.0.0.9", 8080)
     assert authorizer.trace(facts, request("GET /")) == (
         "ALLOW policy default/a, rule 0: does not match (from: principals)",
         "ALLOW policy default/a, rule 1: does not match (to: notMethods)",
@@ -1053,5 +1111,5 @@ def test_a_trace_says_what_does_not_match() -> None:
 def test_a_value_that_cannot_be_understood_is_refused_by_name(wrong: Rule, named: str) -> None:
     for http in (True, False):
         with pytest.raises(ResourceError) as refused:
-            Authorizer.compile([deny(wrong)], http=http, trust_domain="cluster.local")
+            Authorizer.compile([deny(wrong)], http=http, mesh=MESH)
         assert named in str(refused.value)

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts
 from nodeagent.policy.claims import Claims
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
 from tests.unit.policy import authorization_reference as reference
 
 DOMAIN = "mesh.example"
+MESH = MeshSettings(DOMAIN)
 PRINCIPALS = [
     "cluster.local/ns/a/sa/x",
     "mesh.example/ns/a/sa/x",
@@ -33,7 +35,7 @@ BLOCKS = ["10.0.0.1", "10.0.0.0/8", "10.0.1.7/24", "0.0.0.0/0", "fd00::1", "fd00
 ADDRESSES = ["10.0.0.1", "10.0.1.9", "192.0.2.1", "fd00::1", "2001:db8::1", "::ffff:10.0.0.1"]
 METHODS = ["GET", "POST", "P*", "*T", "*", "get"]
 PATHS = ["/a", "/a/b", "/a/*", "*/b", "*", "/a/{*}", "/a/{**}", "/{*}/b", "/A"]
-TARGETS = ["/a", "/a/b", "/A", "/a/c/b", "/a/", "/", "//a", "/a/./b", "/x/../a", "/%61", "/a%2Fb", "/a?q=/b", "/a;x/b"]
+TARGETS = ["/a", "/a/b", "/A", "/a/c/b", "/a/", "/", "//a", "/a%2Fb", "/a?q=/b", "/a;x/b"]
 HOSTS = ["h.example", "H.Example", "h.example:*", "*.example", "*"]
 TOKENS = ["*", "iss/sub", "iss/s*", "iss/*", "https://i/sub", "iss", "/sub"]
 WORDS = ["v", "w", "v*", "*w", "*"]
@@ -119,7 +121,6 @@ CONNECTIONS = st.builds(
     st.sampled_from(["", "mesh.example/ns/a/sa/x", "mesh.example/ns/b/sa/y", "other/ns/ab/sa/x", "other/odd"]),
     st.sampled_from(ADDRESSES),
     st.sampled_from(ADDRESSES),
-    st.sampled_from(ADDRESSES),
     st.sampled_from([80, 8080, 9000]),
     st.sampled_from(["", "h.example", "H.EXAMPLE"]),
     st.sampled_from(["", "mesh.example/ns/a/sa/x", "mesh.example/ns/b/sa/y"]),
@@ -164,6 +165,7 @@ def requests(draw: st.DrawFn) -> RequestFacts:
         {"x-word": word}.get,
         draw(CLAIMS),
         {"x-word": words}.__getitem__,
+        draw(st.sampled_from(ADDRESSES)),
     )
 
 
@@ -171,7 +173,7 @@ def decide(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts | None
 ) -> tuple[Decision, str]:
     """The decision and the provider to ask, as the proxy comes to them."""
-    outcome = Authorizer.compile(policies, http=request is not None, trust_domain=DOMAIN).connection(connection)
+    outcome = Authorizer.compile(policies, http=request is not None, mesh=MESH).connection(connection)
     if isinstance(outcome, Decision):
         return outcome, outcome.custom
     assert request is not None
@@ -274,7 +276,7 @@ def test_who_hides_his_identity_gains_nothing(
 def test_a_decision_on_the_connection_holds_for_every_request(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts
 ) -> None:
-    authorizer = Authorizer.compile(policies, http=True, trust_domain=DOMAIN)
+    authorizer = Authorizer.compile(policies, http=True, mesh=MESH)
     outcome = authorizer.connection(connection)
     if isinstance(outcome, Decision):
         assert outcome.allowed == reference.allowed(policies, connection, request, DOMAIN)
@@ -296,7 +298,7 @@ def test_where_the_line_decides_fields_and_claims_change_nothing(
     word: str,
     claims: Claims | None,
 ) -> None:
-    outcome = Authorizer.compile(policies, http=True, trust_domain=DOMAIN).connection(connection)
+    outcome = Authorizer.compile(policies, http=True, mesh=MESH).connection(connection)
     if isinstance(outcome, RequestAuthorizer) and outcome.by_line:
         other = RequestFacts(request.method, request.path, request.host, {"x-word": word}.get, claims)
         assert outcome.decide(other) == outcome.decide(request)
@@ -332,8 +334,8 @@ def test_which_rules_the_line_decides(
         AuthorizationPolicy("a", "p", action, (rule,), provider="p"),
         AuthorizationPolicy("a", "q", "DENY", (Rule(operations=(Operation(paths=("/q",)),)),)),
     ]
-    outcome = Authorizer.compile(policies, http=True, trust_domain=DOMAIN).connection(
-        ConnectionFacts("", "10.0.0.1", "10.0.0.1", "10.0.0.2", 80)
+    outcome = Authorizer.compile(policies, http=True, mesh=MESH).connection(
+        ConnectionFacts("", "10.0.0.1", "10.0.0.2", 80)
     )
     assert isinstance(outcome, RequestAuthorizer)
     assert outcome.by_line == by_line
@@ -345,7 +347,7 @@ def test_what_a_trace_says_of_each_rule_is_so(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, http: bool
 ) -> None:
     asked = request if http else None
-    lines = Authorizer.compile(policies, http=http, trust_domain=DOMAIN).trace(connection, asked)
+    lines = Authorizer.compile(policies, http=http, mesh=MESH).trace(connection, asked)
     matching = {line.removesuffix(": matches") for line in lines if line.endswith(": matches")}
     expected = set()
     for policy in policies:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nodeagent.config import ProxySettings
 from nodeagent.errors import Reason
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.exchange import Downstream, Exchange
@@ -176,7 +177,7 @@ def context(turns: Turns, limits: dict[str, int]) -> Context:
     return Context(
         loop=turns,  # type: ignore[arg-type]
         settings=ProxySettings.model_validate({"limits": limits, "sharedConnections": True}),
-        trust_domain="cluster.local",
+        mesh=MeshSettings("cluster.local"),
         cluster_id="Kubernetes",
         metrics=WorkerMetrics(),
         access_log=None,

@@ -20,6 +20,7 @@ from nodeagent.config import ProxySettings
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta, Protocol, Workload
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.proxy.client_guard import Surroundings
 from nodeagent.proxy.external.providers import Providers
@@ -29,7 +30,7 @@ from nodeagent.proxy.pool import Pool
 from nodeagent.proxy.proxy import Proxy
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
-from tests.unit.proxy.stage import Handler, Log, context
+from tests.unit.proxy.stage import MESH, Handler, Log, context
 from tests.waiting import DEADLINE, LOOK_SECONDS, until
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"
@@ -85,6 +86,7 @@ class Nodes:
         probes: tuple[DeclaredProbe, ...],
         policies: tuple[Policy, ...],
         settings: dict[str, Any],
+        mesh: MeshSettings = MESH,
     ) -> None:
         self._app, self._tls, self._protocol, self._mode, self._probes, self._policies = (
             app,
@@ -94,6 +96,7 @@ class Nodes:
             probes,
             policies,
         )
+        self._mesh = mesh
         self._settings = ProxySettings.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self.outside: dict[tuple[str, int], tuple[str, int]] = {}
@@ -205,7 +208,7 @@ class Nodes:
         return streams
 
     def _node(self, uid: str, source: str) -> tuple[Proxy, PodState]:
-        proxy = Proxy(context(self._settings, Log()))
+        proxy = Proxy(context(self._settings, Log(), self._mesh))
 
         def ask(family: Any, count: int) -> None:
             made = [PodSocket(socket.AF_INET) for _ in range(count)]
@@ -271,6 +274,7 @@ def play(
     strict: bool = False,
     probes: tuple[DeclaredProbe, ...] = (),
     policies: tuple[Policy, ...] = (),
+    mesh: MeshSettings = MESH,
     seconds: float = 30,
     **settings: Any,
 ) -> None:
@@ -284,6 +288,7 @@ def play(
             mode="STRICT" if strict else "PERMISSIVE",
             probes=probes,
             policies=policies,
+            mesh=mesh,
             settings=settings,
         )
         await nodes.start()

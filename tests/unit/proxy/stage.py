@@ -13,6 +13,7 @@ import uvloop
 
 from nodeagent.config import ProxySettings
 from nodeagent.mesh.entries import Delta, Endpoint, Protocol, Service, ServicePort, Workload
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http1.downstream import Http1Downstream
@@ -38,12 +39,15 @@ class Log:
         self.records.append(dict(zip(FIELDS, record, strict=True)))
 
 
-def context(settings: ProxySettings, log: Log | None) -> Context:
-    """Return the context of a proxy with *settings*, which keeps its records in *log* if there is one."""
+MESH = MeshSettings("cluster.local")
+
+
+def context(settings: ProxySettings, log: Log | None, mesh: MeshSettings = MESH) -> Context:
+    """Return the context of a proxy with *settings* in *mesh*, which keeps its records in *log* if there is one."""
     return Context(
         loop=asyncio.get_running_loop(),
         settings=settings,
-        trust_domain="cluster.local",
+        mesh=mesh,
         cluster_id="Kubernetes",
         metrics=WorkerMetrics(),
         access_log=log,  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from nodeagent.config import ProxySettings
 from nodeagent.errors import CONNECT_TIMEOUT
 from nodeagent.identity.tls import Contexts, Inside
 from nodeagent.mesh.entries import DeclaredProbe, Delta
-from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
+from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.jwt import Authenticator
+from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import (
     Action,
     AuthorizationPolicy,
@@ -29,6 +30,7 @@ from nodeagent.policy.model import (
     RuleSource,
     TokenBucket,
 )
+from nodeagent.policy.paths import normalise_target
 from nodeagent.policy.rate_limit import RateLimiter
 from nodeagent.proxy.client_guard import ClientGuard
 from nodeagent.proxy.context import Context
@@ -48,6 +50,7 @@ from tests.unit.proxy.test_inbound import GET, cut, with_probes
 from tests.unit.proxy.test_worker import workload
 from tests.waiting import quiet, until
 
+MESH = MeshSettings("cluster.local")
 CLIENT_ID = "cluster.local/ns/default/sa/client"
 show_head = answering(lambda head, body: ok(head))
 
@@ -178,8 +181,8 @@ def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Conte
                 for at in range(draw.randrange(1, 4))
             )
             await nodes.protect(policies)
-            facts = ConnectionFacts(CLIENT_ID, CLIENT, CLIENT, SERVER, nodes.port)
-            authorizer = Authorizer.compile(policies, http=True, trust_domain="cluster.local")
+            facts = ConnectionFacts(CLIENT_ID, CLIENT, SERVER, nodes.port)
+            authorizer = Authorizer.compile(policies, http=True, mesh=MESH)
             streams = await nodes.connect()
             for _ in range(20):
                 method, target = draw.choice(["GET", "POST"]), draw.choice(["/a", "/a/b", "/a/./b", "/x/b?q", "/%61"])
@@ -201,8 +204,8 @@ def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Conte
 
 
 def test_what_a_guard_remembers_is_bounded() -> None:
-    guard = Guard(Authorizer.compile([deny(paths("/admin"))], http=True, trust_domain="cluster.local"), None, None, ())
-    bound = ClientGuard(guard, ConnectionFacts("", CLIENT, CLIENT, SERVER, 80), "client", "server", "server")
+    guard = Guard(Authorizer.compile([deny(paths("/admin"))], http=True, mesh=MESH), None, None, (), MESH)
+    bound = ClientGuard(guard, ConnectionFacts("", CLIENT, SERVER, 80), "client", "server", "server")
     for number in range(3 * DECISIONS):
         guard.remember((bound, b"GET", b"/%d" % number, b"web"), b"/", Decision(True))
         assert len(guard._decided) <= DECISIONS
@@ -216,20 +219,20 @@ def test_what_a_guard_remembers_is_bounded() -> None:
 
 
 def test_what_limits_or_tokens_have_a_say_in_is_not_remembered() -> None:
-    authorizer = Authorizer.compile([deny(paths("/admin"))], http=True, trust_domain="cluster.local")
-    client = ConnectionFacts("", CLIENT, CLIENT, SERVER, 80)
+    authorizer = Authorizer.compile([deny(paths("/admin"))], http=True, mesh=MESH)
+    client = ConnectionFacts("", CLIENT, SERVER, 80)
     limit = RateLimit("default", "limit", (LocalLimit(TokenBucket(1, 1, 60.0)),))
     guards = [
-        Guard(authorizer, Authenticator.compile([], lambda uri: None, time.time), None, ()),
-        Guard(authorizer, None, RateLimiter.compile([limit], time.monotonic), ()),
-        Guard(authorizer, None, None, (GlobalLimit("limits", "domain"),)),
+        Guard(authorizer, Authenticator.compile([], lambda uri: None, time.time), None, (), MESH),
+        Guard(authorizer, None, RateLimiter.compile([limit], time.monotonic), (), MESH),
+        Guard(authorizer, None, None, (GlobalLimit("limits", "domain"),), MESH),
     ]
     assert [ClientGuard(guard, client, "client", "server", "server").by_line for guard in guards] == [False] * 3
-    assert ClientGuard(Guard(authorizer, None, None, ()), client, "client", "server", "server").by_line
+    assert ClientGuard(Guard(authorizer, None, None, (), MESH), client, "client", "server", "server").by_line
 
 
 def test_a_policy_is_compiled_once_and_forgotten_with_it() -> None:
-    compiler = Compiler("cluster.local")
+    compiler = Compiler(MESH)
     old, same_name = deny(paths("/admin")), deny(paths("/other"))
     compiled = compiler.compiled(old)
     assert compiler.compiled(old) is compiled
