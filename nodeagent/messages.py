@@ -522,6 +522,14 @@ class LogFileRenamed:
 
 
 @dataclass(frozen=True, slots=True)
+class LogRoomWanted:
+    """So many *files* of the pod *uid* (empty: the node) wait until others of it are closed."""
+
+    uid: PodUid
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogSourceGone:
     """No more files of the source *key* will come. What it has open is read to the end, as its pod is gone; or, where
     the source is *left_out* of a pod that lives, dropped from now on.
@@ -559,6 +567,7 @@ ToCollector: TypeAlias = (
     | LogSourceTold
     | LogFileOpened
     | LogFileRenamed
+    | LogRoomWanted
     | LogSourceGone
     | AllLogsTold
     | AskCollector
@@ -579,6 +588,17 @@ class LogFileClosed:
 
     device: int
     inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogFilePutAside:
+    """A file that nobody seems to write to was read up to *size*, all of which is settled, and closed: it is told anew
+    once it has another size, and has no name once it is gone (:class:`LogFileRenamed`).
+    """
+
+    device: int
+    inode: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -603,7 +623,7 @@ class CollectorRows:
     more: bool
 
 
-FromCollector: TypeAlias = Collecting | LogFileClosed | CollectorCounted | CollectorRows
+FromCollector: TypeAlias = Collecting | LogFileClosed | LogFilePutAside | CollectorCounted | CollectorRows
 
 LARGEST_OF_DAEMONS: Final = 1 << 16
 """Bytes of a message between two daemons: DESCRIPTORS keys, each below 300 bytes."""

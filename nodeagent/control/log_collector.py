@@ -36,7 +36,9 @@ from nodeagent.messages import (
     FromCollector,
     LogFileClosed,
     LogFileOpened,
+    LogFilePutAside,
     LogFileRenamed,
+    LogRoomWanted,
     LogSourceGone,
     LogSourceTold,
     Signal,
@@ -44,6 +46,7 @@ from nodeagent.messages import (
     ToCollector,
 )
 from nodeagent.parts import Parts
+from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 
 RESPAWN_SECONDS: Final = 1.0
@@ -64,6 +67,9 @@ class Found(Protocol):
 
     def closed(self, file: FileId) -> None:
         """A file is not open any more."""
+
+    def put_aside(self, file: FileId, size: int) -> None:
+        """A file is not open any more though it is there: it is read up to *size*, and others want its room."""
 
     @property
     def settled(self) -> bool:
@@ -339,6 +345,10 @@ class LogCollector:
         """Tell what a file is called now."""
         self._send(LogFileRenamed(*file, name))
 
+    def room_wanted(self, uid: PodUid, files: int) -> None:
+        """Tell that a pod has so many files that are not open, as it has too many."""
+        self._send(LogRoomWanted(uid, files))
+
     def source_gone(self, key: str, *, left_out: bool) -> None:
         """Tell that nothing more comes of a source, or is wanted of it."""
         self._send(LogSourceGone(key, left_out))
@@ -376,6 +386,9 @@ class LogCollector:
             case LogFileClosed():
                 if self._finder is not None and process is self._process:
                     self._finder.closed((message.device, message.inode))
+            case LogFilePutAside():
+                if self._finder is not None and process is self._process:
+                    self._finder.put_aside((message.device, message.inode), message.size)
             case CollectorCounted():
                 self._take_counts(message)
             case CollectorRows():

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Final
 
 from nodeagent.control.log_followed import NODE, FollowedPod, Tells
-from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
+from nodeagent.control.log_scan import NOWHERE, FileId, FoundFile, LogLook, Looker, Steps
 from nodeagent.control.log_shares import TimeSlice, room_of
 from nodeagent.control.log_watches import LogWatches
 from nodeagent.errors import shown
@@ -131,6 +131,7 @@ class LogFinder:
         for followed in self._pods.values():
             followed.told += 1
             followed.files.clear()
+            followed.aside.clear()
             followed.sources.clear()
             followed.next_look = 0.0
             followed.not_before = 0.0
@@ -142,6 +143,16 @@ class LogFinder:
         followed = self._pods.get(uid) if uid is not None else None
         if followed is not None:
             followed.files.pop(file, None)
+            self._alarm(followed)
+
+    def put_aside(self, file: FileId, size: int) -> None:
+        """Who was told *file* has read it up to *size* and closed it to make room: until it changes it is not told."""
+        uid = self._known.pop(file, None)
+        followed = self._pods.get(uid) if uid is not None else None
+        if followed is not None:
+            told = followed.files.pop(file, None)
+            if told is not None:
+                followed.aside[file] = (told[0], size)
             self._alarm(followed)
 
     # -- what is told --
@@ -285,6 +296,7 @@ class LogFinder:
             followed=lambda path: _key(followed, "file", path) in followed.sources,
             watch=lambda folder: self._watches.watch(uid, folder),
             room=self._room(followed),
+            aside=lambda file: followed.aside.get(file, ("", NOWHERE))[1],
         )
         if followed.plan is None:
             for each in self._settings.node.files:
@@ -320,6 +332,7 @@ class LogFinder:
                 continue
             identity = (found.opened.device, found.opened.inode)
             self._known[identity] = uid
+            followed.aside.pop(identity, None)
             followed.files[identity] = (source.key, found.name)
             self._tells.file(source.key, replace(found, start=start_of(found.opened.descriptor, self._positions)))
         for identity, (key, name) in list(followed.files.items()):
@@ -327,13 +340,18 @@ class LogFinder:
             if now != name:
                 followed.files[identity] = (key, now)
                 self._tells.renamed(identity, now)
+        for identity in followed.aside.keys() - look.names.keys():
+            del followed.aside[identity]
+            self._tells.renamed(identity, "")
         self._forget_idle(followed)
+        if look.lacking:
+            self._tells.room_wanted(uid, look.lacking)
 
     def _forget_idle(self, followed: FollowedPod) -> None:
         """Give the oldest sources up that have no file any more: a pod may call each of its files anew."""
         if len(followed.sources) <= IDLE_SOURCES:
             return
-        used = {key for key, _ in followed.files.values()}
+        used = {key for key, _ in (*followed.files.values(), *followed.aside.values())}
         idle = [key for key in followed.sources if key not in used]
         for key in idle[: len(idle) - IDLE_SOURCES]:
             self._give_up(followed, key)
@@ -345,6 +363,7 @@ class LogFinder:
             if source == key:
                 del followed.files[identity]
                 self._known.pop(identity, None)
+        followed.aside = {file: each for file, each in followed.aside.items() if each[0] != key}
         self._tells.source_gone(key, left_out=left_out)
 
     def _drop(self, uid: PodUid, followed: FollowedPod) -> None:

@@ -24,6 +24,9 @@ class Tells(Protocol):
     def renamed(self, file: FileId, name: str) -> None:
         """A file has another name; empty: none."""
 
+    def room_wanted(self, uid: PodUid, files: int) -> None:
+        """So many files of a pod are not open as it has too many: those that are read may be closed for them."""
+
     def source_gone(self, key: str, *, left_out: bool) -> None:
         """No more files of this source will come; *left_out*: nor is anything more wanted of those that are open."""
 
@@ -39,6 +42,10 @@ class FollowedPod:
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     files: dict[FileId, tuple[str, str]] = field(default_factory=dict)
     """The keys of their sources, and their names."""
+    aside: dict[FileId, tuple[str, int]] = field(default_factory=dict)
+    """Files that were closed to make room, until they change: the keys of their sources, and up to where they are
+    read.
+    """
     refusals: tuple[str, ...] = ()
     since: float = 0.0
     """When a folder of it began to be missing; 0: none is."""

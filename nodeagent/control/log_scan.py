@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,9 @@ _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
 _DOCKER: Final = re.compile(r"(?P<folder>[0-9a-f]{12,64})/(?P<log>[0-9a-f]{12,64}-json\.log)")
 _ROTATED: Final = re.compile(r"(\.\d{1,9}(\.gz)?)?")
 """What Docker puts behind a file's name (max-file, compress)."""
+NOWHERE: Final = -1
+_NEVER: Final = 1 << 63
+"""After all times at which a file can have been modified."""
 _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 """What os.fsdecode makes of bytes that are no UTF-8."""
 
@@ -65,6 +69,13 @@ class FoundFile:
     modified: int
     start: int = 0
     """Up to where another program has delivered it."""
+    written: bool = True
+    """It has no name of a rotated file."""
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """The higher one is read where there is no room for both."""
+        return self.written, self.modified
 
 
 @dataclass(slots=True)
@@ -86,6 +97,8 @@ class LogLook:
 
     more_refused: int = 0
     """Beside those in *refusals*."""
+    lacking: int = 0
+    """Files for which there is no room."""
 
     def refuse(self, why: str) -> None:
         """Tell *why* something is not read, or count it where enough is told."""
@@ -93,6 +106,22 @@ class LogLook:
             self.refusals.append(why)
         else:
             self.more_refused += 1
+
+    def lack(self, source: str) -> None:
+        """There is no room for a file of *source*."""
+        self.lacking += 1
+        self.refuse(f"{shown(source)}: more files than logs.limits allow; it is read when others are, or are gone")
+
+    def least(self) -> tuple[bool, int]:
+        """Return the least rank of what was found; the highest there is where nothing was."""
+        return min((each.rank for each in self.found), default=(True, _NEVER))
+
+    def give_way(self) -> None:
+        """Close what has the least rank: another file has its room."""
+        least = min(self.found, key=attrgetter("rank"))
+        self.found.remove(least)
+        os.close(least.opened.descriptor)
+        self.lack(least.within)
 
     def told(self) -> tuple[str, ...]:
         """Return what is not read, in words."""
@@ -109,13 +138,15 @@ class LogLook:
 @dataclass(frozen=True, slots=True)
 class Looker:
     """What a look needs: *known* says whether a file has been told already, *followed* whether a path is that of a log
-    with files, *watch* has a folder watched by its descriptor, *room*: how many more files may be opened.
+    with files, *watch* has a folder watched by its descriptor, *room*: how many more files may be opened, *aside*:
+    at which size a file was read and closed to make room; NOWHERE: none was.
     """
 
     known: Callable[[FileId], bool]
     followed: Callable[[str], bool]
     watch: Callable[[int], None]
     room: int
+    aside: Callable[[FileId], int] = lambda _: NOWHERE
 
     def outputs(self, folder: Path, wanted: Callable[[str], bool], docker: Path, look: LogLook) -> Steps:
         """Look for the output of those containers of a pod's *folder* that are *wanted*; links lead into *docker*."""
@@ -235,22 +266,46 @@ class Looker:
             yield
             base = log_of(entry.name, part, there)
             if base:
-                self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look, links=links[entry.inode()])
+                number = links[entry.inode()]
+                written = base == entry.name
+                self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look, links=number, written=written)
             elif self.known((device, entry.inode())) and entry.is_file(follow_symlinks=False):
                 look.names[(device, entry.inode())] = _as_text(entry.name)
 
     def _file(
-        self, folder: int, name: str, inode: int, source: str, look: LogLook, *, called: str = "", links: int = 0
+        self,
+        folder: int,
+        name: str,
+        inode: int,
+        source: str,
+        look: LogLook,
+        *,
+        called: str = "",
+        links: int = 0,
+        written: bool = True,
     ) -> None:
-        """Take a file that is not known; *links*: how many names it has here, where it may have none elsewhere."""
+        """Take a file that is not known; *links*: how many names it has here, where it may have none elsewhere.
+        *written*: it has no name of a rotated one. Where there is no room for all, it goes before those that have,
+        and what was modified last before the others.
+        """
         source = _as_text(source)
         called = _as_text(called or name)
         device = os.fstat(folder).st_dev
         if inode and self.known((device, inode)):
             look.names[(device, inode)] = called
             return
-        if len(look.found) >= self.room:
-            look.refuse(f"{shown(source)}: more files than logs.limits allow; it is read when others are gone")
+        rank = (False, 0)
+        if inode and (len(look.found) >= self.room or self.aside((device, inode)) != NOWHERE):
+            try:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except OSError:
+                return  # it is gone
+            if status.st_size == self.aside((device, status.st_ino)):
+                look.names[(device, inode)] = called
+                return
+            rank = (written, status.st_mtime_ns)
+        if len(look.found) >= self.room and rank <= look.least():
+            look.lack(source)
             return
         try:
             opened = open_file_beneath(folder, name, links)
@@ -270,7 +325,10 @@ class Looker:
             look.names.setdefault(identity, called)
             return
         look.names[identity] = called
-        look.found.append(FoundFile(look.kind, source, called, opened, os.fstat(opened.descriptor).st_mtime_ns))
+        if len(look.found) >= self.room:
+            look.give_way()
+        modified = os.fstat(opened.descriptor).st_mtime_ns
+        look.found.append(FoundFile(look.kind, source, called, opened, modified, written=written))
 
     def _takes_folder(self, look: LogLook) -> bool:
         look.folders -= 1

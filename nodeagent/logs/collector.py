@@ -50,7 +50,9 @@ from nodeagent.messages import (
     FromCollector,
     LogFileClosed,
     LogFileOpened,
+    LogFilePutAside,
     LogFileRenamed,
+    LogRoomWanted,
     LogSourceGone,
     LogSourceTold,
     StartCollector,
@@ -120,7 +122,13 @@ class Collector:
     def _obey(
         self,
         reading: Intake,
-        message: LogSourceTold | LogFileOpened | LogFileRenamed | LogSourceGone | AllLogsTold | AskCollector,
+        message: LogSourceTold
+        | LogFileOpened
+        | LogFileRenamed
+        | LogRoomWanted
+        | LogSourceGone
+        | AllLogsTold
+        | AskCollector,
     ) -> None:
         match message:
             case LogSourceTold():
@@ -129,6 +137,9 @@ class Collector:
                 reading.add(message)
             case LogFileRenamed():
                 reading.tail.named(message.device, message.inode, message.name)
+            case LogRoomWanted():
+                for device, inode, size in reading.tail.make_room(message.uid, message.files):
+                    self._channel.send(LogFilePutAside(device, inode, size))
             case LogSourceGone():
                 reading.source_gone(message.key, left_out=message.left_out)
             case AllLogsTold():

@@ -28,6 +28,8 @@ from nodeagent.messages import (
     Listen,
     LogFileClosed,
     LogFileOpened,
+    LogFilePutAside,
+    LogRoomWanted,
     LogSourceTold,
     NeedSockets,
     NextOriginals,
@@ -65,7 +67,9 @@ DIRECTIONS: list[tuple[MessageDecoder[Any], object]] = [
     (TO_COLLECTOR, LogFileOpened("output/u/c", "0.log", 1 << 40, (1 << 63) + 1, 0, ONE)),
     (TO_COLLECTOR, AllLogsTold(("output/u/c",))),
     (TO_COLLECTOR, FinishLogs(2.5)),
+    (TO_COLLECTOR, LogRoomWanted(PodUid("u"), 3)),
     (FROM_COLLECTOR, LogFileClosed(1, 2)),
+    (FROM_COLLECTOR, LogFilePutAside(1, 2, 3)),
     (FROM_COLLECTOR, CollectorRows(1, [{"file": "0.log"}], [{"name": "s"}], ("wrong",), more=False)),
 ]
 

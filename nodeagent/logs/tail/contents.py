@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from nodeagent.logs.tail.coverage import Mark
@@ -58,6 +58,8 @@ class Contents:
         """Nothing of it is wanted now; its pod lives."""
         self.restored_at = now
         self._done: dict[Inode, int] = {}
+        self._aside: set[Inode] = set()
+        """Files that were closed though they are there: what is known of them is not forgotten."""
         self.learn(entries, now)
 
     def learn(self, entries: Iterable[PositionEntry], now: float) -> None:
@@ -100,6 +102,7 @@ class Contents:
 
     def _was_done(self, inode: Inode) -> int:
         """Return up to which size a file had nothing new before a restart, and forget it; NOWHERE: none was."""
+        self._aside.discard(inode)
         known = inode if inode in self._done else next(filter(inode.is_still, self._done), None)
         return NOWHERE if known is None else self._done.pop(known)
 
@@ -107,7 +110,7 @@ class Contents:
         """Return the file that is written to: the youngest, but for copies that have another one's name with
         something behind it.
         """
-        present = [each for each in self.files if each.removed is None]
+        present = [each for each in self.files if each.removed is None and each.name]
         shortest = min((each.name for each in present), key=len, default="")
         own = [each for each in present if each.name == shortest or not each.name.startswith(shortest)]
         return (own or self.files)[-1]
@@ -211,6 +214,42 @@ class Contents:
         self.begin(file, old.truncated + 1)
         return old
 
+    def is_settled(self, file: OpenFile) -> bool:
+        """Say whether all that *file* holds now is settled."""
+        if file.done != NOWHERE:
+            return file.size == file.done and self._stands_alone(file)
+        held = file.generation
+        if held is None:
+            return not file.size
+        return not file.compressed and file.hole == NOWHERE and held.coverage.mark.offset == file.size
+
+    def put_aside(self, file: OpenFile) -> None:
+        """*file*, which is settled, is closed though it is there."""
+        self.files.remove(file)
+        self._aside.add(file.inode)
+        generation, file.generation = file.generation, None
+        if generation is not None:
+            generation.finish()
+        if file.done != NOWHERE:
+            self._done[file.inode] = file.done
+        elif generation is not None:
+            self.unclaimed.append(generation)
+
+    def lose(self, gone: Callable[[Inode], bool], now: float, *, there: bool = False) -> None:
+        """Those of the files that were put aside that are *gone* will not be handed over soon; they may still be
+        *there*, and be wanted again.
+        """
+        lost = set(filter(gone, self._aside))
+        self._aside -= lost
+        for each in [each for each in self.unclaimed if each.inode in lost]:
+            each.since = now
+            if not there:
+                self.unclaimed.remove(each)
+                self.orphan(each)  # a copy of it may come
+        if not there:
+            self._done = {inode: done for inode, done in self._done.items() if inode not in lost}
+        self.tail.changed()
+
     def twin(self, file: OpenFile, original: Generation, length: int) -> None:
         """All that *file* holds, *length* bytes, was read from another."""
         file.original = original
@@ -249,18 +288,20 @@ class Contents:
             for old in [each for each in row if now - each.since >= bound and not self._awaited(each)]:
                 row.remove(old)
                 self._forget(old)
-        if self._done and now - self.restored_at >= long:
-            self._done.clear()
+        if len(self._done) > len(self._aside) and now - self.restored_at >= long:
+            self._done = {inode: done for inode, done in self._done.items() if inode in self._aside}
             self.tail.changed()
 
     def _awaited(self, generation: Generation) -> bool:
-        """Say whether a twin is only known by *generation*, which is not settled yet."""
+        """Say whether its file was put aside, or a twin is only known by *generation*, which is not settled yet."""
+        if generation.inode in self._aside:
+            return True
         return generation.coverage.under_way and any(each.original is generation for each in self.files)
 
     @property
     def settled(self) -> bool:
         """Whether every content has its file."""
-        return not (self.orphans or self.unclaimed or self._done)
+        return not (self.orphans or self.unclaimed or self._done or self._aside)
 
     def entries(self) -> Iterator[PositionEntry]:
         """Return what has to be known after a restart."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
+from operator import attrgetter
 
 from nodeagent.errors import shown
 from nodeagent.logs.tail.compressed import CompressedError
@@ -347,9 +348,29 @@ class FollowedLog:
         that is *left_out* may be wanted again.
         """
         self.contents.left_out = left_out
+        self.contents.lose(lambda _: True, now, there=left_out)
         for each in self.contents.files:
             if each.removed is None:
                 each.removed = now
+
+    def spare(self, now: float) -> Iterator[OpenFile]:
+        """Yield the files that may be closed though they are there: nobody seems to write to them, and all of them is
+        settled.
+        """
+        if not self.contents.files:
+            return
+        written = {self.contents.growing(), max(self.contents.files, key=attrgetter("modified"))}
+        for file in self.contents.files:
+            quiet = file.removed is None and now - file.changed >= self._tail.settings.rotated_seconds
+            if quiet and file not in written and not file.failed and self.contents.is_settled(file):
+                yield file
+
+    def put_aside(self, file: OpenFile) -> None:
+        """Close *file*, which is :meth:`spare`, and remember how far it is read until it is said to be gone."""
+        self.contents.put_aside(file)
+        self._judge.again()
+        file.close()
+        self._tail.changed()
 
     def _close(self, file: OpenFile, now: float) -> None:
         lost = self.unread_bytes(file)

@@ -7,7 +7,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from operator import itemgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +55,8 @@ class Tail:
         self._logs: dict[SourceKey, FollowedLog] = {}
         self._files: dict[tuple[int, int], tuple[FollowedLog, OpenFile]] = {}
         self._closed: list[tuple[int, int]] = []
+        self._aside: dict[tuple[int, int], FollowedLog] = {}
+        """Whose files were closed to make room."""
         self._looks = Looks(self.settings.idle_seconds)
         self._ready: dict[PodUid, dict[SourceKey, FollowedLog]] = {}
         self._held: dict[SourceKey, FollowedLog] = {}
@@ -108,6 +111,9 @@ class Tail:
             found = self._logs[source.key] = FollowedLog(source, self, entries, now)
         file.look(now)
         found.contents.learn(self._of_others(file.inode, source.key), now)
+        aside = self._aside.pop(key, found)
+        if aside is not found:
+            found.contents.learn(aside.contents.unlearn(file.inode), now)
         found.add(file, start)
         self._files[key] = (found, file)
         self._looks.add(file, found)
@@ -134,7 +140,13 @@ class Tail:
     def named(self, device: int, inode: int, name: str) -> None:
         """That file is called *name* now."""
         pair = self._files.get((device, inode))
-        if pair is None or pair[1].name == name:
+        if pair is None:
+            aside = self._aside.pop((device, inode), None)
+            if aside is not None:
+                aside.contents.lose(lambda each: (each.device, each.number) == (device, inode), self._clock())
+                self._stir(aside)
+            return
+        if pair[1].name == name:
             return
         file = pair[1]
         file.name = name
@@ -142,6 +154,23 @@ class Tail:
         if file.generation is not None:
             file.generation.name = name
         self.changed()
+
+    def make_room(self, uid: PodUid, files: int) -> list[tuple[int, int, int]]:
+        """Close up to so many *files* of a pod of which all is settled and that nobody seems to write to, the oldest
+        first; return their devices, inodes and sizes. Where they go on is remembered until they have no name any more.
+        """
+        now = self._clock()
+        logs = [each for each in self._logs.values() if each.source.uid == uid]
+        spare = list(chain.from_iterable(each.spare(now) for each in logs))
+        closed = []
+        for file in sorted(spare, key=attrgetter("changed"))[:files]:
+            key = file.inode.device, file.inode.number
+            found, _ = self._files.pop(key)
+            found.put_aside(file)
+            self._looks.remove(file)
+            self._aside[key] = found
+            closed.append((*key, file.size))
+        return closed
 
     def closed(self) -> list[tuple[int, int]]:
         """Return the devices and inodes of files that were closed since the last call, and are not open again."""
@@ -155,6 +184,7 @@ class Tail:
         found = self._logs.get(source)
         if found is not None:
             found.leave(self._clock(), left_out=left_out)
+            self._aside = {key: each for key, each in self._aside.items() if each is not found}
             self._stir(found)
 
     # -- what a log asks --

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import random
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -41,6 +42,7 @@ class Heard:
     files: dict[FileId, tuple[str, str, int]] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    wanted: list[tuple[str, int]] = field(default_factory=list)
 
     def source(self, source: SourceFacts) -> None:
         self.sources[source.key] = source
@@ -54,6 +56,9 @@ class Heard:
     def renamed(self, file: FileId, name: str) -> None:
         source, _, descriptor = self.files[file]
         self.files[file] = (source, name, descriptor)
+
+    def room_wanted(self, uid: PodUid, files: int) -> None:
+        self.wanted.append((uid, files))
 
     def source_gone(self, key: str, *, left_out: bool) -> None:
         self.gone.append(key)
@@ -379,6 +384,24 @@ def test_no_pod_has_more_files_than_it_may(tmp_path: Path) -> None:
     node.look()
     assert len(node.heard.files) == 3
     assert "more files than logs.limits allow" in node.refusals()
+    node.heard.close()
+
+
+@pytest.mark.parametrize("names", ["app-2026-{:03}.log", "app.log.{}", "app-{}.log"])
+def test_of_too_many_files_the_newest_are_read(tmp_path: Path, names: str) -> None:
+    node = Node(tmp_path, limits={"filesPerPod": 20})
+    node.pod(annotations=FILES)
+    order = random.Random(names).sample(range(100), 100)
+    paths = {number: node.file(f"varlog/app/{names.format(number)}") for number in order}
+    paths[100] = node.file("varlog/app/app.log")
+    for number, path in paths.items():
+        os.utime(path, (1000 + number, 1000 + number))
+    node.look()
+    newest = {paths[number].name for number in range(81, 101)}
+    assert {name for _, name in node.heard.names()} == newest
+    assert node.heard.wanted == [("u1", 81)]
+    node.look()
+    assert len(node.heard.files) == 20
     node.heard.close()
 
 

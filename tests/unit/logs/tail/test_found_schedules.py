@@ -32,7 +32,10 @@ SETTINGS = TailSettings(turn_bytes=300, line_bytes=600)
 class FoundRig(Rig):
     """A tail that is handed what the search finds in a volume's folder."""
 
-    def __init__(self, folder: Path, pattern: str, settings: TailSettings = SETTINGS) -> None:
+    def __init__(self, folder: Path, pattern: str, settings: TailSettings = SETTINGS, most: int = 100) -> None:
+        """*most*: files that are open at once."""
+        self.most = most
+        self.wanted = 0
         self.volume = folder / "volumes" / "uid-1" / "app"
         self.volume.mkdir(parents=True)
         annotations = {"nodeagent.io/log-files": f"app/{pattern}"}
@@ -51,13 +54,18 @@ class FoundRig(Rig):
         """Begin another search, which knows nothing."""
         sinks = [{"name": "all", "stdout": {}}]
         folders = LogFolders(self.volume / "none", self.volume.parents[1], kubelet=False)
-        made = LogSettings.model_validate({"containers": "none", "sinks": sinks})
+        limits = {"filesPerPod": self.most}
+        made = LogSettings.model_validate({"containers": "none", "sinks": sinks, "limits": limits})
         self.finder = LogFinder(made, folders, self, clock=lambda: self.now)
 
     def scan(self, source: LogSource = SOURCE) -> None:
         assert self.finder is not None
         for closed in self.tail.closed():
             self.finder.closed(closed)
+        if self.wanted:
+            for device, inode, size in self.tail.make_room(self.pod.uid, self.wanted):
+                self.finder.put_aside((device, inode), size)
+        self.wanted = 0
         self.now += 60  # a look is never due before its time
         self.finder.follow({self.pod.uid: self.pod})
         self.finder.look_at_all()
@@ -76,8 +84,10 @@ class FoundRig(Rig):
         self.tail.add(os.dup(found.opened.descriptor), LogSource(SourceKey(source), PodUid("uid-1")), found.name)
 
     def renamed(self, file: FileId, name: str) -> None:
-        if name:
-            self.tail.named(*file, name)
+        self.tail.named(*file, name)
+
+    def room_wanted(self, uid: PodUid, files: int) -> None:
+        self.wanted = files
 
     def source_gone(self, key: str, *, left_out: bool) -> None:
         pass
@@ -105,7 +115,7 @@ TestFoundSchedules = FoundSchedules.TestCase
 
 
 def _renamed(log: Path, to: str) -> None:
-    log.rename(log.with_name(to))
+    log.rename(log.parent / to)
 
 
 def _copied(log: Path, to: str) -> None:
@@ -114,7 +124,7 @@ def _copied(log: Path, to: str) -> None:
 
 
 def _compressed(log: Path, to: str) -> None:
-    log.with_name(f"{to}.gz").write_bytes(gzip.compress(log.read_bytes()))
+    (log.parent / f"{to}.gz").write_bytes(gzip.compress(log.read_bytes()))
     log.unlink()
 
 
@@ -152,3 +162,80 @@ def test_a_rotated_line_comes_once_whatever_the_pattern_fits(
     rig.write("app.log", "third")
     lines = rig.look(70)
     assert sorted(lines) == sorted([*(f"first {number}" for number in range(900)), "second", "third"])
+
+
+# -- with more files than may be open --
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[FoundRig]:
+    made = FoundRig(tmp_path, "*.log*", TailSettings(), most=4)
+    (made.logs / "archive").mkdir()
+    yield made
+    made.tail.close()
+
+
+@pytest.mark.parametrize("rotate", [_renamed, _compressed])
+@pytest.mark.parametrize("to", ["app-2026-01-{:02}.log", "app.log.{}", "archive/app.log.{}"])
+@pytest.mark.parametrize("restarts", ["nobody", "the tail"])
+def test_what_was_rotated_makes_room_for_what_is_written(
+    narrow: FoundRig, rotate: Callable[[Path, str], None], to: str, restarts: str
+) -> None:
+    said = []
+    for number in range(12):
+        said.append(f"line {number}")
+        narrow.write("app.log", said[-1])
+        if restarts == "the tail" and number % 4 == 3:
+            narrow.restart()
+        for _ in range(3):  # a look finds no room, the next one what was closed for it
+            narrow.look(10)
+        assert said[-1] in narrow.sink.texts()
+        rotate(narrow.logs / "app.log", to.format(number))
+    assert sorted(narrow.look(70)) == sorted(said)
+    assert narrow.sink.repeated == 0
+
+
+def test_more_files_than_may_be_open_are_all_read_the_one_that_is_written_first(narrow: FoundRig) -> None:
+    said = ["live"]
+    for number in range(20):
+        said.append(f"old {number}")
+        narrow.write(f"app.log.{number}", said[-1])
+    narrow.write("app.log", "live")
+    os.utime(narrow.logs / "app.log", (1, 1))  # idle since long
+    assert "live" in narrow.look(1)
+    for _ in range(20):
+        narrow.look(10)
+    assert sorted(narrow.sink.texts()) == sorted(said)
+
+
+def test_a_file_that_was_closed_to_make_room_goes_on_where_it_was(narrow: FoundRig) -> None:
+    for number in range(20):
+        narrow.write(f"app.log.{number}", f"old {number}")
+    for _ in range(20):
+        narrow.look(10)
+    assert len(narrow.sink.lines) == 20
+    narrow.restart()
+    for _ in range(20):
+        narrow.look(10)
+    for number in range(20):
+        narrow.write(f"app.log.{number}", f"more of {number}")
+    for _ in range(20):
+        narrow.look(10)
+    assert len(narrow.sink.lines) == 40
+    assert narrow.sink.repeated == 0
+
+
+def test_what_is_known_of_a_file_that_was_closed_to_make_room_is_forgotten_with_it(narrow: FoundRig) -> None:
+    for number in range(20):
+        narrow.write(f"app.log.{number}", f"old {number}")
+    for _ in range(20):
+        narrow.look(10)
+    assert narrow.tail.remembered() == 20
+    narrow.now += 100_000
+    narrow.look(10)
+    assert narrow.tail.remembered() == 20
+    shutil.rmtree(narrow.logs)
+    narrow.logs.mkdir()
+    for _ in range(3):
+        narrow.look(1000)
+    assert narrow.tail.remembered() == 0
