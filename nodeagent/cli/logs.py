@@ -6,8 +6,8 @@ import re
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
+from heapq import nlargest
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
@@ -95,7 +95,7 @@ def logs(
     readers = [LogLines(agent, wanted, source, start, pattern) for agent in agents]
     printer = Printer(output, named=not pod or not source)
     found: Iterable[Row] = chain.from_iterable(reader.read() for reader in readers)
-    printer.print(found if count is None else deque(found, maxlen=count))
+    printer.print(found if count is None else latest(found, count))
     if wanted and not any(reader.known for reader in readers):
         raise ControlError(next(iter(readers)).refusal)
     if not follow:
@@ -104,6 +104,12 @@ def logs(
     while not signal.sigtimedwait({signal.SIGINT}, POLL_SECONDS * (1 + max(len(each.pods) for each in readers) // 20)):
         printer.print(chain.from_iterable(reader.read() for reader in readers))
     sys.exit(130)
+
+
+def latest(rows: Iterable[Row], count: int) -> list[Row]:
+    """Return the *count* last of *rows*, by time: each file's follow one another, not those of several."""
+    found = nlargest(count, enumerate(rows), key=lambda row: (row[1]["time"].removesuffix("Z"), row[0]))
+    return [row for _, row in reversed(found)]
 
 
 class LogLines:

@@ -2,8 +2,8 @@
 nothing is kept. It is a debugging aid: who ships logs is the collector.
 
 An answer has at most so many bytes of the files, and says where the next one goes on: a *cursor*, an
-offset for each file by device and inode. So following costs nothing while nobody asks, and control never
-stands still for a large file.
+offset for each file by device and inode, with what stands before it. So following costs nothing while
+nobody asks, and control never stands still for a large file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
+from zlib import crc32
 
 from nodeagent.control.log_followed import FollowedPod
 from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
@@ -34,7 +35,9 @@ MAX_FILES: Final = 64
 """Of a pod; the newest."""
 _UNPACKED: Final = 64 << 20
 """Of a compressed file that are looked at: the kubelet rotates at 10 MiB."""
-_CURSOR: Final = re.compile(r"(\d{1,20})-(\d{1,20})-(\d{1,20})")
+_MARK_BYTES: Final = 64
+"""Before an offset, by which a file is known for the one that was read."""
+_CURSOR: Final = re.compile(r"(\d{1,20})-(\d{1,20})-(\d{1,20})-(\d{1,10})")
 _GZIP: Final = b"\x1f\x8b"
 
 
@@ -46,7 +49,8 @@ class _Question:
     """A container, or a file from its volume's name on; empty: all."""
     since: float
     """Lines before that time since the epoch are left out."""
-    cursor: Mapping[FileId, int]
+    cursor: Mapping[FileId, tuple[int, int]]
+    """Offsets, and what stands before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +98,19 @@ class LogText:
             self._look(pod, question.source, look)
             files = sorted(look.found, key=lambda each: each.modified)[-MAX_FILES:]
             lines: list[Mapping[str, object]] = []
-            cursor = {}
+            told = []
+            more = False
             left = ANSWER_BYTES
             for found in files:
-                identity = (found.opened.device, found.opened.inode)
-                begin = question.cursor.get(identity, _begin(found, question))
-                data = _read(found, begin, left)
+                begin = _begin(found, question)
+                data, goes_on = _read(found, begin, left)
+                more = more or goes_on
                 left -= len(data)
-                cursor[identity] = begin + len(data)
+                end = begin + len(data)
+                told.append(f"{found.opened.device}-{found.opened.inode}-{end}-{_mark(found, end)}")
                 lines.extend(_lines(found, data, begin, question.since))
-        lines.sort(key=lambda line: str(line["time"]))  # where there is none, files stay in their order
-        told = ".".join(f"{device}-{inode}-{offset}" for (device, inode), offset in cursor.items())
-        return {"lines": lines, "cursor": told, "more": left <= 0, "refused": list(look.refusals)}
+        lines.sort(key=lambda line: _utc(str(line["time"])))  # where there is none, files stay in their order
+        return {"lines": lines, "cursor": ".".join(told), "more": more, "refused": list(look.refusals)}
 
     def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
         looker = Looker(known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=4 * MAX_FILES)
@@ -136,12 +141,18 @@ def _question(query: Mapping[str, str]) -> _Question:
             match = _CURSOR.fullmatch(each)
             if match is None:
                 raise ValueError("cursor: that of the answer before is expected")
-            cursor[(int(match[1]), int(match[2]))] = int(match[3])
+            cursor[(int(match[1]), int(match[2]))] = (int(match[3]), int(match[4]))
     return _Question(query.get("pod") or "", query.get("source") or "", since, cursor)
 
 
 def _begin(found: FoundFile, question: _Question) -> int:
-    """Return where a file is begun with that the last answer did not have: at its beginning, or nowhere."""
+    """Return where a file is gone on with, or begun with that the last answer did not have: at its beginning, or
+    nowhere. One that was truncated, or written anew, begins anew.
+    """
+    known = question.cursor.get((found.opened.device, found.opened.inode))
+    if known is not None:
+        offset, mark = known
+        return offset if _mark(found, offset) == mark else 0
     if _is_packed(found):
         seen = bool(question.cursor)  # as it was before it was compressed
         return _UNPACKED if seen or found.modified < question.since * 1e9 else 0
@@ -158,13 +169,27 @@ def _is_packed(found: FoundFile) -> bool:
     return found.name.endswith(".gz") and os.pread(found.opened.descriptor, 2, 0) == _GZIP
 
 
-def _read(found: FoundFile, begin: int, most: int) -> bytes:
-    """Return whole lines of the file from *begin* on, at most *most* bytes; of a line that is longer, a part."""
+def _mark(found: FoundFile, offset: int) -> int:
+    """Return what tells that the file, up to *offset*, is the one that was read."""
+    if _is_packed(found):
+        return 0
+    before = min(offset, _MARK_BYTES)
+    data = os.pread(found.opened.descriptor, before, offset - before)
+    return crc32(data, len(data))
+
+
+def _read(found: FoundFile, begin: int, most: int) -> tuple[bytes, bool]:
+    """Return whole lines of the file from *begin* on, at most *most* bytes, and whether more of them may follow; of a
+    line that is longer than an answer, a part.
+    """
+    packed = _is_packed(found)
     if most <= 0:
-        return b""
-    data = _unpacked(found, begin, most) if _is_packed(found) else os.pread(found.opened.descriptor, most, begin)
+        return b"", begin < (_UNPACKED if packed else os.fstat(found.opened.descriptor).st_size)
+    data = _unpacked(found, begin, most) if packed else os.pread(found.opened.descriptor, most, begin)
     whole = data.rfind(b"\n") + 1
-    return data[:whole] if whole or len(data) < most else data
+    if len(data) < most:
+        return data[:whole], False
+    return (data[:whole] if whole or most < ANSWER_BYTES else data), True
 
 
 def _unpacked(found: FoundFile, begin: int, most: int) -> bytes:
@@ -190,6 +215,8 @@ def _lines(found: FoundFile, data: bytes, begin: int, since: float) -> Iterator[
     earliest = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%S") if since else ""
     lines = frame(chunk, b"")
     partial = set(lines.partial)
+    if not data.endswith(b"\n"):
+        partial.add(len(lines) - 1)
     for index, text in enumerate(lines.texts):
         time = lines.times[index].decode()
         if earliest and time and _utc(time) < earliest:
@@ -204,10 +231,10 @@ def _lines(found: FoundFile, data: bytes, begin: int, since: float) -> Iterator[
 
 
 def _utc(time: str) -> str:
-    """Return *time* (RFC 3339) so that it can be compared with others as text."""
+    """Return *time* (RFC 3339) so that it can be compared with others as text: fractions have any number of digits."""
     if time.endswith("Z"):
-        return time
+        return time[:-1]
     try:
-        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     except ValueError:
         return time

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.control.log_text import ANSWER_BYTES
+from nodeagent.lab import cri_log
 from nodeagent.telemetry.http_server import serve_unix
 from tests.unit.cli.test_commands import ROOT
 from tests.unit.control.test_log_text import Node
@@ -65,6 +67,23 @@ def test_lines_are_printed(node: Node, tmp_path: Path) -> None:
         "stream": "stdout",
         "text": "three",
     }
+
+
+def test_all_lines_are_printed_of_many_and_the_last_ones_are_the_newest(node: Node, tmp_path: Path) -> None:
+    numbers = range(0, 30_000, 3)
+    lines = [f"{number:06} " + "x" * 90 for number in numbers]
+    content = [
+        cri_log.encode(b"stdout", f"{line}\n".encode(), number) for number, line in zip(numbers, lines, strict=True)
+    ]
+    path = node.write("app", "", 1)
+    path.write_bytes(b"".join(content[:9000]))
+    node.write("side", "", 2).write_bytes(b"".join(content[9000:]))
+    os.utime(path)  # it is read last
+    assert path.stat().st_size > ANSWER_BYTES
+    printed = run(*command(tmp_path, "web", "-c", "app")).stdout.splitlines()
+    assert printed == lines[:9000]
+    last = run(*command(tmp_path, "web", "--tail", "1500")).stdout.splitlines()
+    assert [each.partition(" | ")[2] for each in last] == lines[-1500:]
 
 
 def test_a_pod_that_is_not_there_is_named(node: Node, tmp_path: Path) -> None:

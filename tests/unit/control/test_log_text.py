@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nodeagent.control import log_text
 from nodeagent.control.log_followed import FollowedPod
@@ -170,12 +172,67 @@ def test_an_answer_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> No
     found: list[str] = []
     answer = node.ask()
     answers = 1
-    while answer["more"] or answer["lines"]:
-        found += [line["text"] for line in answer["lines"]]
+    found += [line["text"] for line in answer["lines"]]
+    while answer["more"]:
         answer = node.ask(cursor=answer["cursor"])
+        found += [line["text"] for line in answer["lines"]]
         answers += 1
     assert found == [f"line {number}" for number in range(100)]
-    assert answers > 4
+    assert answers == 4
+
+
+def pages(node: Node, **query: str) -> list[str]:
+    """Return the lines of an answer and of those that go on with it, as the command asks for them: those that came in
+    parts joined.
+    """
+    found = [""]
+    answer: Mapping[str, Any] = {"more": True, "cursor": ""}
+    asked = 0
+    while answer["more"]:
+        answer = node.ask(cursor=answer["cursor"], **query)
+        asked += 1
+        assert asked < 1000, "it goes on for ever"
+        for line in answer["lines"]:
+            found[-1] += line["text"]
+            if not line["partial"]:
+                found.append("")
+    return found[:-1]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 60), max_size=10), min_size=1, max_size=5),
+    st.integers(20, 300),
+    st.sets(st.integers(0, 4)),
+)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_an_answer_takes_all_lines_come_whole(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], most: int, packed: set[int]
+) -> None:
+    node = Node(tmp_path_factory.mktemp("node"))
+    expected = []
+    for number, lengths in enumerate(files):
+        lines = [f"{number}-{row}-" + "x" * length for row, length in enumerate(lengths)]
+        expected += lines
+        content = "".join(f"{line}\n" for line in lines).encode() + b"not whole"
+        path = node.volume / f"f{number}.log"
+        if number in packed:
+            path = path.with_name(f"{path.name}.1.gz")
+            content = gzip.compress(content)
+        path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(log_text, "ANSWER_BYTES", most)
+        assert sorted(pages(node)) == sorted(expected)
+
+
+@pytest.mark.parametrize("after", [10, 12, 13, 500])
+def test_a_file_that_was_truncated_begins_anew(node: Node, after: int) -> None:
+    """As copytruncate does; however much was written since."""
+    path = node.volume / "a.log"
+    path.write_text("".join(f"old {number}\n" for number in range(12)))
+    first = node.ask()
+    assert len(first["lines"]) == 12
+    path.write_text("".join(f"new {number}\n" for number in range(after)))
+    assert node.lines(cursor=first["cursor"]) == [f"new {number}" for number in range(after)]
 
 
 def test_long_lines_say_that_they_go_on(node: Node) -> None:
