@@ -8,6 +8,8 @@ from typing import Final
 
 import msgspec
 
+from nodeagent.logs.process.quoted import QuotedMember
+
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER: Final = msgspec.json.Encoder()
 _ESCAPED: Final = re.compile(r'["\\\x00-\x1f\ud800-\udfff]')
@@ -28,6 +30,8 @@ class RecordMember:
             raise ValueError(f"a member's path of 1 to {MAX_DEPTH} parts is expected, not {path!r:.80}")
         if _ESCAPED.search(path):
             raise ValueError(f"a member's path without quotes, \\ and control characters is expected, not {path!r:.80}")
+        self.quoted: Final = QuotedMember(self._parts)
+        """The same in a text that is no object."""
         self._names = [".".join(self._parts[:count]) for count in range(len(self._parts), 0, -1)]
         self._quoted = {f'"{name}"'.encode() for name in _rows(self._parts)}
         fields = [

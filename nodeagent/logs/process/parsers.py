@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -23,9 +23,9 @@ class TextParser(Protocol):
     def counts_failures(self) -> bool:
         """Whether a text that it cannot read is told as a failure."""
 
-    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
-        """Return *texts*, valid UTF-8 each, as objects, and the indices of those that could not be read, which
-        are text within one.
+    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], Sequence[int]]:
+        """Return *texts*, valid UTF-8 each, as objects, and the indices of those that were not read, which are text
+        within one.
         """
 
 
@@ -37,7 +37,7 @@ class JsonParser:
     counts_failures: bool = True
     """False: text beside JSON is as good (``auto``)."""
 
-    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
+    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], Sequence[int]]:
         """As :meth:`TextParser.objects`."""
         return make.of_json(texts)
 
@@ -53,9 +53,9 @@ class NoParser:
     time: TimeKey | None = None
     counts_failures: bool = False
 
-    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
+    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], Sequence[int]]:
         """As :meth:`TextParser.objects`."""
-        return make.of_text(texts), []
+        return make.of_text(texts), range(len(texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class MembersParser:
     time: TimeKey | None = None
     counts_failures: bool = True
 
-    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
+    def objects(self, make: LogObjects, texts: list[bytes]) -> tuple[list[bytes], Sequence[int]]:
         """As :meth:`TextParser.objects`."""
         found = [self.read(text) for text in texts]
         others = [at for at, members in enumerate(found) if not members]

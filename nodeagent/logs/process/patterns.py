@@ -4,14 +4,18 @@ texts are other people's. Pure.
 A call into RE2 a line costs as much as everything else that is done to it. So all lines are searched
 joined, with ``^`` and ``$`` at lines' ends: what matches within a line matches there too, and what
 matches over a line's end, as ``\\s`` may, is found out and looked at line by line.
+
+RE2 goes by bytes here. What it finds begins and ends with a character, but for nothing, which it finds between a
+character's bytes too, and for ``\\C``, a byte of one: nothing is not replaced, and ``\\C`` is no pattern.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from nodeagent.errors import ConfigError
 
@@ -26,7 +30,11 @@ class _Compiled(Protocol):
     groupindex: Mapping[bytes, int]
 
     def search(self, text: bytes, pos: int | None = None) -> _Match | None: ...
-    def subn(self, repl: bytes, text: bytes) -> tuple[bytes, int]: ...
+    def finditer(self, text: bytes) -> Iterator[_Match]: ...
+
+
+_ESCAPED: Final = re.compile(r"\\Q.*?(?:\\E|\Z)|\\(.)", re.DOTALL)
+"""What follows a backslash, but for what stands between ``\\Q`` and ``\\E``."""
 
 
 class LinePattern:
@@ -40,6 +48,8 @@ class LinePattern:
         Raises:
             ConfigError: it is no such pattern, or its program takes more than 8 MiB, or no group has a name.
         """
+        if any(each[1] == "C" for each in _ESCAPED.finditer(text)):
+            raise ConfigError(f"{text!r:.80}: \\C is a byte, which may be a part of a character; write (?s:.) for any one")
         self.text = text
         self._one = _compile(text)
         if named and not self._one.groupindex:
@@ -70,8 +80,8 @@ class LinePattern:
         return {name.decode(): value.decode("utf-8", "replace") for name, value in there}
 
     def replaced_in(self, text: bytes, replacement: bytes) -> bytes:
-        """Return *text* with each match replaced by *replacement*, as it stands."""
-        return self._one.subn(replacement.replace(b"\\", b"\\\\"), text)[0]
+        """Return *text* with each match, but for those of nothing, replaced by *replacement*, as it stands."""
+        return b"".join(_replaced(self._one, text, replacement))
 
     def lines_with(self, texts: Sequence[bytes]) -> list[int]:
         """Return the indices of those of *texts*, UTF-8 each, that it is in."""
@@ -97,25 +107,34 @@ class LinePattern:
         return found
 
     def replace(self, texts: Sequence[bytes], replacement: bytes) -> list[bytes] | None:
-        """Return *texts*, UTF-8 each, with each match replaced by *replacement*, as it stands, which holds no
-        end of line; None: it is in none of them.
+        """Return *texts*, UTF-8 each, with each match, but for those of nothing, replaced by *replacement*, as it
+        stands; None: it is in none of them.
         """
         if self._by_line is None:
             return [self.replaced_in(text, replacement) for text in texts]
         joined = b"\n".join(texts)
-        match = self._by_line.search(joined)
-        if match is None:
+        if self._by_line.search(joined) is None:
             return None
-        # Where it finds nothing, it finds it once more at a line's end.
-        nothing = match.start() == match.end() or self.found_in(b"")
-        if not nothing and joined.count(b"\n") == len(texts) - 1:
-            made = self._by_line.subn(replacement.replace(b"\\", b"\\\\"), joined)[0]
+        if b"\n" not in replacement and joined.count(b"\n") == len(texts) - 1:
+            made = b"".join(_replaced(self._by_line, joined, replacement))
             if made.count(b"\n") == len(texts) - 1:
                 return made.split(b"\n")
         return [self.replaced_in(text, replacement) for text in texts]
 
     def _each_with(self, texts: Sequence[bytes]) -> list[int]:
         return [at for at, text in enumerate(texts) if self._one.search(text) is not None]
+
+
+def _replaced(pattern: _Compiled, text: bytes, replacement: bytes) -> Iterator[bytes]:
+    """Yield *text* in pieces, with *replacement* for each match that is not empty."""
+    at = 0
+    for match in pattern.finditer(text):
+        start, end = match.start(), match.end()
+        if start < end:
+            yield text[at:start]
+            yield replacement
+            at = end
+    yield text[at:]
 
 
 def _compile(text: str) -> _Compiled:

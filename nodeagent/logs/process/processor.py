@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from nodeagent.logs.process.framing import FRAMES, Framing, Lines
 from nodeagent.logs.process.joining import Joiner
@@ -12,9 +14,13 @@ from nodeagent.logs.process.limits import ByteRate
 from nodeagent.logs.process.multiline import Multiline
 from nodeagent.logs.process.objects import TEXT, LogObjects, member_names
 from nodeagent.logs.process.parsers import AUTO, TextParser
-from nodeagent.logs.process.rules import RedactRule, Rule, drop_by_member, drop_by_text, redact_members, redact_texts
+from nodeagent.logs.process.rules import ParsedTexts, RedactRule, Rule, in_turns, rule_texts
 from nodeagent.logs.process.times import rfc3339
 from nodeagent.logs.records import Chunk, LogOrigin, LogRecords
+
+WITHHELD: Final = b"(withheld by nodeagent: a rule that redacts failed on this line, see the collector's log)"
+"""What a record says that nobody could redact."""
+log = logging.getLogger("nodeagent.logs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,7 @@ class Recipe:
     multiline: Multiline | None = None
     """None: each line is a record."""
     rules: tuple[Rule, ...] = ()
+    """In their order."""
     without: frozenset[bytes] = frozenset()
     """Streams that are left out."""
     record_bytes: int = 1 << 20
@@ -53,9 +60,22 @@ class ProcessCounts:
     malformed: int = 0
     """Lines that are not of the runtime's format, kept as text."""
     unparsed: int = 0
-    """Records that the parser could not read, kept as text."""
+    """Records that the parser could not read, or on which it or a rule failed, kept as text; so are those whose text
+    had something to redact that is a member of an object.
+    """
     cut: int = 0
     """Records of several lines that were cut for their length."""
+
+
+@dataclass(slots=True)
+class _Made:
+    """What became of lines, before it is counted."""
+
+    lines: Lines
+    objects: list[bytes] = field(default_factory=list)
+    dropped: int = 0
+    """By rules."""
+    unparsed: int = 0
 
 
 class Processor:
@@ -74,6 +94,8 @@ class Processor:
         self._several_lines = _may_have_several_lines(recipe)
         self._joiner = Joiner(recipe.multiline, recipe.record_bytes)
         self._parsers = [recipe.parser, *([recipe.parser_stderr] if recipe.parser_stderr else [])]
+        self._texts_first, *self._rules = in_turns(recipe.rules) or [()]
+        self._said = False
         self._file = b""
         self._read = 0
         self._covered: int | None = None
@@ -135,72 +157,166 @@ class Processor:
         counts.cut += self._joiner.cut
         self._joiner.joined = 0
         self._joiner.cut = 0
-        lines = self._kept(lines, now)
-        lines.texts = redact_texts(self._recipe.rules, lines.texts)
-        objects = self._parsed(lines, read_at)
-        if self._recipe.rules:
-            lines, objects = self._by_members(lines, objects)
+        lines = self._wanted(lines)
+        if self._texts_first:
+            lines = self._each_if_not_all(self._by_texts, lines, read_at).lines
+        if self._rate is not None:
+            taken = self._rate.take(list(map(len, lines.texts)), now)
+            lines = self._without(lines, range(taken, len(lines)), "rate")
+        made = self._each_if_not_all(self._by_parser, lines, read_at)
+        lines = made.lines
         end = self._joiner.covered(self._read)
         read = end - (self._covered or 0)
         self._covered = end
         counts.records += len(lines)
         return LogRecords(
-            self._origin, self._file, end, lines.offsets, lines.times, lines.streams, lines.texts, objects, read=read
+            self._origin, self._file, end, lines.offsets, lines.times, lines.streams, lines.texts, made.objects, read=read
         )
 
-    def _kept(self, lines: Lines, now: float) -> Lines:
-        """Return *lines* without those that are dropped whatever their members are."""
+    def _wanted(self, lines: Lines) -> Lines:
+        """Return *lines* without those that say nothing, or are of a stream that is left out."""
         if b"" in lines.texts:
             lines = self._without(lines, {at for at, text in enumerate(lines.texts) if not text}, "empty")
         left_out = self._recipe.without
         if left_out and not left_out.isdisjoint(lines.streams):
             excluded = {at for at, stream in enumerate(lines.streams) if stream in left_out}
             lines = self._without(lines, excluded, "excluded")
-        if self._recipe.rules:
-            lines = self._without(lines, drop_by_text(self._recipe.rules, lines.texts), "rule")
-        if self._rate is not None:
-            taken = self._rate.take(list(map(len, lines.texts)), now)
-            lines = self._without(lines, range(taken, len(lines)), "rate")
         return lines
 
     def _without(self, lines: Lines, dropped: Collection[int], reason: str) -> Lines:
         if not dropped:
             return lines
         self._counts.dropped[reason] += len(dropped)
-        return lines.only([at for at in range(len(lines)) if at not in dropped])
+        return lines.only(_others(len(lines), dropped))
 
-    def _parsed(self, lines: Lines, read_at: bytes) -> list[bytes]:
-        """Return the objects of *lines*, whose times become those that the texts tell."""
+    # -- what other people's patterns and formats do --
+
+    def _each_if_not_all(self, work: Callable[[Lines, bytes], _Made], lines: Lines, read_at: bytes) -> _Made:
+        """Return what *work* makes of *lines*, or of each alone where it fails on some: those are kept as text."""
+        try:
+            made = work(lines, read_at)
+        except Exception as error:  # whatever one line makes of it, the others and those that follow are delivered
+            self._say(error)
+            made = _together([self._alone(work, lines.only([at]), read_at) for at in range(len(lines))])
+        self._counts.unparsed += made.unparsed
+        if made.dropped:
+            self._counts.dropped["rule"] += made.dropped
+        return made
+
+    def _alone(self, work: Callable[[Lines, bytes], _Made], line: Lines, read_at: bytes) -> _Made:
+        try:
+            return work(line, read_at)
+        except Exception:  # noqa: BLE001 - it is said for the whole chunk
+            if any(isinstance(rule, RedactRule) for rule in self._recipe.rules):
+                line.texts = [WITHHELD]
+            return _Made(line, self._objects.of_text(line.texts), unparsed=1)
+
+    def _say(self, error: Exception) -> None:
+        if not self._said:
+            origin = self._origin
+            log.error(
+                "%s/%s: a bug: a line of %s cannot be processed, and is kept as text", origin.namespace, origin.pod,
+                origin.container or origin.path, exc_info=error,
+            )  # fmt: skip
+        self._said = True
+
+    def _by_texts(self, lines: Lines, read_at: bytes) -> _Made:
+        """Apply the rules that go before parsing."""
+        del read_at
+        texts, dropped = rule_texts(self._texts_first, lines.texts)
+        lines = Lines(lines.offsets, lines.times, lines.streams, texts)
+        return _Made(lines.only(_others(len(lines), dropped)) if dropped else lines, dropped=len(dropped))
+
+    def _by_parser(self, lines: Lines, read_at: bytes) -> _Made:
+        """Make objects of *lines*, whose times become those that the texts tell, and apply the other rules."""
+        objects, unread, failed = self._parsed(lines, read_at)
+        if not self._rules:
+            return _Made(lines, objects, unparsed=len(failed))
+        parsed = ParsedTexts(list(lines.texts), list(objects), set(unread), self._objects.of_text, self._recipe.text)
+        dropped: set[int] = set()
+        for rules in self._rules:
+            if rules[0].member is not None:
+                dropped |= parsed.rule_members(rules)
+                continue
+            texts, found = rule_texts(rules, parsed.texts)
+            dropped |= found
+            self._read_again(lines, parsed, texts, read_at)
+        lines = Lines(lines.offsets, lines.times, lines.streams, parsed.texts)
+        made = _Made(lines, parsed.objects, len(dropped), len(parsed.failed.union(failed)))
+        if dropped:
+            left = _others(len(lines), dropped)
+            made.lines = lines.only(left)
+            made.objects = [parsed.objects[at] for at in left]
+        return made
+
+    def _read_again(self, lines: Lines, parsed: ParsedTexts, texts: list[bytes], read_at: bytes) -> None:
+        """Have *parsed* go on with *texts*, some of which became others."""
+        changed = {at for at, (new, old) in enumerate(zip(texts, parsed.texts, strict=True)) if new != old}
+        parsed.texts = list(texts)
+        written = sorted(changed & parsed.written)
+        objects, others = self._objects.of_json([texts[at] for at in written])
+        unread = {written[at] for at in others}
+        parsed.objects = _with(parsed.objects, written, objects)
+        rest = sorted(changed - parsed.written)
+        part = Lines(*([column[at] for at in rest] for column in (lines.offsets, lines.times, lines.streams, texts)))
+        objects, others, _ = self._parsed(part, read_at)
+        unread.update(rest[at] for at in others)
+        parsed.objects = _with(parsed.objects, rest, objects)
+        lines.times = _with(lines.times, rest, part.times)
+        parsed.written -= unread
+        parsed.unread = (parsed.unread - changed) | unread
+
+    def _parsed(self, lines: Lines, read_at: bytes) -> tuple[list[bytes], Sequence[int], Sequence[int]]:
+        """Return the objects of *lines*, whose times become those that the texts tell, and the indices of those that
+        are text within one, and of those that the parser could not read.
+        """
         if len(self._parsers) == 1 or b"stderr" not in lines.streams:
             return self._by(self._parsers[0], lines, read_at)
         objects = [b""] * len(lines)
+        unread: list[int] = []
+        failed: list[int] = []
         for stderr, each in zip((False, True), self._parsers, strict=True):
             chosen = [at for at, stream in enumerate(lines.streams) if (stream == b"stderr") is stderr]
             part = lines.only(chosen)
-            for at, made, time in zip(chosen, self._by(each, part, read_at), part.times, strict=True):
-                objects[at] = made
-                lines.times[at] = time
-        return objects
+            made, others, unparsed = self._by(each, part, read_at)
+            objects = _with(objects, chosen, made)
+            lines.times = _with(lines.times, chosen, part.times)
+            unread += [chosen[at] for at in others]
+            failed += [chosen[at] for at in unparsed]
+        return objects, unread, failed
 
-    def _by(self, parser: TextParser, lines: Lines, read_at: bytes) -> list[bytes]:
+    def _by(self, parser: TextParser, lines: Lines, read_at: bytes) -> tuple[list[bytes], Sequence[int], Sequence[int]]:
         objects, others = parser.objects(self._objects, lines.texts)
-        if parser.counts_failures:
-            self._counts.unparsed += len(others)
         if parser.time is not None:
             for at, time in parser.time.times(objects, int(read_at[:4])).items():
                 lines.times[at] = time
-        return objects
+        return objects, others, others if parser.counts_failures else ()
 
-    def _by_members(self, lines: Lines, objects: list[bytes]) -> tuple[Lines, list[bytes]]:
-        dropped = drop_by_member(self._recipe.rules, objects)
-        if dropped:
-            objects = [made for at, made in enumerate(objects) if at not in dropped]
-            lines = self._without(lines, dropped, "rule")
-        changed = redact_members(self._recipe.rules, objects)
-        if changed:
-            objects = [changed.get(at, made) for at, made in enumerate(objects)]
-            lines.texts = [changed.get(at, text) for at, text in enumerate(lines.texts)]
-        return lines, objects
+
+def _others(count: int, without: Collection[int]) -> list[int]:
+    return [at for at in range(count) if at not in without]
+
+
+def _with(column: list[bytes], rows: Sequence[int], values: Iterable[bytes]) -> list[bytes]:
+    """Return *column* with *values* in *rows*."""
+    made = list(column)
+    for at, value in zip(rows, values, strict=True):
+        made[at] = value
+    return made
+
+
+def _together(parts: Sequence[_Made]) -> _Made:
+    """Return what became of all lines, of which *parts* tell in order."""
+    made = _Made(Lines([], [], [], []))
+    for each in parts:
+        made.lines.offsets += each.lines.offsets
+        made.lines.times += each.lines.times
+        made.lines.streams += each.lines.streams
+        made.lines.texts += each.lines.texts
+        made.objects += each.objects
+        made.dropped += each.dropped
+        made.unparsed += each.unparsed
+    return made
 
 
 def _may_have_several_lines(recipe: Recipe) -> bool:

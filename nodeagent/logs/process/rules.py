@@ -1,13 +1,14 @@
-"""Records that are dropped, and what of them is redacted; pure.
+"""Records that are dropped, and what of them is redacted, rule by rule in their order; pure.
 
-A rule for the text goes before parsing, and sees JSON as it is written, escapes and all; one for a
-member goes behind it. What was redacted in a member is so in the record's text too.
+A rule for the text sees JSON as it is written, escapes and all; what was redacted in a member is so in the
+record's text too. Of a text that is no object a member is redacted where its quoted name stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TypeAlias
 
 from nodeagent.logs.process.members import RecordMember
@@ -40,40 +41,66 @@ class RedactRule:
 Rule: TypeAlias = DropRule | RedactRule
 
 
-def drop_by_text(rules: Sequence[Rule], texts: Sequence[bytes]) -> set[int]:
-    """Return the indices of those of *texts* that *rules* drop."""
-    found: set[int] = set()
-    for rule in rules:
-        if isinstance(rule, DropRule) and rule.member is None:
-            found.update(rule.pattern.lines_with(texts))
-    return found
+def in_turns(rules: Iterable[Rule]) -> list[tuple[Rule, ...]]:
+    """Return *rules* in those that follow each other, the first for texts, the next for members, and so on."""
+    turns = [(for_member, tuple(turn)) for for_member, turn in groupby(rules, lambda each: each.member is not None)]
+    first: list[tuple[Rule, ...]] = [()] if turns and turns[0][0] else []
+    return first + [turn for _, turn in turns]
 
 
-def redact_texts(rules: Sequence[Rule], texts: list[bytes]) -> list[bytes]:
-    """Return *texts* as *rules* leave them."""
+def rule_texts(rules: Sequence[Rule], texts: list[bytes]) -> tuple[list[bytes], set[int]]:
+    """Return *texts* as *rules* for texts leave them, and the indices of those that are dropped."""
+    dropped: set[int] = set()
     for rule in rules:
-        if isinstance(rule, RedactRule) and rule.member is None:
+        if isinstance(rule, RedactRule):
             texts = rule.pattern.replace(texts, rule.replacement.encode()) or texts
-    return texts
+        else:
+            dropped.update(rule.pattern.lines_with(texts))
+    return texts, dropped
 
 
-def drop_by_member(rules: Sequence[Rule], objects: Sequence[bytes]) -> set[int]:
-    """Return the indices of those of *objects* that *rules* drop."""
-    found: set[int] = set()
-    for rule in rules:
-        if isinstance(rule, DropRule) and rule.member is not None:
-            for at, value in rule.member.values(objects).items():
-                if rule.pattern.found_in(value.encode()):
-                    found.add(at)
-    return found
+@dataclass(slots=True)
+class ParsedTexts:
+    """Texts, and the objects that were made of them."""
 
+    texts: list[bytes]
+    objects: list[bytes]
+    unread: set[int]
+    """Indices of those that are text within an object."""
+    of_text: Callable[[Sequence[bytes]], list[bytes]]
+    """Makes such objects."""
+    member: str
+    """Where in them the text is."""
+    written: set[int] = field(default_factory=set)
+    """Of those whose text is the object, for a member was redacted."""
+    failed: set[int] = field(default_factory=set)
+    """Of those that are no object though something was redacted that would be a member of it."""
 
-def redact_members(rules: Sequence[Rule], objects: list[bytes]) -> dict[int, bytes]:
-    """Return the objects that *rules* change, by their indices in *objects*."""
-    changed: dict[int, bytes] = {}
-    for rule in rules:
-        if not isinstance(rule, RedactRule) or rule.member is None:
-            continue
-        now = [changed.get(at, found) for at, found in enumerate(objects)] if changed else objects
-        changed |= rule.member.redacted(now, rule.replaced)
-    return changed
+    def rule_members(self, rules: Sequence[Rule]) -> set[int]:
+        """Redact what *rules* for members find; return the indices of those that they drop."""
+        dropped: set[int] = set()
+        for rule in rules:
+            assert rule.member is not None, "there are other rules for texts"
+            if isinstance(rule, RedactRule):
+                self._redact(rule, rule.member)
+            else:
+                found = rule.member.values(self.objects).items()
+                dropped.update(at for at, value in found if rule.pattern.found_in(value.encode()))
+        return dropped
+
+    def _redact(self, rule: RedactRule, member: RecordMember) -> None:
+        changed = member.redacted(self.objects, rule.replaced)
+        for at in changed.keys() - self.unread:
+            self.objects[at] = self.texts[at] = changed[at]
+            self.written.add(at)
+        whole = member.path == self.member
+        for at in self.unread:
+            before = self.texts[at]
+            if whole:
+                made = rule.pattern.replaced_in(before, rule.replacement.encode())
+            else:
+                made = member.quoted.redacted(before, rule.replaced, rule.replacement)
+            if made != before:
+                self.texts[at] = made
+                [self.objects[at]] = self.of_text([made])
+                self.failed |= set() if whole else {at}
