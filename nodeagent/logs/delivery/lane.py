@@ -35,7 +35,7 @@ from nodeagent.logs.delivery.counts import SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.pace import SinkPace
 from nodeagent.logs.delivery.spill import Spill
-from nodeagent.logs.delivery.waiting import Batch, Entry, Rest, Waiting, cost, rests
+from nodeagent.logs.delivery.waiting import Batch, Entry, Rest, Waiting, cost, cut, rests
 from nodeagent.logs.records import LogRecords, Receipt
 from nodeagent.logs.sinks.documents import chosen
 from nodeagent.logs.sinks.sink import Indivisible, LogSink, Outcome, Untaken
@@ -111,7 +111,7 @@ class Lane:
         entry = Entry(records, receipt.settle, self._clock.now(), cost(records), len(records))
         if self.spill and self.spill.active:
             self.held += entry.cost
-            self.spill.put([Rest(entry, records)])
+            self.spill.put([Rest(each, each.records) for each in self._cut(entry)])
         else:
             self.feed(entry)
 
@@ -170,17 +170,26 @@ class Lane:
     def feed(self, entry: Entry) -> None:
         """Have *entry* sent."""
         self.held += entry.cost
-        self._waiting.add(entry)
-        self._wake.set()
+        self._wait(entry)
 
     def give_back(self, part: Rest) -> None:
         """Have *part*, which could not be put on disk, sent; what it holds in memory is counted already."""
         entry = part.entry
         if part.records is not entry.records:
             rows = len(part.records)
-            entry = Entry(part.records, partial(self.settle, entry, rows), entry.since, 0, rows)
-        self._waiting.add(entry)
+            share = min(cost(part.records), entry.cost)
+            entry.cost -= share
+            entry = Entry(part.records, partial(self.settle, entry, rows), entry.since, share, rows)
+        self._wait(entry)
+
+    def _wait(self, entry: Entry) -> None:
+        for each in self._cut(entry):
+            self._waiting.add(each)
         self._wake.set()
+
+    def _cut(self, entry: Entry) -> list[Entry]:
+        """Return *entry* in parts of which none is larger than a request."""
+        return cut(entry, self._answers.request, self.settle)
 
     def hungry(self) -> bool:
         """Whether less than a request waits, and memory has room for more."""

@@ -6,12 +6,13 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, compress
 from operator import not_
 
 from nodeagent.logs.delivery.counts import PodName
 from nodeagent.logs.records import LogRecords
-from nodeagent.logs.sinks.documents import rows_of
+from nodeagent.logs.sinks.documents import between, rows_of
 
 PER_RECORD = 200
 """Bytes in memory of a record besides its texts."""
@@ -33,6 +34,29 @@ class Entry:
     cost: int
     left: int
     """How many of them are not settled yet."""
+
+
+def cut(entry: Entry, most: int, settle: Callable[[Entry, int], None]) -> list[Entry]:
+    """Return *entry* in parts that cost at most so many bytes each, unless it is one record; *settle* is told how many
+    of its records are settled. What it cost, and what it has in memory, is theirs.
+
+    Lines of a byte make a hundred times of what was read: what goes along with each of them makes up the most of it.
+    """
+    if entry.cost <= most or len(entry.records) <= 1:
+        return [entry]
+    records = entry.records
+    each = PER_RECORD + len(records.origin.members)
+    sizes = list(accumulate((len(found) + each for found in records.objects), initial=0))
+    parts: list[Entry] = []
+    begin = 0
+    while begin < len(records):
+        end = max(begin + 1, bisect_right(sizes, sizes[begin] + most) - 1)
+        settled = partial(settle, entry, end - begin)
+        parts.append(Entry(between(records, begin, end), settled, entry.since, sizes[end] - sizes[begin], end - begin))
+        begin = end
+    entry.cost = 0
+    entry.records = between(records, 0, 0)
+    return parts
 
 
 def pod_of(entry: Entry) -> PodName:

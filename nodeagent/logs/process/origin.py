@@ -17,6 +17,9 @@ from nodeagent.vocabulary import PodUid
 NOT_THE_APPLICATIONS: Final = frozenset({*OWN_MEMBERS, "kubernetes", "log_file"})
 """Members that records may have of the agent's."""
 
+LABELS_BYTES: Final = 8 << 10
+"""Of JSON, that labels and annotations of a pod have in each of its records: a line of two bytes carries them too."""
+
 
 @dataclass(frozen=True, slots=True)
 class OriginFacts:
@@ -69,10 +72,16 @@ def _members(facts: OriginFacts, flatten_dots: bool) -> bytes:
     if facts.container:
         about["container_name"] = facts.container
     about["host"] = facts.node
-    if facts.labels:
-        about["labels"] = _labels(facts.labels, flatten_dots)
-    if facts.annotations:
-        about["annotations"] = _labels(facts.annotations, flatten_dots)
+    left = LABELS_BYTES
+    left_out = 0
+    for name, given in (("labels", facts.labels), ("annotations", facts.annotations)):
+        wanted = _labels(given, flatten_dots)
+        taken, left = _within(wanted, left)
+        left_out += len(wanted) - len(taken)
+        if taken:
+            about[name] = taken
+    if left_out:
+        about["left_out"] = left_out
     members: dict[str, object] = {"kubernetes": about}
     if facts.path:
         members["log_file"] = facts.path
@@ -88,3 +97,14 @@ def _labels(labels: Mapping[str, str], flatten_dots: bool) -> dict[str, str]:
         # Two names that become one: the first in order keeps it.
         made.setdefault(flat, value)
     return made
+
+
+def _within(pairs: Mapping[str, str], most: int) -> tuple[dict[str, str], int]:
+    """Return those of *pairs* for which there is room in *most* bytes of JSON, and what is left of that."""
+    taken: dict[str, str] = {}
+    for name, value in pairs.items():
+        size = len(msgspec.json.encode({name: value}))
+        if size <= most:
+            taken[name] = value
+            most -= size
+    return taken, most

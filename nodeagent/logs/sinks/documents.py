@@ -78,3 +78,18 @@ def rows_of(records: LogRecords, rows: Sequence[int]) -> LogRecords:
         [records.texts[row] for row in rows],
         [records.objects[row] for row in rows],
     )
+
+
+def between(records: LogRecords, begin: int, end: int) -> LogRecords:
+    """Return the rows of *records* from *begin* on, before *end*, as :func:`rows_of` does."""
+    rows = slice(begin, end)
+    return LogRecords(
+        records.origin,
+        records.file,
+        records.end,
+        records.offsets[rows],
+        records.times[rows],
+        records.streams[rows],
+        records.texts[rows],
+        records.objects[rows],
+    )
