@@ -49,7 +49,9 @@ class LinePattern:
             ConfigError: it is no such pattern, or its program takes more than 8 MiB, or no group has a name.
         """
         if any(each[1] == "C" for each in _ESCAPED.finditer(text)):
-            raise ConfigError(f"{text!r:.80}: \\C is a byte, which may be a part of a character; write (?s:.) for any one")
+            raise ConfigError(
+                f"{text!r:.80}: \\C is a byte, which may be a part of a character; write (?s:.) for any one"
+            )
         self.text = text
         self._one = _compile(text)
         if named and not self._one.groupindex:
@@ -129,11 +131,10 @@ def _replaced(pattern: _Compiled, text: bytes, replacement: bytes) -> Iterator[b
     """Yield *text* in pieces, with *replacement* for each match that is not empty."""
     at = 0
     for match in pattern.finditer(text):
-        start, end = match.start(), match.end()
-        if start < end:
-            yield text[at:start]
+        if match.start() < match.end():
+            yield text[at : match.start()]
             yield replacement
-            at = end
+            at = match.end()
     yield text[at:]
 
 

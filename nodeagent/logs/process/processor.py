@@ -170,7 +170,7 @@ class Processor:
         self._covered = end
         counts.records += len(lines)
         return LogRecords(
-            self._origin, self._file, end, lines.offsets, lines.times, lines.streams, lines.texts, made.objects, read=read
+            self._origin, self._file, end, lines.offsets, lines.times, lines.streams, lines.texts, made.objects, read
         )
 
     def _wanted(self, lines: Lines) -> Lines:
@@ -195,7 +195,7 @@ class Processor:
         """Return what *work* makes of *lines*, or of each alone where it fails on some: those are kept as text."""
         try:
             made = work(lines, read_at)
-        except Exception as error:  # whatever one line makes of it, the others and those that follow are delivered
+        except Exception as error:  # noqa: BLE001 - whatever one line makes of it, all others are delivered
             self._say(error)
             made = _together([self._alone(work, lines.only([at]), read_at) for at in range(len(lines))])
         self._counts.unparsed += made.unparsed
@@ -258,9 +258,9 @@ class Processor:
         unread = {written[at] for at in others}
         parsed.objects = _with(parsed.objects, written, objects)
         rest = sorted(changed - parsed.written)
-        part = Lines(*([column[at] for at in rest] for column in (lines.offsets, lines.times, lines.streams, texts)))
-        objects, others, _ = self._parsed(part, read_at)
-        unread.update(rest[at] for at in others)
+        part = Lines(lines.offsets, lines.times, lines.streams, texts).only(rest)
+        objects, unparsed, _ = self._parsed(part, read_at)
+        unread.update(rest[at] for at in unparsed)
         parsed.objects = _with(parsed.objects, rest, objects)
         lines.times = _with(lines.times, rest, part.times)
         parsed.written -= unread

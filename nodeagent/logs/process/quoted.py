@@ -19,6 +19,7 @@ _SPACE: Final = r"[ \t\r\n]*"
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SCALAR: Final = re.compile(rb'[^\s,\]}"]*')
 _STRING_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_DEEPER: Final = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 _QUOTE: Final = 0x22
 _OPENING: Final = b"[{"
 
@@ -75,8 +76,7 @@ def _end(text: bytes, begin: int) -> int | None:
         return scalar.end() if scalar else begin
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(text, begin):
-        sign = token[0]
-        depth += (sign in (b"[", b"{")) - (sign in (b"]", b"}"))
+        depth += _DEEPER.get(token[0], 0)
         if not depth:
             return token.end()
     return None

@@ -19,7 +19,7 @@ from nodeagent.logs.process.quoted import QuotedMember
 from nodeagent.logs.process.rules import DropRule, RedactRule, Rule
 from nodeagent.logs.process.times import TimeKey
 from tests.unit.logs.process.strict import strict
-from tests.unit.logs.process.test_processor import out, processed
+from tests.unit.logs.process.test_processor import processed
 
 PASSWORD = RedactRule(LinePattern(".+"), "***", RecordMember("password"))
 
@@ -54,7 +54,9 @@ def test_nothing_that_is_found_is_not_replaced(pattern: str, text: str, left: st
 ODD = [LinePattern(each) for each in (r"x*", r"\B", r"(é|)", r"\b", r"[^x]*", r"(?s:.)?x", r"\s*", r"$")]
 
 
-@given(st.lists(st.text("xé注 ", max_size=6), min_size=1, max_size=4), st.sampled_from(ODD), st.sampled_from(["", "\n"]))
+@given(
+    st.lists(st.text("xé注 ", max_size=6), min_size=1, max_size=4), st.sampled_from(ODD), st.sampled_from(["", "\n"])
+)
 def test_what_is_redacted_stays_text(texts: list[str], pattern: LinePattern, replacement: str) -> None:
     encoded = [each.encode() for each in texts]
     found = pattern.replace(encoded, replacement.encode()) or encoded
@@ -63,7 +65,9 @@ def test_what_is_redacted_stays_text(texts: list[str], pattern: LinePattern, rep
     assert found == [pattern.replaced_in(each, replacement.encode()) for each in encoded]
 
 
-@pytest.mark.parametrize(("pattern", "taken"), [(r"a\C", False), (r"\\C", True), (r"\Q\C\Ea", True), (r"\Qa\E\C", False)])
+@pytest.mark.parametrize(
+    ("pattern", "taken"), [(r"a\C", False), (r"\\C", True), (r"\Q\C\Ea", True), (r"\Qa\E\C", False)]
+)
 def test_a_byte_of_a_character_is_no_pattern(pattern: str, taken: bool) -> None:
     if taken:
         assert LinePattern(pattern).text == pattern
@@ -121,7 +125,9 @@ PATTERNS = [LinePattern(each) for each in ("alice", "bob", "^x$", "HIDDEN", r'"a
 MEMBERS = [None, RecordMember("a"), RecordMember("b"), RecordMember("log")]
 RULES = st.lists(
     st.builds(DropRule, st.sampled_from(PATTERNS), st.sampled_from(MEMBERS))
-    | st.builds(RedactRule, st.sampled_from(PATTERNS), st.sampled_from(["HIDDEN", "bob", '"c":']), st.sampled_from(MEMBERS)),
+    | st.builds(
+        RedactRule, st.sampled_from(PATTERNS), st.sampled_from(["HIDDEN", "bob", '"c":']), st.sampled_from(MEMBERS)
+    ),
     max_size=4,
 )
 
@@ -165,7 +171,7 @@ BROKEN = [
     '{"password":{"x":["s3cret"',
     r'{"password":"\x s3cret","y":1}',
     '{"password":s3cret}',
-    "{'a':1,\"password\":\"s3cret\"}",
+    '{\'a\':1,"password":"s3cret"}',
     f'{DEEP}{{"password":"s3cret"}}{"}" * 1100}',
     f'{{"x":{DEEP}1{"}" * 1100},"password":"s3cret"}}',
     '[{"password":"s3cret"}]',
@@ -206,7 +212,9 @@ def test_nothing_else_of_such_a_line_is_changed(path: str, line: str, left: str)
     assert [strict(each) for each in found.objects] == [{"log": left}]
 
 
-@given(st.lists(st.sampled_from(['"password"', ":", '"', "{", "}", "[", "]", "\\", "s3", " ", ",", "1", "é"]), max_size=20))
+@given(
+    st.lists(st.sampled_from(['"password"', ":", '"', "{", "}", "[", "]", "\\", "s3", " ", ",", "1", "é"]), max_size=20)
+)
 def test_any_text_stays_one(parts: list[str]) -> None:
     text = "".join(parts)
     made = QuotedMember(["password"]).redacted(text.encode(), lambda value: value.replace("s3", "*"), "*").decode()
