@@ -33,13 +33,12 @@ class HostMounts:
 
     def missing(self) -> str:
         """Return what keeps mounts from being made here; empty: nothing is known that does."""
+        if self._first in (os.getpid(), os.getppid()):  # the agent's own, by its container's numbering
+            return "the node's processes cannot be seen: hostPID is missing"
         try:
-            node = os.stat(f"/proc/{self._first}/ns/mnt")
-            own = os.stat("/proc/self/ns/mnt")
+            os.stat(f"/proc/{self._first}/ns/mnt")
         except OSError as error:
             return f"/proc/{self._first}/ns/mnt: {error.strerror}: CAP_SYS_PTRACE is missing"
-        if (node.st_dev, node.st_ino) == (own.st_dev, own.st_ino) and os.getpid() == self._first:
-            return "the node's processes cannot be seen: hostPID is missing"
         return ""
 
     async def mount(self, folder: Path, target: str) -> None:
@@ -58,6 +57,8 @@ class HostMounts:
             raise KernelError(f"/proc/{self._first}/mountinfo: {error.strerror}") from None
 
     async def _run(self, *arguments: str) -> None:
+        if fault := self.missing():  # or it were done where the agent alone sees it, and the kubelet told that it is
+            raise KernelError(f"{arguments[1]}: {fault}")
         try:
             pidfd = os.pidfd_open(self._first)
         except OSError as error:
@@ -77,8 +78,9 @@ class HostMounts:
             raise KernelError(f"{arguments[1]}: no answer within {PATIENCE_SECONDS:g} s") from None
         if process.returncode:
             words = said.decode(errors="replace").strip()[-300:]
-            hint = self.missing() or "CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed"
-            raise KernelError(f"{arguments[1]}: {words or 'the mount failed'} ({hint})")
+            raise KernelError(
+                f"{arguments[1]}: {words or 'the mount failed'} (CAP_SYS_ADMIN and CAP_SYS_CHROOT are needed)"
+            )
 
 
 def mount(pidfd: int, target: str, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -124,6 +125,19 @@ def test_a_volume_whose_pod_never_came_leaves_nothing(folder: Path, first: int) 
         assert not (kubelet.runtime / "pods" / UID).exists()
 
     play(folder, first, scene)
+
+
+@pytest.mark.parametrize("own", [os.getpid, os.getppid], ids=["control", "its supervisor"])
+def test_nothing_is_mounted_where_only_the_agent_would_see_it(folder: Path, own: Callable[[], int]) -> None:
+    """Input: an agent without hostPID, to which the first process is one of its own."""
+
+    async def scene(kubelet: Kubelet) -> None:
+        for ask in (kubelet.publish, kubelet.unpublish):
+            with pytest.raises(GRPCError, match="hostPID is missing"):
+                await ask()
+        assert not Path(kubelet.target).exists()
+
+    play(folder, own(), scene)
 
 
 def test_the_kubelet_learns_what_the_driver_is(folder: Path, first: int) -> None:
