@@ -36,8 +36,8 @@ SHARED = (
     ("test_agent_tools.py", "test_agent_dial.py", "test_agent_mtls.py"),
     ("test_agent_http.py", "test_agent_enrolment.py", "test_agent_tcp.py"),
     (
-        *("test_cluster.py", "test_installation.py", "test_mesh.py", "test_sidecars.py"),
-        *("test_upgrade.py", "test_bad_days.py", "test_logs.py"),
+        *("test_cluster.py", "test_installation.py", "test_mesh.py", "test_network_policies.py", "test_sidecars.py"),
+        *("test_overlays.py", "test_upgrade.py", "test_bad_days.py", "test_logs.py"),
     ),
 )
 """Files that only use the lab, or the cluster, of their folder's conftest.py, which is up once for each group."""
