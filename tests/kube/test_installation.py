@@ -28,6 +28,7 @@ from tests.kube.mesh import (
     curl,
     enrolled,
     get,
+    in_agent,
     load,
     namespace,
     nodeagent,
@@ -44,6 +45,7 @@ OVERLAYS = ROOT / "daemonset" / "overlays"
 IMAGE = f"docker.io/library/nodeagent:{__version__}"
 OWN_IMAGE = "registry.example/mesh/nodeagent:own"
 MARK = "nodeagent.io/agent-not-ready"
+CRIO = Path("/run/crio/crio.sock")
 TRIED = {
     "client": {"same node", "other node", "Service", "STRICT, with mTLS", "denied by an AuthorizationPolicy"},
     "outsider": {"from outside of the mesh", "STRICT, from outside of the mesh"},
@@ -210,15 +212,19 @@ def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path, 
 
 @pytest.fixture
 def own_overlay(home: Kube, tmp_path: Path) -> Path:
-    """An overlay of somebody's own: the image has another name, and logs may be read."""
+    """An overlay of somebody's own over ``crio``: the image has another name, and logs may be read. Nodes have their
+    runtime's socket where CRI-O has it, too, as the same file: a container sees no other folder's by a symbolic link.
+    """
     name, _, tag = OWN_IMAGE.rpartition(":")
     tagging = ("ctr", "-a", str(CONTAINERD), "-n", "k8s.io", "images", "tag", "--force", IMAGE, OWN_IMAGE)
+    linking = ("sh", "-c", f"mkdir -p {CRIO.parent} && ln -f {CONTAINERD} {CRIO}")
     for node in NODES:
-        subprocess.run(home.command(node, tagging), check=True, capture_output=True)
+        for command in (tagging, linking):
+            subprocess.run(home.command(node, command), check=True, capture_output=True)
     document = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [os.path.relpath(OVERLAYS / "minimal", tmp_path)],
+        "resources": [os.path.relpath(OVERLAYS / "crio", tmp_path)],
         "components": [os.path.relpath(ROOT / "daemonset" / "components" / "logs", tmp_path)],
         "images": [{"name": "nodeagent", "newName": name, "newTag": tag}],
     }
@@ -228,12 +234,27 @@ def own_overlay(home: Kube, tmp_path: Path) -> Path:
 
 def test_by_kubectl_alone_nothing_is_left_either(home: Kube, own_overlay: Path) -> None:
     """Input: manifests of somebody's own that are applied, by the server, and deleted, the nodes' cleaning between, as
-    the documents say; on a node are positions of logs. Verdict: as above, and nodes were cleaned by the own image.
+    the documents say; on a node are positions of logs. There is no CRI-O here: containerd answers where that one
+    listens, and of containerd's own folder, by which pods are known early, the agents see nothing. So this shows that
+    the overlay's mounts are what the agent looks for, and that it goes by what the runtime lists; CRI-O's own answers
+    are tried in ``tests/netns/test_runtime.py``. Verdict: pods that are there and one that comes are in the mesh;
+    then as above, and nodes were cleaned by the own image.
     """
     before = traces(home)
     home.kubectl("apply", "--server-side", "-k", str(own_overlay))
     rolled_out(home)
-    enrolled(home, "node-a", "home/server-node-a")
+    for node in NODES:
+        enrolled(home, node, f"home/server-{node}")
+        seen = in_agent(home, node, "sh", "-c", f"test -S {CRIO}; echo $?; ls /run").split()
+        assert seen[0] == "0"
+        assert "containerd" not in seen
+    apply(home, client("home", "node-a", name="listed"))
+    ready(home, "home", "listed")
+    enrolled(home, "node-a", "home/listed")
+    for node in NODES:
+        eventually(lambda node=node: curl(home, "home/listed", host(home, node)).stdout == "200", node, SECONDS)
+        assert curl(home, "default/visitor", host(home, node)).returncode == 56
+    home.kubectl("delete", "pod", "-n", "home", "listed")
     subprocess.run(home.command("node-a", ["touch", "/var/lib/nodeagent/logs/positions"]), check=True)
     home.kubectl("patch", "-n", SYSTEM, "daemonset/nodeagent", "--patch-file", str(ROOT / "daemonset/uninstall.yaml"))
     home.kubectl("rollout", "status", "-n", SYSTEM, "daemonset/nodeagent", f"--timeout={SECONDS:g}s", seconds=SECONDS)

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.kube.cluster import Cluster
+from tests.prometheus_operator import DEFINITIONS
 
 DAEMONSET = Path(__file__).parents[2] / "daemonset"
 OVERLAYS = sorted(path.name for path in (DAEMONSET / "overlays").iterdir())
 BY_THEMSELVES = ("crds", "sidecar-comparison")
 """Overlays without the agents."""
-OPERATOR = (("PodMonitor", "podmonitors", "v1"), ("PrometheusRule", "prometheusrules", "v1"))
-"""Kinds of the Prometheus Operator, as far as an API server must know them to take an object."""
 BUCKET = {"maxTokens": 1, "fillInterval": "1s"}
 ALL = {"matchLabels": {"app": "*"}}
 WEB = {"matchLabels": {"app": "web"}}
@@ -64,26 +62,12 @@ POLICIES: dict[str, tuple[str, list[tuple[dict[str, Any], str]]]] = {
 }  # fmt: skip
 
 
-def _definition(kind: str, plural: str, version: str) -> dict[str, Any]:
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    group = "monitoring.coreos.com"
-    names = {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"}
-    served = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}"},
-        "spec": {"group": group, "names": names, "scope": "Namespaced", "versions": [served]},
-    }
-
-
 @pytest.fixture(scope="module")
 def defined(cluster: Cluster) -> Cluster:
     """The cluster with all kinds: Istio's, ours, and the operator's."""
     for folder in ("overlays/crds", "base/crds"):
         cluster.kubectl("apply", "-k", str(DAEMONSET / folder))
-    for kind in OPERATOR:
-        cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_definition(*kind)))
+    cluster.kubectl("apply", "-f", str(DEFINITIONS))
     for group in ("security.istio.io", "nodeagent.io", "monitoring.coreos.com"):
         cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *_definitions(cluster, group))
     return cluster

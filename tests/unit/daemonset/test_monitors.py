@@ -1,6 +1,5 @@
-"""Whom Prometheus scrapes by daemonset/overlays/prometheus-operator: the operator's rules for a PodMonitor (its
-v0.85, promcfg.go: generatePodMonitorConfig), applied to the pods of the manifests as Prometheus finds and
-relabels them (its documents: kubernetes_sd_config, role pod; relabel_config).
+"""Whom Prometheus scrapes by daemonset/overlays/prometheus-operator: the operator's rules for a PodMonitor, applied
+to the pods of the manifests as Prometheus finds and relabels them (its documents: relabel_config).
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import yaml
 
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.metrics import Metric
+from tests.prometheus_operator import Labels, discovered, relabelings
 
 DAEMONSET = Path(__file__).parents[3] / "daemonset"
 OVERLAY = DAEMONSET / "overlays" / "prometheus-operator"
 WORKLOADS = ("base/daemonset.yaml", "ca/service.yaml", "webhook/service.yaml")
 NAMESPACE = "nodeagent-system"
-Labels = dict[str, str]
 Target = frozenset[tuple[str, str]]
 """The labels of what is scraped, and its address: two that are equal are one."""
 
@@ -38,52 +37,11 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-def discovered(template: Mapping[str, Any], pod: str, node: str, address: str) -> Iterator[Labels]:
-    """Yield what Prometheus finds of a pod: a target for each port declared, and one for a container without any."""
-    host = f"[{address}]" if ":" in address else address
-    found = {
-        "__meta_kubernetes_namespace": NAMESPACE,
-        "__meta_kubernetes_pod_name": pod,
-        "__meta_kubernetes_pod_ip": address,
-        "__meta_kubernetes_pod_node_name": node,
-        "__meta_kubernetes_pod_phase": "Running",
-    }
-    for name, value in template["metadata"]["labels"].items():
-        safe = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-        found |= {f"__meta_kubernetes_pod_label_{safe}": value, f"__meta_kubernetes_pod_labelpresent_{safe}": "true"}
-    for container in template["spec"]["containers"]:
-        own = {**found, "__meta_kubernetes_pod_container_name": container["name"]}
-        for port in container.get("ports", ()):
-            number = str(port["containerPort"])
-            declared = {"__meta_kubernetes_pod_container_port_name": port.get("name", "")}
-            declared["__meta_kubernetes_pod_container_port_number"] = number
-            yield {**own, **declared, "__address__": f"{host}:{number}"}
-        if not container.get("ports"):
-            yield {**own, "__address__": address}
-
-
-def rules(monitor: Mapping[str, Any], endpoint: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what the operator makes of an endpoint."""
-    yield {"action": "drop", "sourceLabels": ["__meta_kubernetes_pod_phase"], "regex": "(Failed|Succeeded)"}
-    selector = monitor["spec"]["selector"]
-    chosen = {name: [value] for name, value in selector.get("matchLabels", {}).items()}
-    for expression in selector.get("matchExpressions", ()):
-        assert expression["operator"] == "In"
-        chosen[expression["key"]] = expression["values"]
-    for name, values in chosen.items():
-        safe = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-        sources = [f"__meta_kubernetes_pod_label_{safe}", f"__meta_kubernetes_pod_labelpresent_{safe}"]
-        yield {"action": "keep", "sourceLabels": sources, "regex": f"({'|'.join(values)});true"}
-    for field, label in (("port", "name"), ("portNumber", "number")):
-        if field in endpoint:
-            source = f"__meta_kubernetes_pod_container_port_{label}"
-            yield {"action": "keep", "sourceLabels": [source], "regex": str(endpoint[field])}
-    for label, source in (("namespace", "namespace"), ("container", "pod_container_name"), ("pod", "pod_name")):
-        yield {"sourceLabels": [f"__meta_kubernetes_{source}"], "targetLabel": label}
-    yield {"targetLabel": "job", "replacement": f"{NAMESPACE}/{monitor['metadata']['name']}"}
-    if "port" in endpoint:
-        yield {"targetLabel": "endpoint", "replacement": endpoint["port"]}
-    yield from endpoint.get("relabelings", ())
+def running(template: Mapping[str, Any], name: str, node: str, address: str) -> list[Labels]:
+    """Return the targets of a pod of *template*."""
+    metadata = {"name": name, "namespace": NAMESPACE, "labels": template["metadata"]["labels"]}
+    spec = {**template["spec"], "nodeName": node}
+    return list(discovered({"metadata": metadata, "spec": spec, "status": {"podIP": address, "phase": "Running"}}))
 
 
 def relabelled(labels: Labels, steps: Iterator[dict[str, Any]]) -> Labels | None:
@@ -109,11 +67,11 @@ def relabelled(labels: Labels, steps: Iterator[dict[str, Any]]) -> Labels | None
 
 def scraped(monitor: str, *pods: Labels) -> set[Target]:
     """Return whom Prometheus scrapes of *pods* by *monitor*."""
-    document = MONITORS[monitor]
+    document = {**MONITORS[monitor], "metadata": {"name": monitor, "namespace": NAMESPACE}}
     found = set()
     for endpoint in document["spec"]["podMetricsEndpoints"]:
         for pod in pods:
-            made = relabelled(pod, rules(document, endpoint))
+            made = relabelled(pod, relabelings(document, endpoint))
             if made is not None:
                 kept = {**made, "instance": made["__address__"], "__path__": endpoint["path"]}
                 found.add(frozenset(item for item in kept.items() if not item[0].startswith("__meta")))
@@ -123,7 +81,7 @@ def scraped(monitor: str, *pods: Labels) -> set[Target]:
 def everything(address: str) -> list[Labels]:
     found: list[Labels] = []
     for name, template in TEMPLATES.items():
-        found += discovered(template, f"{name}-x", "a", address)
+        found += running(template, f"{name}-x", "a", address)
     return found
 
 
@@ -141,9 +99,9 @@ def test_each_agent_is_scraped_at_its_port(address: str) -> None:
 
 
 def test_a_node_whose_old_agent_drains_is_scraped_once() -> None:
-    agents = [*discovered(TEMPLATES["nodeagent"], "nodeagent-old", "a", "10.0.0.1")]
-    agents += discovered(TEMPLATES["nodeagent"], "nodeagent-new", "a", "10.0.0.1")
-    agents += discovered(TEMPLATES["nodeagent"], "nodeagent-b", "b", "10.0.0.2")
+    agents = running(TEMPLATES["nodeagent"], "nodeagent-old", "a", "10.0.0.1")
+    agents += running(TEMPLATES["nodeagent"], "nodeagent-new", "a", "10.0.0.1")
+    agents += running(TEMPLATES["nodeagent"], "nodeagent-b", "b", "10.0.0.2")
     assert {dict(each)["node"] for each in scraped("nodeagent", *agents)} == {"a", "b"}
     assert len(scraped("nodeagent", *agents)) == 2
 
