@@ -89,7 +89,7 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
     "--logs",
     "profile",
     flag_value="logs",
-    help="Only how fast the node's logs are, beside rsyslog, syslog-ng and otelcol.",
+    help="Only the node's logs: how fast, beside rsyslog, syslog-ng and otelcol, and what they do to the proxy.",
 )
 @click.option("--modes", callback=_names(MODES), metavar="A,B,…", help=f"Some of: {', '.join(MODES)}.")
 @click.option("--workloads", callback=_names(_KNOWN), metavar="A,B,…", help=f"Some of: {', '.join(_KNOWN)}.")

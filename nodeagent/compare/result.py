@@ -84,11 +84,15 @@ class SwitchResult(TypedDict):
     against_default: float
 
 
+ReportedLoad = Literal["plain", "cri", "steady", "down", "busy", "files", "beside"]
+"""``beside``: while the proxy is measured too."""
+
+
 class LogsResult(TypedDict):
     """What a program does that brings logs somewhere, under one load: medians of its rounds."""
 
     shipper: str
-    load: Literal["plain", "cri", "steady", "down", "busy", "files"]
+    load: ReportedLoad
     lines_per_second: float
     cpu_us_per_line: float
     cpu_percent: float

@@ -12,7 +12,7 @@ from typing import Final
 from nodeagent.compare import calls, labs, load, measure
 from nodeagent.compare.labs import LabNeeds, Missing
 from nodeagent.compare.load import Client, CompareError, Sample, UnansweredError, Workload
-from nodeagent.compare.logs.beside import measure_beside
+from nodeagent.compare.logs.beside import ProxyBesideLogs, measure_beside
 from nodeagent.compare.logs.measure import LogSample
 from nodeagent.compare.logs.run import LogCell, measure_logs
 from nodeagent.compare.micro import Micro, measure_micro
@@ -138,8 +138,8 @@ class Results:
     switches: list[Switched] = field(default_factory=list)
     micro: Micro | None = None
     logs: dict[LogCell, list[LogSample]] = field(default_factory=dict)
-    beside_logs: list[tuple[Sample, Sample]] = field(default_factory=list)
-    """Of the agent's proxy: with the logs' collector at full load beside it, and without, a round each."""
+    beside_logs: list[ProxyBesideLogs] = field(default_factory=list)
+    """Of the agent's proxy, with the logs' collector at full load beside it and without."""
     missing: list[Missing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What went wrong, in words."""
@@ -169,6 +169,32 @@ def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
             results.micro = measure_micro()
         if plan.logs:
             measure_logs(plan.rounds, _LOGS_SECONDS, results.logs, results.missing, progress)
+            if "nodeagent" not in plan.modes:
+                _measure_beside_alone(plan, results, progress)
+
+
+def _measure_beside_alone(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+    """Bring the agent up only for what the node's logs do to its proxy."""
+    needs = LabNeeds(("http",), wait=plan.wait)
+    for agent in labs.bring_up(("nodeagent",), needs, results.missing, lambda what: progress(what, 0, 1)):
+        try:
+            warm_up(_loaded(agent).measure)
+            _measure_beside(agent, plan, results, progress)
+        except (NodeagentError, OSError) as error:
+            results.missing.append({"what": "nodeagent, under full log load", "why": str(error)})
+        finally:
+            agent.lab.down()
+
+
+def _measure_beside(agent: Mode, plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+    progress("nodeagent, under full log load", 0, 1)
+    cell = _loaded(agent)
+    measure_beside(plan.rounds, lambda: cell.measure(plan.seconds), results.beside_logs, results.missing)
+
+
+def _loaded(agent: Mode) -> Cell:
+    """Return what is measured of *agent* beside its logs."""
+    return Cell(agent, "http", _OPEN_CONNECTIONS)
 
 
 def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
@@ -187,9 +213,7 @@ def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -
         lost = _rounds(plan, modes, results, progress)
         _account([mode for mode in modes if mode not in lost], results)
         if plan.logs and (agent := next((each for each in modes if each.describe() == "nodeagent"), None)):
-            progress("nodeagent, under full log load", 0, 1)
-            cell = Cell(agent, "http", _OPEN_CONNECTIONS)
-            measure_beside(plan.rounds, lambda: cell.measure(plan.seconds), results.beside_logs, results.missing)
+            _measure_beside(agent, plan, results, progress)
     finally:
         for mode in modes:
             mode.lab.down()

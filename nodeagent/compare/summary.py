@@ -19,12 +19,13 @@ from nodeagent import __version__
 from nodeagent.compare.goals import MEGABYTE, Goal, compared
 from nodeagent.compare.load import Sample
 from nodeagent.compare.logs.measure import LogSample
-from nodeagent.compare.logs.run import LogCell
+from nodeagent.compare.logs.shippers import AGENT
 from nodeagent.compare.result import (
     ClaimResult,
     ComparisonResult,
     LogsResult,
     RatioResult,
+    ReportedLoad,
     RunResult,
     ScaleResult,
     SwitchResult,
@@ -60,7 +61,7 @@ def summarize(results: Results, plan: ComparisonPlan, before: ComparisonResult |
             for mode, (checked, failed) in results.work.items()
         },
         "switches": list(map(_switch, results.switches)),
-        "logs": [_logs(cell, samples) for cell, samples in results.logs.items() if samples],
+        "logs": list(_logs(results)),
         "micro": asdict(results.micro) if results.micro else None,
         "missing": results.missing,
         "notes": results.notes + _disagreements(ratios),
@@ -153,10 +154,18 @@ def _switch(switched: Switched) -> SwitchResult:
     }
 
 
-def _logs(cell: LogCell, samples: Sequence[LogSample]) -> LogsResult:
+def _logs(results: Results) -> Iterator[LogsResult]:
+    for cell, samples in results.logs.items():
+        if samples:
+            yield _of_logs(cell.shipper.name, cell.load, samples)
+    if results.beside_logs:
+        yield _of_logs(AGENT.name, "beside", [each.logs for each in results.beside_logs])
+
+
+def _of_logs(shipper: str, load: ReportedLoad, samples: Sequence[LogSample]) -> LogsResult:
     return {
-        "shipper": cell.shipper.name,
-        "load": cell.load,
+        "shipper": shipper,
+        "load": load,
         "lines_per_second": round(statistics.median(each.lines_per_second for each in samples)),
         "cpu_us_per_line": round(statistics.median(each.cpu_us_per_line for each in samples), 3),
         "cpu_percent": round(statistics.median(each.cpu_percent for each in samples), 2),

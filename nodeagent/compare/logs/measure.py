@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 from nodeagent.compare import measure
-from nodeagent.compare.load import CompareError
+from nodeagent.compare.load import CompareError, Sample
 from nodeagent.compare.logs import lines as lines_of
 from nodeagent.compare.logs.lines import LineKind, line
 from nodeagent.compare.logs.shippers import AGENT, IDLE, Shipper, ShipperTask
@@ -192,17 +192,24 @@ class Bench:
             sample = _sample(sent, time.monotonic() - started, running.cpu() - cpu_before, most)
         return replace(sample, growth_bytes=late - early)
 
-    @contextmanager
-    def at_full_load(self, path: Path, lines: int) -> Iterator[None]:
-        """Have the agent's collector read the file *path* of so many *lines*, as fast as it can. Raises CompareError if
-        it does not begin, or was done before the end.
+    def at_full_load(self, path: Path, lines: int, measure: Callable[[], Sample]) -> tuple[Sample, LogSample]:
+        """Return what *measure* says while the agent's collector reads the file *path* of so many *lines*, as fast as
+        it can, and what that did meanwhile. Raises CompareError if it does not begin, does nothing meanwhile, or was
+        done before the end.
         """
         self.sink.reset()
         with self._running(AGENT, str(path), "plain") as running:
-            self._until(running, 1, _START_SECONDS)
-            yield
-            if self.sink.counted()["lines"] >= lines:
+            before = self._until(running, 1, _START_SECONDS)["lines"]
+            cpu_before = running.cpu()
+            started = time.monotonic()
+            measured = measure()
+            told = self.sink.counted()["lines"]
+            took = time.monotonic() - started
+            if told >= lines:
                 raise CompareError("all lines were read before the other figure was measured: the file is too short")
+            if told == before:
+                raise CompareError("no line was delivered while the other figure was measured: it says nothing")
+            return measured, _sample(told - before, took, running.cpu() - cpu_before, running.memory())
 
     @contextmanager
     def _running(

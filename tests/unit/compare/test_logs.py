@@ -20,6 +20,7 @@ import pytest
 from nodeagent.compare import goals, summary
 from nodeagent.compare.load import CompareError, Sample
 from nodeagent.compare.logs import agent, beside, lines, run, shippers
+from nodeagent.compare.logs.beside import ProxyBesideLogs
 from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
 from nodeagent.compare.logs.micro import line_costs
 from nodeagent.compare.logs.run import LogCell, measure_logs
@@ -140,7 +141,9 @@ def test_ratios_are_of_the_same_round() -> None:
         cells["nodeagent", "files"]: [LogSample(10_000, 10, 40.0, 10 << 20, 6 << 20)],
     }
     quiet = Sample(1000, 1.0, 0, ((99.0, 500.0),))
-    results.beside_logs = [(replace(quiet, percentiles=((99.0, 550.0),)), quiet)]
+    results.beside_logs = [
+        ProxyBesideLogs(replace(quiet, percentiles=((99.0, 550.0),)), quiet, LogSample(200_000, 2, 100, 30 << 20))
+    ]
     told = {goal.name: (values, goal.verdict(values[0])) for goal, values in goals.compared(results)}
     assert told == {
         "logs / rsyslog: plain JSON, lines/s": ([12, 6], "aim"),
@@ -150,6 +153,7 @@ def test_ratios_are_of_the_same_round() -> None:
         "logs: memory's growth, ten minutes' lines with a sink that answers 429": ([2], "must"),
         "logs: memory's growth, 5,000 files came and went": ([6], "missed"),
         "agent: same node, 32 connections, p99, under full log load / without": ([1.1], "must"),
+        "logs: delivered while the proxy was measured": ([200], None),
         "logs: memory above a daemon without, at most": ([30], "must"),
     }
     rows = summary.summarize(results, ComparisonPlan((), (), 2, 1, logs=True))["logs"]
@@ -163,6 +167,7 @@ def test_ratios_are_of_the_same_round() -> None:
         "memory_growth_bytes": 0,
         "rounds": [600_000, 300_000],
     }
+    assert (rows[-1]["load"], rows[-1]["lines_per_second"]) == ("beside", 200_000)
 
 
 @pytest.mark.parametrize("refusing", [True, False])
@@ -240,13 +245,37 @@ def test_a_figure_is_measured_beside_the_collector_and_without(monkeypatch: pyte
     """In turn, a round each; a file that was read too soon is no load."""
     sample = Sample(1000, 1.0, 0, ((99.0, 500.0),))
     monkeypatch.setattr(beside, "LINES", 1_000_000)  # seconds, however late this process has its turn
-    found: list[tuple[Sample, Sample]] = []
+    found: list[ProxyBesideLogs] = []
     missing: list[Any] = []
-    beside.measure_beside(1, lambda: sample, found, missing)
-    assert (found, missing) == ([(sample, sample)], [])
+    sinks: list[SinkProcess] = []
+
+    def started(core: int) -> SinkProcess:
+        sinks.append(SinkProcess(core))
+        return sinks[-1]
+
+    def measure() -> Sample:
+        seen = sinks[0].counted()["lines"]
+        eventually(lambda: not seen or sinks[0].counted()["lines"] > seen, "lines come, where any do")
+        return sample
+
+    monkeypatch.setattr(beside, "SinkProcess", started)
+    beside.measure_beside(1, measure, found, missing)
+    assert missing == []
+    assert [(each.under, each.without) for each in found] == [(sample, sample)]
+    assert found[0].logs.lines_per_second > 0
     monkeypatch.setattr(beside, "LINES", 1)
     beside.measure_beside(1, lambda: sample, found, missing)
     assert "the file is too short" in missing[0]["why"]
+
+
+def test_a_figure_beside_a_collector_that_does_nothing_is_none(
+    sink: SinkProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = min(os.sched_getaffinity(0))
+    lines.write(tmp_path / "plain", 10, "plain")
+    monkeypatch.setattr(sink, "counted", lambda: {"lines": 1})
+    with pytest.raises(CompareError, match="no line was delivered while the other figure was measured"):
+        Bench(sink, core, core).at_full_load(tmp_path / "plain", 10, lambda: Sample(1000, 1.0, 0, ()))
 
 
 def test_what_a_line_costs_is_told_by_kind() -> None:
