@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import Final
@@ -105,13 +105,15 @@ class LogFinder:
         before.plan = made
         before.gone_at = 0.0
         before.next_look = 0.0
-        for key, source in list(before.sources.items()):
+        left_out: list[str] = []
+        for key, source in before.sources.items():
             described = self._described(before, source.kind, source.container or source.path)
             if described is None:
-                self._give_up(before, key, left_out=True)
+                left_out.append(key)
             elif described != source:
                 before.sources[key] = described
                 self._tells.source(described)
+        self._give_up(before, left_out, left_out=True)
 
     def reconfigure(self, settings: LogSettings, folders: LogFolders) -> None:
         """Go by other *settings*; everything is told anew."""
@@ -353,23 +355,22 @@ class LogFinder:
             return
         used = {key for key, _ in (*followed.files.values(), *followed.aside.values())}
         idle = [key for key in followed.sources if key not in used]
-        for key in idle[: len(idle) - IDLE_SOURCES]:
-            self._give_up(followed, key)
+        self._give_up(followed, idle[: len(idle) - IDLE_SOURCES])
 
-    def _give_up(self, followed: FollowedPod, key: str, *, left_out: bool = False) -> None:
-        """A source has no more files, or is *left_out* from now on."""
-        del followed.sources[key]
-        for identity, (source, _) in list(followed.files.items()):
-            if source == key:
-                del followed.files[identity]
-                self._known.pop(identity, None)
-        followed.aside = {file: each for file, each in followed.aside.items() if each[0] != key}
-        self._tells.source_gone(key, left_out=left_out)
+    def _give_up(self, followed: FollowedPod, keys: Collection[str], *, left_out: bool = False) -> None:
+        """Sources have no more files, or are *left_out* from now on."""
+        given = frozenset(keys)
+        for identity in [identity for identity, (source, _) in followed.files.items() if source in given]:
+            del followed.files[identity]
+            self._known.pop(identity, None)
+        followed.aside = {file: each for file, each in followed.aside.items() if each[0] not in given}
+        for key in keys:
+            del followed.sources[key]
+            self._tells.source_gone(key, left_out=left_out)
 
     def _drop(self, uid: PodUid, followed: FollowedPod) -> None:
         """A pod is gone, and so are its files; whoever has them open reads them to their ends."""
-        for key in list(followed.sources):
-            self._give_up(followed, key)
+        self._give_up(followed, list(followed.sources))
         self._watches.drop(uid)
         del self._pods[uid]
 

@@ -161,6 +161,8 @@ class FileStreams:
         for name in self._left.keys() & self.lanes.keys():
             self.lanes[name].counts.add(self._left[name].counts)
         self.sources: dict[str, FollowedSource] = {}
+        self._of_pods: dict[PodUid, int] = {}
+        """How many sources each pod has."""
         self._holding: set[FileStream] = set()
         self._ending = False
 
@@ -193,6 +195,7 @@ class FileStreams:
             followed = self.sources[facts.key] = FollowedSource(
                 facts, origin, self._recipes, self._is_reading, self._holding
             )
+            self._of_pods[facts.uid] = self._of_pods.get(facts.uid, 0) + 1
         elif not followed.reads_alike(facts):
             followed.finish()
         followed.facts = facts
@@ -224,10 +227,12 @@ class FileStreams:
     def forget(self, key: str) -> bool:
         """Forget a source; return whether it was the last one of its pod."""
         uid = self.sources.pop(key).facts.uid
-        last = all(each.facts.uid != uid for each in self.sources.values())
-        if last:
-            self._recipes.forget(uid)
-        return last
+        left = self._of_pods.pop(uid) - 1
+        if left:
+            self._of_pods[uid] = left
+            return False
+        self._recipes.forget(uid)
+        return True
 
     def forget_removed(self) -> None:
         """Tell of former sinks' buffers no more once somebody has removed them."""

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import os
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -418,6 +419,44 @@ def test_a_pod_with_thousands_of_files_leaves_others_theirs(tmp_path: Path) -> N
     assert [found[PodUid(f"u{number}")] for number in range(1, 4)] == [10, 10, 10]
     assert 16 < found[PodUid("u0")] < 70
     assert "shop/cart0" in node.refusals() and "shop/cart1" not in node.refusals()
+    node.heard.close()
+
+
+class Walked(dict[Any, Any]):
+    """Counts how often all of it is gone through."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.walks = 0
+
+    def items(self) -> Any:
+        self.walks += 1
+        return super().items()
+
+
+@pytest.mark.parametrize("how", ["gone", "left out", "idle"])
+def test_what_thousands_of_files_take_grows_with_their_number_only(tmp_path: Path, how: str) -> None:
+    """Input: as many logs as files, given up at once. Verdict: the files are gone through a few times, not for each."""
+    node = Node(tmp_path, limits={"filesPerPod": 500})
+    node.pod(annotations=FILES)
+    for number in range(500):
+        node.file(f"varlog/app/{number}.log")
+    node.look()
+    (followed,) = node.finder.pods()
+    assert len(followed.files) == len(followed.sources) == 500
+    followed.files = walked = Walked(followed.files)
+    if how == "gone":
+        node.pods.clear()
+        shutil.rmtree(node.volumes / "u1")
+    elif how == "left out":
+        node.pod(annotations={})
+    else:
+        for identity in list(node.heard.files)[:400]:
+            node.finder.closed(identity)
+        shutil.rmtree(node.volumes / "u1")
+    node.look()
+    assert len(node.heard.gone) == (500 if how != "idle" else 400 - IDLE_SOURCES)
+    assert walked.walks < 5
     node.heard.close()
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -284,6 +285,32 @@ def test_records_of_a_former_sink_are_told_until_somebody_decides(tmp_path: Path
             assert not intake.warnings() and [each["name"] for each in intake.streams.rows()] == ["all"]
             (of_former,) = [counts for who, _, counts in intake.streams.counts() if "former" in who]
             assert [count for _, labels, count in of_former() if DAMAGED in labels] == [2], "they are dropped"
+
+    asyncio.run(scenario())
+
+
+class Walked(dict[Any, Any]):
+    """Counts how often all of it is gone through."""
+
+    walks = 0
+
+    def values(self) -> Any:
+        self.walks += 1
+        return super().values()
+
+
+def test_pods_are_forgotten_without_a_look_at_all_others_for_each(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with at_work(tmp_path) as intake:
+            for number in range(500):
+                for container in ("app", "side"):
+                    key = f"output/{number}/{container}"
+                    intake.source(replace(SOURCE, key=key, uid=PodUid(str(number)), pod=f"web-{number}"))
+                    intake.source_gone(key, left_out=False)
+            intake.streams.sources = walked = Walked(intake.streams.sources)
+            intake.forget()
+            assert not walked and not intake.streams.pods()
+            assert walked.walks < 5
 
     asyncio.run(scenario())
 
