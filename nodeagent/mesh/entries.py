@@ -6,7 +6,7 @@ YAML.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
@@ -158,6 +158,13 @@ class Service:
     def key(self) -> str:
         return f"service/{self.namespace}/{self.name}"
 
+    def at(self, port: int) -> ServicePort | None:
+        """Return its *port*, None: it has no such one."""
+        for each in self.ports:
+            if each.port == port:
+                return each
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class UnreadPolicies:
@@ -173,6 +180,11 @@ class UnreadPolicies:
 
 
 Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit | UnreadPolicies
+
+
+def by_key(services: Iterable[Service]) -> tuple[Service, ...]:
+    """Return *services* in the order that decides whose a ClusterIP is that several have: the last one's."""
+    return tuple(sorted(services, key=lambda service: service.key))
 
 
 def policies_of(workload: Workload, known: Callable[[str], Entry | None]) -> tuple[Entry, ...]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from nodeagent.errors import ResourceError
-from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload, policies_of
+from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload, by_key, policies_of
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
 from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, RequestAuthentication
-from nodeagent.vocabulary import PodUid
+from nodeagent.vocabulary import Address, PodUid
 
 Where = tuple[str, int]
 """An address in canonical text and a port."""
@@ -258,11 +258,13 @@ def _balanced(
     services: Iterable[Service], destinations: Mapping[Where, KernelDestination]
 ) -> Iterable[tuple[Where, KernelService]]:
     """Yield the ClusterIPs behind which some endpoint is on the kernel path; the others are the proxy's altogether."""
-    for service in services:
+    holders: dict[Address, Service] = {}
+    for service in by_key(services):
+        holders.update(dict.fromkeys(service.addresses, service))
+    for address, service in holders.items():
         for port in service.ports:
-            for address in service.addresses:
-                endpoints = tuple(
-                    (each.address, each.port) for each in port.endpoints if (":" in each.address) == (":" in address)
-                )
-                if any(endpoint in destinations for endpoint in endpoints):
-                    yield (address, port.port), KernelService(f"{service.namespace}/{service.name}", endpoints)
+            endpoints = tuple(
+                (each.address, each.port) for each in port.endpoints if (":" in each.address) == (":" in address)
+            )
+            if any(endpoint in destinations for endpoint in endpoints):
+                yield (address, port.port), KernelService(f"{service.namespace}/{service.name}", endpoints)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from nodeagent.mesh.entries import Delta, Endpoint, Entry, Protocol, Service, ServicePort, Workload, policies_of
+from nodeagent.mesh.entries import Delta, Endpoint, Entry, Protocol, Service, Workload, by_key, policies_of
 from nodeagent.vocabulary import Address, PodUid
 
 TARGETS: Final = 4096
@@ -43,8 +43,8 @@ class ClusterView:
         self._workloads: dict[PodUid, Workload] = {}
         self._services: dict[str, Service] = {}
         self._by_address: dict[Address, Workload] = {}
-        self._by_vip: dict[tuple[Address, int], tuple[Service, ServicePort]] = {}
-        self._vip_addresses: dict[Address, Service] = {}
+        self._by_vip: dict[Address, tuple[Service, ...]] = {}
+        """Who says that a ClusterIP is theirs; while one passes to another Service both may, and the last has it."""
         self._targets: dict[tuple[str, int], Resolved] = {}
         self._turns: dict[tuple[str, int], int] = {}
         """Of a provider's endpoints the one that was given last, by the Service's key and the port."""
@@ -67,9 +67,7 @@ class ClusterView:
             elif isinstance(entry, Service):
                 self._services[entry.key] = entry
                 for address in entry.addresses:
-                    self._vip_addresses[address] = entry
-                    for port in entry.ports:
-                        self._by_vip[address, port.port] = (entry, port)
+                    self._by_vip[address] = by_key((*self._by_vip.get(address, ()), entry))
             else:
                 self._policies[entry.key] = entry
                 verdicts = True
@@ -91,9 +89,9 @@ class ClusterView:
             return
         service = self._services.pop(key, None)
         for address in service.addresses if service else ():
-            self._vip_addresses.pop(address, None)
-            for port in service.ports if service else ():
-                self._by_vip.pop((address, port.port), None)
+            others = tuple(each for each in self._by_vip.pop(address) if each is not service)
+            if others:
+                self._by_vip[address] = others
 
     def workload(self, uid: PodUid) -> Workload | None:
         return self._workloads.get(uid)
@@ -131,7 +129,7 @@ class ClusterView:
         service = self._services.get(f"service/{rest or namespace or 'default'}/{own}")
         if service is None:
             return None
-        served = next((each for each in service.ports if each.port == port), None)
+        served = service.at(port)
         if served is None or not served.endpoints:
             return None
         v6 = ":" in served.endpoints[0].address
@@ -151,17 +149,17 @@ class ClusterView:
 
     def _resolved(self, address: str, port: int) -> Resolved:
         where = Address(address)
-        found = self._by_vip.get((where, port))
-        if found is not None:
-            service, service_port = found
+        holders = self._by_vip.get(where)
+        if holders is not None:
+            service = holders[-1]
+            served = service.at(port)
+            if served is None:
+                # A ClusterIP at a port that the Service does not have: nothing answers there, and
+                # nothing may be guessed.
+                return Resolved(where, port, "tcp", service, ())
             v6 = ":" in address
-            endpoints = tuple(endpoint for endpoint in service_port.endpoints if (":" in endpoint.address) == v6)
-            return Resolved(where, port, service_port.protocol, service, endpoints or service_port.endpoints)
-        vip = self._vip_addresses.get(where)
-        if vip is not None:
-            # A ClusterIP at a port that the Service does not have: nothing answers there, and
-            # nothing may be guessed.
-            return Resolved(where, port, "tcp", vip, ())
+            endpoints = tuple(endpoint for endpoint in served.endpoints if (":" in endpoint.address) == v6)
+            return Resolved(where, port, served.protocol, service, endpoints or served.endpoints)
         workload = self._by_address.get(where)
         if workload is None:
             return Resolved(where, port, "auto", None, (), passthrough=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,11 +17,14 @@ from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.entry_json import from_json, to_json
+from nodeagent.mesh.kernel_plan import KernelPlanner, KernelPlanSettings
 from nodeagent.mesh.membership import MembershipRules
 from nodeagent.mesh.policies import Policies
 from nodeagent.mesh.selection import PodLabels
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.places.place import Place
+from nodeagent.policy.mesh_settings import MeshSettings
+from nodeagent.proxy.view import ClusterView, Resolved
 from nodeagent.resources import objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import parse
@@ -594,6 +598,7 @@ _SERVICE = st.builds(
         ]
     ),
     selector=st.sampled_from([{}, {"tier": "x"}]),
+    addresses=st.sampled_from([["10.96.0.7", "fd00:10:96::7"], ["10.96.0.7"], ["10.96.0.8", "fd00:10:96::7"], []]),
     namespace=st.sampled_from(["default", "default", "other"]),
     publish_not_ready=st.booleans(),
     type=st.sampled_from(["ClusterIP", "ClusterIP", "ExternalName"]),
@@ -697,6 +702,48 @@ def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: 
     assert incremental.policies() == whole.policies()
     assert {found.key: found for found in whole.entries().upserts} == seen
     assert sorted(incremental.node_pods, key=str) == sorted(whole.node_pods, key=str)
+
+
+_DIALLED = ("10.96.0.7", "10.96.0.8", "fd00:10:96::7", "10.0.0.1", "10.0.0.2", "10.0.0.3")
+_KERNEL = KernelPlanSettings("node1", MeshSettings(DOMAIN), client_cert=False)
+
+
+def resolved(view: ClusterView) -> dict[tuple[str, int], Resolved]:
+    return {where: view.resolve(*where) for where in product(_DIALLED, (80, 81, 8080))}
+
+
+@settings(max_examples=400)
+@given(_CHANGES, st.integers(1, 6))
+def test_a_worker_and_the_kernel_that_heard_of_each_change_know_what_new_ones_do(
+    changes: list[AnyChange], batch: int
+) -> None:
+    made = Mesh("node1", DOMAIN, AnnotationPlaces())
+    view = ClusterView()
+    planner = KernelPlanner(_KERNEL)
+    for at in range(0, len(changes), batch):
+        view.apply(made.apply(changes[at : at + batch]))
+        new = ClusterView()
+        new.apply(made.entries())
+        assert resolved(view) == resolved(new)
+        entries = made.entries().upserts
+        captured = made.node_pods.captured()
+        assert planner.plan(reversed(entries), captured) == KernelPlanner(_KERNEL).plan(entries, captured)
+
+
+@pytest.mark.parametrize("first", ["s", "t"])
+def test_a_cluster_ip_that_passes_to_another_service_is_that_ones(first: str) -> None:
+    other = {"s": "t", "t": "s"}[first]
+    made = Mesh("node1", DOMAIN, AnnotationPlaces())
+    view = ClusterView()
+    view.apply(made.apply([service(first, addresses=["10.96.0.7"]), service(other, addresses=["10.96.0.8"])]))
+    view.apply(made.apply([service(first, addresses=["10.96.0.8"]), service(other, addresses=["10.96.0.7"])]))
+    assert [found.name for at in (7, 8) if (found := view.resolve(f"10.96.0.{at}", 80).service)] == [other, first]
+    view.apply(made.apply([service("new", addresses=["10.96.0.8"])]))
+    view.apply(made.apply([gone(service(first))]))
+    found = view.resolve("10.96.0.8", 80)
+    assert found.service is not None and found.service.name == "new" and not found.passthrough
+    view.apply(made.apply([gone(service("new"))]))
+    assert view.resolve("10.96.0.8", 80).passthrough
 
 
 @given(_CHANGES)
