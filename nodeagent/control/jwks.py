@@ -26,6 +26,7 @@ import httptools
 from nodeagent import __version__
 from nodeagent.errors import ControlError, translated
 from nodeagent.parts import Parts
+from nodeagent.policy.jwt_keys import key_set
 from nodeagent.policy.jwt_token import parse_json
 from nodeagent.policy.model import DISCOVERY, Jwks, RequestAuthentication
 
@@ -311,7 +312,7 @@ def _named_by(uri: str, document: object) -> str:
 
 def _public_keys(uri: str, document: object) -> str:
     """Return the key set *document* with what verifying needs and nothing else. Raises ControlError
-    unless it may hold a key to verify with.
+    unless it holds a key to verify with.
     """
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
@@ -325,4 +326,7 @@ def _public_keys(uri: str, document: object) -> str:
     ]
     if not public:
         raise ControlError(f"key set {uri}: holds no public key (kty RSA, EC or OKP)")
-    return json.dumps({"keys": public})
+    text = json.dumps({"keys": public})
+    if not key_set(text).usable:
+        raise ControlError(f"key set {uri}: none of its {len(public)} keys can verify a token")
+    return text

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from nodeagent.control.jwks import MAX_BYTES, KeySets, wanted_by
 from nodeagent.errors import ControlError
 from nodeagent.policy.model import Jwks, JwtRule, RequestAuthentication
-from tests.unit.policy.jwt_issuer import Clock, accepted, authenticator, bearer, key_set, rule, token
+from tests.unit.policy.jwt_issuer import Clock, accepted, authenticator, bearer, ec_jwk, key_set, rule, token
 from tests.waiting import packet, until
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -159,6 +159,8 @@ def test_only_what_verifying_needs_is_kept() -> None:
         (answer('{"keys": {}}'), '{"keys": […]} is expected'),
         (answer('{"keys": []}'), "holds no public key"),
         (answer('{"keys": [1, {"kty": "oct", "k": "c2VjcmV0"}]}'), "holds no public key"),
+        (answer(json.dumps({"keys": [{"kty": "RSA"}] * 256})), "none of its 256 keys can verify a token"),
+        (answer(json.dumps({"keys": [{**ec_jwk(), "use": "enc"}]})), "none of its 1 keys can verify a token"),
         (answer(json.dumps({"keys": [{"kty": "RSA"}] * 257})), "257 keys, at most 256"),
         (answer(b"x" * (MAX_BYTES + 1)), f"larger than {MAX_BYTES} bytes"),
         (answer(key_set(), "200 OK", *(f"X-{n}: {'a' * 8000}" for n in range(200))), f"larger than {MAX_BYTES} bytes"),
