@@ -351,13 +351,15 @@ def _scheme(request: RequestFacts) -> str:
 
 
 def _on_claims(test: ClaimsTest, *, every: bool) -> RequestTest:
-    def matches(request: RequestFacts) -> bool:
+    def first(request: RequestFacts) -> bool:
         claims = request.claims
-        if claims is None:
-            return False
-        return test(claims) or (not every and any(map(test, claims.beside)))
+        return claims is not None and test(claims)
 
-    return matches
+    def each(request: RequestFacts) -> bool:
+        claims = request.claims
+        return claims is not None and (test(claims) or (claims.beside != () and any(map(test, claims.beside))))
+
+    return first if every else each
 
 
 def _request_principal(values: tuple[str, ...]) -> ClaimsTest:
@@ -367,11 +369,11 @@ def _request_principal(values: tuple[str, ...]) -> ClaimsTest:
     pairs = [_principal_pair(value) for value in values]
 
     def matches(claims: Claims) -> bool:
-        iss = claims.values.get("iss")
-        sub = claims.values.get("sub")
-        if not isinstance(iss, str) or not isinstance(sub, str):
-            return False  # what the token does not say is nothing to compare, an empty text neither
-        return any(issuer(iss) and subject(sub) for issuer, subject in pairs)
+        for issuer, subject in pairs:
+            if issuer(claims.issuer) and subject(claims.subject):
+                # What a token does not say is nothing to compare, be it with an empty text.
+                return "iss" in claims.values and "sub" in claims.values
+        return False
 
     return matches
 
