@@ -52,3 +52,8 @@ TUNNEL: Final = "networking.istio.io/tunnel"
 """The label of a pod that takes HBONE: ``http`` among what it takes."""
 STATUS: Final = "sidecar.istio.io/status"
 """The annotation of an injected pod: what was added and what was there before, as JSON."""
+
+
+def outbound_name(host: str, port: int) -> str:
+    """Return the server name of mTLS to *port* of the Service *host*, as sidecars send it (no subset)."""
+    return f"outbound_.{port}_._.{host}"

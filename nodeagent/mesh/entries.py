@@ -166,6 +166,15 @@ class Service:
         return None
 
 
+def takes_mtls(workload: Workload, port: int) -> bool:
+    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to
+    one with a sidecar: Istio's auto mTLS.
+    """
+    if workload.mtls_at(port) == "DISABLE" or port in workload.excluded_ports:
+        return False
+    return workload.enrolled or workload.sidecar
+
+
 @dataclass(frozen=True, slots=True)
 class UnreadPolicies:
     """There are policies for the network that cannot be read here; ``example``: one of them, in

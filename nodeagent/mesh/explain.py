@@ -13,9 +13,9 @@ from typing import Final
 
 from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
-from nodeagent.istio import AMBIENT_REDIRECTION, TUNNEL, TUNNEL_PORT
+from nodeagent.istio import AMBIENT_REDIRECTION, TUNNEL, TUNNEL_PORT, outbound_name
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, by_key, policies_of
+from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, by_key, policies_of, takes_mtls
 from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.mesh_settings import MeshSettings
@@ -133,7 +133,8 @@ def _server(entries: list[Entry], text: str) -> tuple[ServerSide | Outcome, list
         return "refused", [Step("route", f"{where} has no ready endpoint: 503, flag UH")]
     endpoint, first = serving[0]
     pods = ", ".join(dict.fromkeys(f"{workload.namespace}/{workload.pod}" for _, workload in serving))
-    return ServerSide(first, endpoint.port, chosen.protocol, service), [
+    name = outbound_name(service.host, chosen.port) if takes_mtls(first, endpoint.port) else ""
+    return ServerSide(first, endpoint.port, chosen.protocol, service, name), [
         Step(
             "route",
             f"{where} is served by {pods}; what follows is for {first.namespace}/{first.pod} on {first.node}, "

@@ -55,6 +55,8 @@ class ServerSide:
     port: int
     protocol: Protocol
     service: Service | None
+    name: str = ""
+    """The server name by which it is asked for over mTLS, empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Facts:
     def connection(self) -> ConnectionFacts:
         to = next(iter(self.server.workload.addresses), "")
         presumed = "" if self.principal or self.client.workload is None else self.client.principal
-        return ConnectionFacts(self.principal, self.client.address, to, self.server.port, presumed=presumed)
+        name = self.server.name if self.principal else ""
+        return ConnectionFacts(self.principal, self.client.address, to, self.server.port, name, presumed)
 
     def request(self) -> RequestFacts | None:
         question = self.question

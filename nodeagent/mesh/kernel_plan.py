@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Literal
 
 from nodeagent.errors import ResourceError
@@ -183,6 +184,11 @@ class KernelPlanner:
             if isinstance(entry, AuthorizationPolicy) and (entry.action in ("CUSTOM", "AUDIT") or entry.dry_run):
                 does = "asks an external authorizer" if entry.action == "CUSTOM" else "reports what it matches"
                 return f"AuthorizationPolicy {entry.namespace}/{entry.name} {does}"
+            if isinstance(entry, AuthorizationPolicy) and _asks_for_names(entry):
+                return (
+                    f"AuthorizationPolicy {entry.namespace}/{entry.name} decides by connection.sni: through which "
+                    "Service the pod is reached, the kernel does not tell"
+                )
         try:
             authorizer = self._authorizer(server, port, protocol, policies)
         except ResourceError as error:
@@ -226,6 +232,12 @@ class KernelPlanner:
             self._verdicts[where, source.uid] = known
             verdicts[source.uid] = known[1]
         return verdicts
+
+
+def _asks_for_names(policy: AuthorizationPolicy) -> bool:
+    """Say whether *policy* decides by the server name that was asked for."""
+    conditions = chain.from_iterable(rule.conditions for rule in policy.rules)
+    return any(condition.key == "connection.sni" for condition in conditions)
 
 
 def _missing(protocol: Protocol) -> str:

@@ -251,7 +251,7 @@ class ClientGuard:
                 return BODY_TOO_LARGE
         connection = exchange.downstream.connection
         asked = _shown(exchange, body)
-        verdict = await around.providers.check(provider, *self._parties(connection), asked, connection.sni, self.uid)
+        verdict = await around.providers.check(provider, *self._parties(connection), asked, self.facts.sni, self.uid)
         if not verdict.allowed:
             return self._external(around, provider, verdict)
         if verdict.query_set or verdict.query_remove:
@@ -329,7 +329,7 @@ class ClientGuard:
             self._note(around, decision)
         if decision.custom and self.reason is None:
             verdict = await around.providers.check(
-                decision.custom, *self._parties(connection), None, connection.sni, self.uid
+                decision.custom, *self._parties(connection), None, self.facts.sni, self.uid
             )
             if not verdict.allowed:
                 return self._external(around, decision.custom, verdict)
@@ -400,8 +400,10 @@ def denied(policy: str, rule: int) -> Reason:
     return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}", policy=policy)
 
 
-def facts(connection: Connection, endpoint: Endpoint) -> ConnectionFacts:
-    """Return what authorization may know of *connection* on its way to *endpoint*."""
+def facts(connection: Connection, endpoint: Endpoint, server_name: str) -> ConnectionFacts:
+    """Return what authorization may know of *connection* on its way to *endpoint*, which was asked for as
+    *server_name*.
+    """
     peer = connection.peer
     presumed = peer.workload.identity if peer.workload is not None and not peer.identity else ""
     return ConnectionFacts(
@@ -409,6 +411,6 @@ def facts(connection: Connection, endpoint: Endpoint) -> ConnectionFacts:
         source_ip=peer.address,
         destination_ip=endpoint.address,
         destination_port=endpoint.port,
-        sni=connection.sni,
+        sni=server_name,
         presumed=presumed.removeprefix(_SCHEME),
     )

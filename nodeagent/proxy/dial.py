@@ -64,7 +64,8 @@ class Dial:
     the client serves that one alone, so that the network is asked about each. ``declared``: what
     the port is declared to speak. ``uid``: the pod that is there, empty where it is none: another
     one may get its address, and has none of its connections. ``tunnel``: what carries connections
-    there; None: they are dialled. ``hbone``: such a tunnel's own are dialled.
+    there; None: they are dialled. ``hbone``: such a tunnel's own are dialled. ``server_name``: the
+    name of what was asked for, which mTLS tells; connections for another one are not mixed with them.
     """
 
     pod: PodState
@@ -78,6 +79,7 @@ class Dial:
     uid: str = ""
     tunnel: Tunnel | None = None
     hbone: bool = False
+    server_name: str = ""
 
     def contexts(self) -> Contexts | None:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
@@ -126,7 +128,9 @@ class Dial:
                 established.set_exception(error)
 
         offered = tls.tunnel.client if self.hbone and tls.tunnel is not None else tls.client(inside, shared=shared)
-        stream = TlsStream(offered, server_side=False, ready=established.set_result, failed=failed)
+        stream = TlsStream(
+            offered, server_side=False, ready=established.set_result, failed=failed, server_name=self.server_name
+        )
         dialled = stream.protocol = Dialled()
         dialled.transport = stream
         await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nodeagent.errors import UNPARSED_HTTP
-from nodeagent.mesh.entries import Workload
+from nodeagent.mesh.entries import Workload, takes_mtls
 from nodeagent.proxy.client_guard import UNGUARDED, ClientGuard, Surroundings, facts
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
@@ -64,7 +64,7 @@ class Guards:
         guard = self._guard(workload, http)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
-        known = facts(connection, endpoint)
+        known = facts(connection, endpoint, _server_name(connection, workload, endpoint.port))
         bound = ClientGuard(guard, known, client, f"{workload.namespace}/{workload.workload}", endpoint.uid)
         if not http and guard.reads_requests and workload.protocol_at(endpoint.port) != "tcp":
             bound.reason = UNPARSED_HTTP
@@ -80,3 +80,10 @@ class Guards:
         guard = Guard.made(view, self.compiler, workload, previous, http=http, share=self._context.share)
         self._made[workload.uid, http] = _Made(guard, view.protection, workload.policies)
         return guard
+
+
+def _server_name(connection: Connection, workload: Workload, port: int) -> str:
+    """Return the server name that the pod of *workload* was told, or that it would be on another node."""
+    if connection.direction == "inbound":
+        return connection.sni
+    return connection.target.server_name() if takes_mtls(workload, port) else ""

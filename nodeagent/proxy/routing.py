@@ -12,9 +12,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, cast
 
-from nodeagent.istio import TUNNEL_PORT
+from nodeagent.istio import TUNNEL_PORT, outbound_name
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, Endpoint, Workload
+from nodeagent.mesh.entries import UNREAD, Endpoint, Workload, takes_mtls
 from nodeagent.proxy.connection import Connection, Path
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial
@@ -158,6 +158,7 @@ class Routing:
             declared=declared,
             uid=endpoint.uid,
             tunnel=tunnel,
+            server_name=connection.target.server_name() if proved and tunnel is None else "",
         )
         path: Path = "proxy-mtls" if proved else "proxy-plaintext"
         return Destination(endpoint, workload, path, self._pool(dial), cluster, delivers=False)
@@ -195,7 +196,9 @@ class Routing:
             return Way(*where)
         if pod is None:
             return None
-        dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
+        found = self._context.view.service_called(service)
+        name = outbound_name(found.host, port) if found is not None else ""
+        dial = Dial(pod, *where, None if workload.uid == asker else workload.identity, server_name=name)
         return Way(*where, dial, partial(dial.connect, self._context))
 
     def _pool(self, dial: Dial) -> Pool:
@@ -254,12 +257,3 @@ def other_address(workload: Workload | None, address: str) -> str:
         if workload is not None
         else ""
     )
-
-
-def takes_mtls(workload: Workload, port: int) -> bool:
-    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to
-    one with a sidecar: Istio's auto mTLS.
-    """
-    if workload.mtls_at(port) == "DISABLE" or port in workload.excluded_ports:
-        return False
-    return workload.enrolled or workload.sidecar

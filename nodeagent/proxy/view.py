@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from nodeagent.istio import outbound_name
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, Protocol, Service, Workload, by_key, policies_of
 from nodeagent.vocabulary import Address, PodUid
 
@@ -29,6 +30,16 @@ class Resolved:
     endpoints: tuple[Endpoint, ...]
     """Empty for an address outside the mesh (passed through), and for a Service that nothing serves."""
     passthrough: bool = False
+
+    def server_name(self) -> str:
+        """Return the server name by which a sidecar asks for it over mTLS: of a Service's port, by one of its
+        addresses, or by a pod's where it has none; empty: it asks for none.
+        """
+        service = self.service
+        if service is None or service.at(self.port) is None:
+            return ""
+        dialled = not service.addresses or self.address in service.addresses
+        return outbound_name(service.host, self.port) if dialled else ""
 
 
 class ClusterView:
@@ -118,15 +129,20 @@ class ClusterView:
                 return self._services.get(f"service/{name}")
         return None
 
-    def endpoint_of(self, host: str, port: int) -> tuple[str, int] | None:
-        """Return where *host* (a Service's ``[namespace/]name``, short or whole, or an address)
-        serves *port* now, of several endpoints of the first one's family the next; None: nowhere.
-        """
+    def service_called(self, host: str) -> Service | None:
+        """Return the Service of which *host* is the ``[namespace/]name``, short or whole."""
         namespace, _, name = host.rpartition("/")
+        own, _, rest = name.removesuffix(".svc.cluster.local").removesuffix(".svc").partition(".")
+        return self._services.get(f"service/{rest or namespace or 'default'}/{own}")
+
+    def endpoint_of(self, host: str, port: int) -> tuple[str, int] | None:
+        """Return where *host* (:meth:`service_called`, or an address) serves *port* now, of several
+        endpoints of the first one's family the next; None: nowhere.
+        """
+        _, _, name = host.rpartition("/")
         if ":" in name or name.replace(".", "").isdigit():
             return name, port
-        own, _, rest = name.removesuffix(".svc.cluster.local").removesuffix(".svc").partition(".")
-        service = self._services.get(f"service/{rest or namespace or 'default'}/{own}")
+        service = self.service_called(host)
         if service is None:
             return None
         served = service.at(port)

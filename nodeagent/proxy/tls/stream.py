@@ -30,7 +30,8 @@ RECORDS_A_KEY = 1 << 16
 
 class TlsStream:
     """A TLS session. ``ready(stream)`` runs once after the handshake and must set ``protocol``;
-    ``failed(error)`` runs instead when the handshake fails or the transport is lost first.
+    ``failed(error)`` runs instead when the handshake fails or the transport is lost first. A client tells
+    *server_name*, empty: none.
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class TlsStream:
         server_side: bool,
         ready: Callable[[TlsStream], None],
         failed: Callable[[Exception], None],
+        server_name: str = "",
     ) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self.session = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self.session = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name or None
+        )
         self._ready = ready
         self._failed = failed
         self._established = False

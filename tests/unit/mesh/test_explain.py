@@ -312,3 +312,23 @@ def test_a_path_is_judged_as_it_is_forwarded() -> None:
         policy("AuthorizationPolicy", {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]})
     )
     assert asked(made, "client", "web", "GET", "/x/../a").verdict == "refused"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "mode", "verdict"),
+    [
+        ("client", "web:80", "PERMISSIVE", "refused"),
+        ("remote", "web:80", "STRICT", "refused"),
+        ("remote", "web:80", "DISABLE", "allowed"),
+        ("client", "10.0.0.1:8080", "PERMISSIVE", "allowed"),
+        ("bare", "web:80", "PERMISSIVE", "allowed"),
+    ],
+)
+def test_the_server_name_is_the_services(source: str, destination: str, mode: str, verdict: str) -> None:
+    name = "outbound_.80_._.web.default.svc.cluster.local"
+    denied = [{"when": [{"key": "connection.sni", "values": [name]}]}]
+    made = cluster(
+        policy("AuthorizationPolicy", {"action": "DENY", "rules": denied}),
+        policy("PeerAuthentication", {"mtls": {"mode": mode}}, name="mode"),
+    )
+    assert asked(made, source, destination, "GET").verdict == verdict

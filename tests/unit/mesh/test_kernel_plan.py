@@ -322,3 +322,14 @@ def test_where_requests_tell_the_client_the_proxy_decides(rule: Rule, protocol: 
 def test_where_no_requests_are_the_client_is_the_pod() -> None:
     made = plan(AuthorizationPolicy("ns", "p", "DENY", (BY_CLIENT,)), protocol="tcp")
     assert made.destinations[FOUR].verdicts == {"client": KernelVerdict(False, "ns/p"), "server": KernelVerdict(True)}
+
+
+@pytest.mark.parametrize("values", [{"values": ("*",)}, {"not_values": ("outbound_.*",)}])
+@pytest.mark.parametrize("protocol", ["tcp", "http"])
+def test_which_service_was_asked_for_the_kernel_does_not_tell(values: dict[str, object], protocol: Protocol) -> None:
+    """A pod's port may be several Services', and none's where it is dialled by its address."""
+    rule = Rule(conditions=(Condition("connection.sni", **values),))  # type: ignore[arg-type]
+    made = plan(AuthorizationPolicy("ns", "p", "DENY", (rule,)), protocol=protocol, path="kernel")
+    assert port(made).path == "proxy"
+    assert "AuthorizationPolicy ns/p decides by connection.sni" in port(made).why
+    assert made.destinations == {}
