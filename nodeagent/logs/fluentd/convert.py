@@ -29,6 +29,7 @@ _MAX_RELABELS: Final = 16
 _LINK: Final = re.compile(
     r"(?P<pod>[a-z0-9-]*\*?)(?:_(?P<namespace>[a-z0-9-]+\*?|\*)_(?:(?P<container>[a-z0-9-]+)-\*|\*))?(?:\.log)?"
 )
+_WORKERS: Final = re.compile(r"(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?")
 _FLUENTDS_LABELS: Final = ("@FLUENT_LOG", "@ERROR")
 _GLOB: Final = frozenset("*?[")
 
@@ -81,8 +82,8 @@ class _Conversion:
         self._tags: dict[ConfigLine, str] = {}
         """Of the first events that came to each sink."""
         self._buffer: Entry = {}
-        self._rules: dict[ConfigLine, list[Entry]] = {}
-        self._parsers: dict[ConfigLine, str] = {}
+        self._rules: dict[ConfigLine, list[list[Entry]]] = {}
+        """Of each filter, those for each of the files that come to it."""
         self._filtered: dict[ConfigLine, list[TailedFiles]] = {}
         self._read: list[TailedFiles] = []
         self._reached: set[ConfigLine] = set()
@@ -125,17 +126,35 @@ class _Conversion:
         return path if path.startswith("/var/log/") and not self._sidecar.mounts else ""
 
     def _tails(self) -> Iterator[TailedFiles]:
-        for number, section in enumerate(self._root.within("source"), 1):
+        for number, (worker, section) in enumerate(self._sources(), 1):
             reader = self._reader(section)
             if reader.type == "tail":
-                yield tail(reader, number)
+                yield tail(reader, number, worker)
             elif reader.type not in ("monitor_agent", "prometheus", "prometheus_monitor", "prometheus_output_monitor"):
                 reader.note(f"<source> @type {reader.type}: is not taken: files are read here, as @type tail does")
-        for section in self._root.sections:
+        for section in self._sections(None):
             if section.name not in ("source", "match", "filter", "label", "system"):
                 self._notes.append(
                     ImportNote(section.place, f"<{section.name}>: is not taken: nothing here is like it")
                 )
+
+    def _sources(self) -> Iterator[tuple[int, FluentSection]]:
+        """Yield each source with the worker that has it: the first has what is in no ``<worker>``."""
+        for section in self._root.sections:
+            numbers = _workers(section)
+            for each in section.within("source") if numbers else ():
+                yield numbers[0], each
+            if section.name == "source":
+                yield 0, section
+
+    def _sections(self, worker: int | None) -> Iterator[FluentSection]:
+        """Yield the sections that *worker* has, in order; None: that any has."""
+        for section in self._root.sections:
+            numbers = _workers(section)
+            if worker in numbers or (numbers and worker is None):
+                yield from section.sections
+            elif not numbers:
+                yield section
 
     def _reader(self, section: FluentSection) -> SectionReader:
         return SectionReader(section, self._sidecar.environment, self._notes)
@@ -143,7 +162,7 @@ class _Conversion:
     def _follow(self, found: TailedFiles) -> None:
         label = found.reader.text("@label") or ""
         tag = found.tag.replace("*", found.paths[0].strip("/").replace("/", ".") if found.paths else "")
-        sinks = tuple(dict.fromkeys(self._outputs(tag, self._pipeline(label), found, 0)))
+        sinks = tuple(dict.fromkeys(self._outputs(tag, self._pipeline(label, found.worker), found, 0)))
         if not sinks:
             found.reader.note(f"its events (tag {tag}) come to no output that a sink is like: its files are not read")
             return
@@ -151,10 +170,11 @@ class _Conversion:
         for path in found.paths:
             self._place(path, found, _Way(found.parser, found.multiline, sinks))
 
-    def _pipeline(self, label: str) -> Sequence[FluentSection]:
+    def _pipeline(self, label: str, worker: int) -> Sequence[FluentSection]:
+        sections = list(self._sections(worker))
         if not label:
-            return [each for each in self._root.sections if each.name in ("match", "filter")]
-        labelled = (one.sections for one in self._root.within("label") if one.argument == label)
+            return [each for each in sections if each.name in ("match", "filter")]
+        labelled = (one.sections for one in sections if (one.name, one.argument) == ("label", label))
         return list(chain.from_iterable(labelled))
 
     def _outputs(self, tag: str, pipeline: Sequence[FluentSection], found: TailedFiles, depth: int) -> Iterator[str]:
@@ -175,7 +195,13 @@ class _Conversion:
 
     def _of_all(self, place: ConfigLine) -> Sequence[Entry]:
         """Return the rules of the filter at *place* if it is one for all that is read: here they are for whole pods."""
-        rules = self._rules[place]
+        several = [each for number, each in enumerate(self._rules[place]) if each not in self._rules[place][:number]]
+        some = list(filter(None, several))
+        if len(some) > 1:
+            text = "<filter>: is not taken: it is for the whole line of some files, and for a member of that of others"
+            self._notes.append(ImportNote(place, text))
+            return ()
+        rules = some[0] if some else []
         fits = self._filtered[place]
         if rules and any(each not in fits for each in self._read):
             self._notes.append(
@@ -185,10 +211,9 @@ class _Conversion:
         return rules
 
     def _filter(self, section: FluentSection, found: TailedFiles) -> None:
-        if section.place not in self._rules:
-            self._rules[section.place], self._parsers[section.place] = filters.rules(self._reader(section))
+        made = filters.rules(self._reader(section), found)
+        self._rules.setdefault(section.place, []).append(made)
         self._filtered.setdefault(section.place, []).append(found)
-        found.parser = self._parsers[section.place] or found.parser
 
     def _output(self, tag: str, section: FluentSection, found: TailedFiles, depth: int) -> Iterator[str]:
         reader = self._reader(section)
@@ -199,7 +224,7 @@ class _Conversion:
             label = reader.text("@label") or ""
             if depth == _MAX_RELABELS:
                 raise ConfigError(f"{section.place}: @label {label}: events go in a circle")
-            yield from self._outputs(tag, self._pipeline(label), found, depth + 1)
+            yield from self._outputs(tag, self._pipeline(label, found.worker), found, depth + 1)
         elif reader.type != "null":
             if section.place not in self._sinks:
                 try:
@@ -225,7 +250,7 @@ class _Conversion:
 
     def _unreached(self, section: FluentSection) -> None:
         for each in section.sections:
-            if each.name == "label" and each.argument not in _FLUENTDS_LABELS:
+            if _workers(each) or (each.name == "label" and each.argument not in _FLUENTDS_LABELS):
                 self._unreached(each)
             elif each.name in ("match", "filter") and each.place not in self._reached and not _is_fluentds(each):
                 drops = self._reader(each).type == "null"
@@ -320,6 +345,12 @@ class _Conversion:
         if self._sidecar.labels:
             of_pod["labels"] = dict(self._sidecar.labels)
         return {**of_pod, **entry}
+
+
+def _workers(section: FluentSection) -> range:
+    """Return which of Fluentd's workers have what is in *section*, if it says so."""
+    match = _WORKERS.fullmatch(section.argument) if section.name == "worker" else None
+    return range(int(match["first"]), int(match["last"] or match["first"]) + 1) if match else range(0)
 
 
 def container_tags(name: str) -> list[str] | None:

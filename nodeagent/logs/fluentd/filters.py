@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from nodeagent.logs.fluentd.inputs import TailedFiles
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.values import expression
-from nodeagent.logs.process.objects import TEXT
 
 _ANYTHING: Final = "."
 _NAMES: Final = re.compile(
@@ -21,17 +21,20 @@ _OURS: Final = {
 """Filters that need nothing in their place, and why."""
 
 
-def rules(reader: SectionReader) -> tuple[list[Entry], str]:
-    """Return the rules that do what the filter of *reader* does, and the parser that it asks for, if any."""
+def rules(reader: SectionReader, found: TailedFiles) -> list[Entry]:
+    """Return the rules that do what the filter of *reader* does to records of *found*, whose parser becomes the one
+    that the filter asks for, if any.
+    """
     kind = reader.type
     if kind in _OURS:
-        return [], ""
+        return []
     if kind == "grep":
-        found = _dropped(reader)
+        dropped = _dropped(reader, found)
         reader.finish()
-        return found, ""
+        return dropped
     if kind == "parser":
-        return [], _parser(reader)
+        _parse(reader, found)
+        return []
     if kind == "record_transformer":
         for record in reader.sections("record"):
             for name, value in record.section.values.items():
@@ -43,34 +46,34 @@ def rules(reader: SectionReader) -> tuple[list[Entry], str]:
         reader.needless("enable_ruby", "auto_typecast", "renew_record", "renew_time_key", "keep_keys")
         reader.differs("remove_keys", "is not taken: a rule's redact hides what is in a member")
         reader.finish()
-        return [], ""
+        return []
     reader.note(f"<filter> @type {kind}: is not taken: no rule is like it; there are drop and redact")
-    return [], ""
+    return []
 
 
-def _dropped(reader: SectionReader) -> list[Entry]:
-    found: list[Entry] = []
+def _dropped(reader: SectionReader, found: TailedFiles) -> list[Entry]:
+    dropped: list[Entry] = []
     for exclude in reader.sections("exclude"):
         key = exclude.text("key")
         pattern = exclude.get("pattern", expression)
         exclude.finish()
         if key and pattern:
-            found += _rule(exclude, _member(key), pattern)
+            dropped += _rule(exclude, _member(key), pattern, found)
     for only in reader.sections("regexp"):
         only.note("<regexp>: is not taken: a rule says what is dropped, not what alone is kept")
         only.needless("key", "pattern")
     for both in (*reader.sections("and"), *reader.sections("or")):
         both.note("<and>, <or>: are not taken: give each condition a rule of its own")
-    return found
+    return dropped
 
 
-def _rule(exclude: SectionReader, member: str, pattern: str) -> Iterator[Entry]:
+def _rule(exclude: SectionReader, member: str, pattern: str, found: TailedFiles) -> Iterator[Entry]:
     """Yield the rule that drops what *pattern* is found in. Rules see what an application wrote; of whose pod it is
     decides which pods a rule is for.
     """
     first, _, rest = member.partition(".")
-    if member == TEXT:
-        yield {"drop": {"matches": pattern}}  # Fluentd's has the whole line, whatever it is
+    if member in found.texts:
+        yield {"drop": {"matches": pattern}}
     elif member == "kubernetes.namespace_name" and (names := globs(pattern)):
         yield {"namespaces": names, "drop": {"matches": _ANYTHING}}
     elif first == "kubernetes":
@@ -80,8 +83,12 @@ def _rule(exclude: SectionReader, member: str, pattern: str) -> Iterator[Entry]:
         )
     elif first == "stream" and not rest:
         exclude.note("stream: is not taken: fluentbit.io/exclude_stderr on a pod leaves a stream out, or _stdout")
-    else:
+    elif found.has_members:
         yield {"drop": {"field": member, "matches": pattern}}
+    else:
+        exclude.note(
+            f"{member}: is not taken: lines are text, and Fluentd drops none by a member that they do not have"
+        )
 
 
 def globs(pattern: str) -> list[str]:
@@ -101,13 +108,16 @@ def _member(key: str) -> str:
     return key.removeprefix("$.").replace("$['", "").replace("']['", ".").removesuffix("']")
 
 
-def _parser(reader: SectionReader) -> str:
-    """Return the parser that the text of records is to be given to."""
+def _parse(reader: SectionReader, found: TailedFiles) -> None:
+    """Have the text of records of *found* parsed."""
     key = reader.text("key_name")
+    kept = reader.truth("reserve_data") and not reader.truth("remove_key_name_field")
     reader.needless("reserve_data", "reserve_time", "remove_key_name_field", "emit_invalid_record_to_error")
     kinds = [parse.type for parse in reader.sections("parse")] or [reader.text("format") or ""]
     reader.finish()
-    if key in ("log", "message", None) and kinds[0] == "json":
-        return "json"
+    if key in ("log", "message", None, *found.texts) and kinds[0] == "json":
+        found.parser = "json"
+        found.has_members = True
+        found.texts = found.texts if kept else frozenset()
+        return
     reader.note(f"<filter> @type parser of {key} by {kinds[0]}: is not taken: a parser is one of the whole line here")
-    return ""

@@ -55,12 +55,18 @@ class TailedFiles:
     starts: list[Entry] = field(default_factory=list)
     """Entries of ``logs.multiline``."""
     pos_file: str = ""
+    worker: int = 0
+    """Of Fluentd's several, which reads them."""
+    texts: frozenset[str] = frozenset()
+    """Members of Fluentd's records that are the whole of what the application wrote."""
+    has_members: bool = True
+    """Whether Fluentd's records may have members that the application wrote."""
 
 
-def tail(reader: SectionReader, number: int) -> TailedFiles:
+def tail(reader: SectionReader, number: int, worker: int) -> TailedFiles:
     """Return what the ``<source>`` of *reader* tails; *number* tells its parsers' names from those of others."""
     paths = reader.get("path", listed) or []
-    found = TailedFiles(reader, reader.text("tag") or "", [_DATE.sub("*", each) for each in paths])
+    found = TailedFiles(reader, reader.text("tag") or "", [_DATE.sub("*", each) for each in paths], worker=worker)
     if any(map(_DATE.search, paths)):
         reader.note("path: a part of the date is any text here (*)")
     found.pos_file = reader.text("pos_file") or ""
@@ -77,6 +83,7 @@ def tail(reader: SectionReader, number: int) -> TailedFiles:
     except ConfigError as error:
         parse.note(f"{error}; its lines stay text")
         found.parser = "none"
+    _know_texts(found, parse, form)
     if any(each["type"] == "regex" and "timeKey" in each and "timeFormat" not in each for each in found.parsers):
         parse.note(
             "time_format is not set: Fluentd takes many forms of a time; here RFC 3339 and alike, and seconds since "
@@ -143,6 +150,20 @@ def _parser(found: TailedFiles, parse: SectionReader, form: str, name: str) -> N
         raise ConfigError(
             f"@type {form}: no parser here is like it; there are json, regexp, multiline, none, {', '.join(_KNOWN)}"
         )
+
+
+def _know_texts(found: TailedFiles, parse: SectionReader, form: str) -> None:
+    """Say in which members the text is: those of a runtime's lines go by the runtime, others by the parser."""
+    of_runtime = all(each.startswith(CONTAINER_LOGS) for each in found.paths)
+    if form in ("none", ""):
+        found.texts = frozenset((parse.text("message_key") or "message",))
+        found.has_members = False
+    elif form == "docker" or (form == "json" and of_runtime):
+        found.texts = frozenset(("log",))
+    elif form == "cri" and not any(parse.sections("parse")):
+        found.texts = frozenset(("message", "log"))  # often renamed, to what Docker's are called
+    elif of_runtime and form not in _JSON_LINES:
+        found.texts = frozenset(("log", "message"))  # an expression for the runtime's format
 
 
 def _multiline(found: TailedFiles, parse: SectionReader, name: str, key: str, format_of_time: str | None) -> None:

@@ -359,7 +359,7 @@ def test_a_daemon_sets_sources() -> None:
     ("text", "says"),
     [
         ("<source>\n@type syslog\n</source>\n", "f:10: <source> @type syslog: is not taken"),
-        ("<worker 0>\n</worker>\n", "f:10: <worker>: is not taken"),
+        ("<worker x>\n</worker>\n", "f:10: <worker>: is not taken"),
         ("<filter **>\n@type geoip\n</filter>\n", "f:10: <filter> @type geoip: is not taken"),
         (
             "<filter **>\n@type record_transformer\n<record>\nhost x\n</record>\n</filter>\n",
@@ -491,6 +491,110 @@ def test_what_is_excluded_becomes_a_rule_that_finds_it(key: str, pattern: str, r
     assert made["drop"]["matches"] == rule.get("matches", ".")
     assert made["drop"].get("field") == rule.get("field")
     assert made.get("namespaces") == rule.get("namespaces")
+
+
+OBJECTS = "<parse>\n@type json\n</parse>"
+RUNTIME = "path /var/log/containers/*.log"
+PARSED = "<filter **>\n@type parser\nkey_name {}\n{}<parse>\n@type json\n</parse>\n</filter>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "before", "whole", "members"),
+    [
+        ("@type json", "", (), ("log", "message", "path")),
+        ("@type none", "", ("message",), ()),
+        ("@type none\nmessage_key log", "", ("log",), ()),
+        ("@type none", PARSED.format("message", ""), (), ("log", "message", "path")),
+        ("@type none", PARSED.format("message", "reserve_data true\n"), ("message",), ("log", "path")),
+        ("@type regexp\nexpression /(?<log>.*) (?<message>.*)/", "", (), ("log", "message")),
+        ("@type nginx", "", (), ("path",)),
+        ("@type unknown", "", (), ("log",)),
+    ],
+)
+@pytest.mark.parametrize("key", ["log", "message", "path"])
+def test_what_a_filter_excludes_by_is_what_fluentd_s_parser_makes_of_a_line(
+    source: str, before: str, whole: tuple[str, ...], members: tuple[str, ...], key: str
+) -> None:
+    grep = f"<filter **>\n@type grep\n<exclude>\nkey {key}\npattern /debug/\n</exclude>\n</filter>\n"
+    found = imported(SOURCE.replace("@type json", source) + before + grep + ELASTIC)
+    if key in whole:
+        assert found.logs["rules"] == [{"namespaces": ["shop"], "labels": {"app": "web"}, "drop": {"matches": "debug"}}]
+    elif key in members:
+        assert found.logs["rules"][0]["drop"] == {"field": key, "matches": "debug"}
+    elif not members:
+        assert "rules" not in found.logs
+        assert any(f"{key}: is not taken: lines are text" in each for each in notes(found))
+
+
+@pytest.mark.parametrize(
+    ("parse", "key", "rule"),
+    [
+        ("@type cri", "message", {"matches": "x"}),
+        ("@type cri\n<parse>\n@type json\n</parse>", "message", {"field": "message", "matches": "x"}),
+        ("@type json", "log", {"matches": "x"}),
+        ("@type json", "message", {"field": "message", "matches": "x"}),
+        ("@type regexp\nexpression /^(?<time>.+) (?<stream>\\S+) . (?<log>.*)$/", "log", {"matches": "x"}),
+    ],
+)
+def test_of_a_runtime_s_lines_the_text_is_a_member(parse: str, key: str, rule: dict[str, str]) -> None:
+    grep = f"<filter **>\n@type grep\n<exclude>\nkey {key}\npattern /x/\n</exclude>\n</filter>\n"
+    source = SOURCE.replace("path /var/log/app/*.log", RUNTIME).replace("@type json", parse)
+    (made,) = imported(source + grep + ELASTIC, FluentdSidecar()).logs["rules"]
+    assert made == {"drop": rule}
+
+
+def test_a_filter_that_means_the_line_of_some_files_and_a_member_of_others_is_named() -> None:
+    two = SOURCE + SOURCE.replace("*.log", "b.txt").replace("@type json", "@type none")
+    grep = "<filter **>\n@type grep\n<exclude>\nkey message\npattern /x/\n</exclude>\n</filter>\n"
+    found = imported(two + grep + ELASTIC)
+    assert "rules" not in found.logs
+    assert any("for the whole line of some files, and for a member" in each for each in notes(found))
+
+
+WORKERS = f"""<system>
+workers 3
+</system>
+<worker 0>
+{SOURCE}<match app.**>
+@type elasticsearch
+host zero
+</match>
+</worker>
+<worker 1>
+{SOURCE.replace("*.log", "one.txt")}<filter app.**>
+@type geoip
+</filter>
+</worker>
+<worker 1-2>
+<match app.**>
+@type relabel
+@label @OUT
+</match>
+</worker>
+<label @OUT>
+<match **>
+@type loki
+url http://loki.example:3100
+</match>
+</label>
+<worker 2>
+<match **>
+@type kafka2
+</match>
+</worker>
+"""
+
+
+def test_what_workers_of_fluentd_have_is_read_as_each_one_s() -> None:
+    found = imported(WORKERS)
+    assert [(each["path"], each["sinks"]) for each in found.logs["files"]] == [
+        ("*.log", ["elasticsearch"]),
+        ("one.txt", ["loki"]),
+    ]
+    told = notes(found)
+    assert any("geoip: is not taken" in each for each in told)
+    assert not any("<worker>" in each for each in told)
+    assert any("<match **>: no event of a tail comes here" in each for each in told)
 
 
 @pytest.mark.parametrize(
