@@ -14,7 +14,9 @@ from nodeagent.telemetry.store import Store
 from nodeagent.wire import Unchecked
 
 KEPT_SECONDS: Final = 600.0
-"""For how long the series of a pod that is gone are told: until who scrapes has its last numbers."""
+"""For how long the series of a pod that is gone are told: until who scrapes has its last numbers, and no longer than
+until all its records are settled.
+"""
 PodName = tuple[str, str]
 
 
@@ -34,7 +36,10 @@ class LogMetrics:
         self._store.merge(report)
         with suppress(ReportError):  # the store has said so
             counted = ((metric, labels) for metric, labels, _ in parse(report).counts)
-            self._counted.update(each for each in counted if each[0] in metrics.LOG_FAMILIES)
+            self._counted.update(found := {each for each in counted if each[0] in metrics.LOG_FAMILIES})
+            for pod in {_pod(*each) for each in found} - self._there:
+                if pod[0]:
+                    self._gone.setdefault(pod, self._clock())
 
     def died(self) -> None:
         """A collector died."""
@@ -42,16 +47,19 @@ class LogMetrics:
 
     def ended(self) -> None:
         """A collector is no more: what it had not settled is offered again by the next one, and counted twice."""
+        for labels, number in self._unsettled().items():
+            self._store.add(metrics.LOG_RETURNED, labels, number)
+            self._counted.add((metrics.LOG_RETURNED, labels))
+
+    def _unsettled(self) -> dict[Labels, float]:
+        """Return how many records are offered to a sink and not settled there, by sink and pod."""
         unsettled: dict[Labels, float] = {}
         signs = {metrics.LOG_OFFERED: 1}
         for metric, labels in self._counted:
             if metric.labels[:1] == ("sink",) and metric is not metrics.LOG_RETRIED:
                 value = self._store.value(metric, labels)
                 unsettled[labels[:3]] = unsettled.get(labels[:3], 0) + signs.get(metric, -1) * value
-        for labels, number in unsettled.items():
-            if number > 0:
-                self._store.add(metrics.LOG_RETURNED, labels, number)
-                self._counted.add((metrics.LOG_RETURNED, labels))
+        return {labels: number for labels, number in unsettled.items() if number > 0}
 
     def tell(self, files: Iterable[Unchecked], sinks: Iterable[Unchecked], troubles: int = 0) -> None:
         """Set how far reading is, by *files*, and what waits, by *sinks*: rows of the collector's answer, which names
@@ -78,7 +86,7 @@ class LogMetrics:
         self._store.set(metrics.LOG_TROUBLES, (), troubles)
 
     def follow(self, pods: Iterable[PodName]) -> None:
-        """The node's pods are *pods* now: series of others end after a while."""
+        """The node's pods are *pods* now: series of others end after a while, once none of their records waits."""
         there = set(pods)
         now = self._clock()
         for gone in self._there - there:
@@ -87,6 +95,8 @@ class LogMetrics:
             del self._gone[back]
         self._there = there
         ended = {pod for pod, since in self._gone.items() if now - since >= KEPT_SECONDS}
+        if ended:
+            ended -= {(namespace, pod) for _, namespace, pod in self._unsettled()}
         for pod in ended:
             del self._gone[pod]
         for metric, labels in [each for each in self._counted if _pod(*each) in ended]:

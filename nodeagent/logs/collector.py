@@ -302,8 +302,8 @@ class Intake:
         """Forget the sources that are gone and have been read to their ends, what was counted, and told, of pods
         that have none, and former sinks' buffers that were removed.
         """
-        self.streams.forget_removed()
         self.streams.forget_pods()
+        self.streams.forget_removed()  # which counts, and so is to be told before its pods are forgotten
         gone = [key for key, each in self.streams.sources.items() if each.gone]
         if not gone:
             return

@@ -17,8 +17,10 @@ PodName = tuple[str, str]
 """Namespace and name; both empty: the node itself."""
 Count: TypeAlias = tuple[Metric, Labels, int]
 """The series; the sum until now."""
-Counter: TypeAlias = tuple[tuple[str, ...], int, Callable[[], Iterable[Count]]]
-"""Who counts, so that what it told before is known; a number that grows with each of its sums; the sums."""
+Counter: TypeAlias = tuple[tuple[str, ...], object, int, Callable[[], Iterable[Count]]]
+"""Who counts, so that what it told before is known; what holds its sums, another one begins at 0; a number that grows
+with each of its sums; the sums.
+"""
 
 
 class CountsTold:
@@ -27,20 +29,23 @@ class CountsTold:
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, ...], tuple[int, dict[tuple[str, Labels], int]]] = {}
+        self._told: dict[tuple[str, ...], tuple[object, int, dict[tuple[str, Labels], int]]] = {}
 
     def report(self, counters: Iterable[Counter]) -> dict[str, Any]:
         """Return what control's store merges (``telemetry/reports.py``). Who is not among *counters* any more is
         forgotten.
         """
         rows: list[list[object]] = []
-        told: dict[tuple[str, ...], tuple[int, dict[tuple[str, Labels], int]]] = {}
-        for who, grown, counts in counters:
-            before, sums = told[who] = self._told.get(who) or (0, {})
+        told: dict[tuple[str, ...], tuple[object, int, dict[tuple[str, Labels], int]]] = {}
+        for who, holder, grown, counts in counters:
+            found = self._told.get(who)
+            if found is None or found[0] is not holder or grown < found[1]:
+                found = (holder, 0, {})
+            _, before, sums = told[who] = found
             if grown == before:
                 continue
-            told[who] = grown, {(metric.name, labels): value for metric, labels, value in counts()}
-            for (name, labels), value in told[who][1].items():
+            told[who] = holder, grown, {(metric.name, labels): value for metric, labels, value in counts()}
+            for (name, labels), value in told[who][2].items():
                 if value > sums.get((name, labels), 0):
                     rows.append([name, list(labels), value - sums.get((name, labels), 0)])
         self._told = told
@@ -50,7 +55,7 @@ class CountsTold:
 def processed(source: str, pod: PodName, counts: ProcessCounts) -> Counter:
     """Return what became of the lines of *source*."""
     grown = counts.lines + counts.records + counts.unparsed + counts.malformed + sum(counts.dropped.values())
-    return ("source", source), grown, partial(_of_source, pod, counts)
+    return ("source", source), counts, grown, partial(_of_source, pod, counts)
 
 
 def _of_source(pod: PodName, counts: ProcessCounts) -> Iterator[Count]:
@@ -66,7 +71,8 @@ def tailed(pods: Mapping[PodUid, PodName], counts: Mapping[PodUid, TailCounts]) 
     for uid, each in counts.items():
         pod = pods.get(uid)
         if pod is not None:
-            yield ("pod", uid), each.bytes_read + each.lines_cut + each.bytes_lost, partial(_of_tail, pod, each)
+            grown = each.bytes_read + each.lines_cut + each.bytes_lost
+            yield ("pod", uid), None, grown, partial(_of_tail, pod, each)  # they are added up for each report
 
 
 def _of_tail(pod: PodName, counts: TailCounts) -> Iterator[Count]:
@@ -79,7 +85,7 @@ def delivered(name: str, sink: SinkCounts) -> Iterator[Counter]:
     """Yield what became of the records offered to the sink *name*."""
     for pod, counts in sink.pods.items():
         grown = counts.offered + counts.settled + counts.retried
-        yield ("sink", name, *pod), grown, partial(_of_pod, (name, *pod), counts)
+        yield ("sink", name, *pod), counts, grown, partial(_of_pod, (name, *pod), counts)
 
 
 def _of_pod(labels: Labels, counts: PodCounts) -> Iterator[Count]:

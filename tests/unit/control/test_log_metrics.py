@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from nodeagent.control.log_metrics import KEPT_SECONDS, LogMetrics
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.store import Store
@@ -26,6 +31,60 @@ def test_counts_add_up_and_end_some_time_after_their_pod() -> None:
     made.follow([])
     assert store.value(metrics.LOG_LINES, POD) == 0
     assert store.value(metrics.LOG_DELIVERED, ("s", *POD)) == 0
+
+
+OFFERED, DELIVERED, LINES = (each.name for each in (metrics.LOG_OFFERED, metrics.LOG_DELIVERED, metrics.LOG_LINES))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["comes", "goes", "dies"]),
+            st.tuples(st.sampled_from(["offered", "settled"]), st.integers(1, 9)),
+            st.floats(0, 2 * KEPT_SECONDS),
+        ),
+        max_size=40,
+    )
+)
+def test_what_is_offered_and_settled_adds_up_however_long_a_sink_is_down(steps: list[Any]) -> None:
+    """offered == delivered + returned + waiting in every scrape, and nothing is told for ever."""
+    now = [0.0]
+    store = Store()
+    made = LogMetrics(store, clock=lambda: now[0])
+    labels = ["s", *POD]
+    waiting = 0
+
+    def value(metric: metrics.Metric) -> float:
+        return store.value(metric, tuple(labels))
+
+    there: list[tuple[str, str]] = []
+    for step in steps:
+        if isinstance(step, float):
+            now[0] += step
+        elif step in ("comes", "goes"):
+            there = [POD] if step == "comes" else []
+        elif step == "dies":
+            made.ended()
+            waiting = 0
+        else:
+            what, number = step
+            number = number if what == "offered" else min(number, waiting)
+            waiting += number if what == "offered" else -number
+            if number:
+                made.count({"counts": [[OFFERED if what == "offered" else DELIVERED, labels, number]]})
+        made.follow(there)
+        settled = value(metrics.LOG_DELIVERED) + value(metrics.LOG_RETURNED)
+        assert value(metrics.LOG_OFFERED) == settled + waiting
+    if waiting:
+        made.count({"counts": [[DELIVERED, labels, waiting]]})
+    made.count({"counts": [[LINES, list(POD), 1]]})
+    for _ in range(2):
+        made.follow([])
+        now[0] += KEPT_SECONDS
+    made.follow([])
+    for metric in (metrics.LOG_OFFERED, metrics.LOG_DELIVERED, metrics.LOG_RETURNED):
+        assert value(metric) == 0
+    assert store.value(metrics.LOG_LINES, POD) == 0
 
 
 def test_a_pod_that_is_back_keeps_its_counts() -> None:

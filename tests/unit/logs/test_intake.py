@@ -283,7 +283,7 @@ def test_records_of_a_former_sink_are_told_until_somebody_decides(tmp_path: Path
             shutil.rmtree(tmp_path / "state" / "buffer" / "former")
             intake.forget()
             assert not intake.warnings() and [each["name"] for each in intake.streams.rows()] == ["all"]
-            (of_former,) = [counts for who, _, counts in intake.streams.counts() if "former" in who]
+            (of_former,) = [counts for who, _, _, counts in intake.streams.counts() if "former" in who]
             assert [count for _, labels, count in of_former() if DAMAGED in labels] == [2], "they are dropped"
 
     asyncio.run(scenario())
