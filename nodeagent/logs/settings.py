@@ -261,14 +261,19 @@ class LogSettings(ConfigSection):
         for where, user in users:
             _known(f"{where}.parser", (user.parser,) if user.parser else (), self.parser_names())
             _known(f"{where}.multiline", (user.multiline,) if user.multiline else (), self.multiline_names())
-            _known(f"{where}.sinks", user.sinks, self.sink_names())
-        _known("podSinks", self.pod_sinks, self.sink_names())
+            self._are_sinks(f"{where}.sinks", user.sinks)
+        self._are_sinks("podSinks", self.pod_sinks)
         for sink in self.sinks:
             if sink.file is not None:
                 self._apart(sink.name, sink.file.path)
         for index, route in enumerate(self.routes):
-            _known(f"routes.{index}.sinks", route.sinks, self.sink_names())
+            self._are_sinks(f"routes.{index}.sinks", route.sinks)
         return self
+
+    def _are_sinks(self, where: str, names: Iterable[str]) -> None:
+        """Raises ValueError for a name that no sink has, or that is there twice: each would have a record for it."""
+        _known(where, names, self.sink_names())
+        _once(where, names)
 
     def _apart(self, sink: str, path: Path) -> None:
         """Raises ValueError for a sink's file that is read here, itself or renamed: its lines would come for ever."""
