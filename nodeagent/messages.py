@@ -592,13 +592,14 @@ class LogFileClosed:
 
 @dataclass(frozen=True, slots=True)
 class LogFilePutAside:
-    """A file that nobody seems to write to was read up to *size*, all of which is settled, and closed: it is told anew
-    once it has another size, and has no name once it is gone (:class:`LogFileRenamed`).
+    """A file that nobody seems to write to was read, is settled, and was closed: it is told anew once its size, or when
+    it was *modified* (nanoseconds), is another, and has no name once it is gone (:class:`LogFileRenamed`).
     """
 
     device: int
     inode: int
     size: int
+    modified: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,8 @@ class Found(Protocol):
     def closed(self, file: FileId) -> None:
         """A file is not open any more."""
 
-    def put_aside(self, file: FileId, size: int) -> None:
-        """A file is not open any more though it is there: it is read up to *size*, and others want its room."""
+    def put_aside(self, file: FileId, size: int, modified: int) -> None:
+        """A file is not open any more though it is there: it is read as it is, and others want its room."""
 
     @property
     def settled(self) -> bool:
@@ -388,7 +388,7 @@ class LogCollector:
                     self._finder.closed((message.device, message.inode))
             case LogFilePutAside():
                 if self._finder is not None and process is self._process:
-                    self._finder.put_aside((message.device, message.inode), message.size)
+                    self._finder.put_aside((message.device, message.inode), message.size, message.modified)
             case CollectorCounted():
                 self._take_counts(message)
             case CollectorRows():

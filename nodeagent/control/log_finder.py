@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Final
 
 from nodeagent.control.log_followed import NODE, FollowedPod, Tells
-from nodeagent.control.log_scan import NOWHERE, FileId, FoundFile, LogLook, Looker, Steps
+from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
 from nodeagent.control.log_shares import TimeSlice, room_of
 from nodeagent.control.log_watches import LogWatches
 from nodeagent.errors import shown
@@ -141,21 +141,28 @@ class LogFinder:
 
     def closed(self, file: FileId) -> None:
         """Who was told *file* has it no more: if it is still there, it is told anew."""
-        uid = self._known.pop(file, None)
-        followed = self._pods.get(uid) if uid is not None else None
-        if followed is not None:
-            followed.files.pop(file, None)
-            self._alarm(followed)
+        self._let_go(file)
 
-    def put_aside(self, file: FileId, size: int) -> None:
-        """Who was told *file* has read it up to *size* and closed it to make room: until it changes it is not told."""
+    def put_aside(self, file: FileId, size: int, modified: int) -> None:
+        """Who was told *file* has read it as it is with that *size*, and closed it to make room: until it changes it is
+        not told.
+        """
+        followed, key = self._let_go(file)
+        if followed is not None and key:
+            followed.aside[file] = (key, (size, modified))
+
+    def _let_go(self, file: FileId) -> tuple[FollowedPod | None, str]:
+        """Return whose *file* was, and the key of its source."""
         uid = self._known.pop(file, None)
+        for each in self._pods.values():
+            if file in each.others:
+                self._alarm(each)  # a new file has that inode
         followed = self._pods.get(uid) if uid is not None else None
-        if followed is not None:
-            told = followed.files.pop(file, None)
-            if told is not None:
-                followed.aside[file] = (told[0], size)
-            self._alarm(followed)
+        if followed is None:
+            return None, ""
+        key, _ = followed.files.pop(file, ("", ""))
+        self._alarm(followed)
+        return followed, key
 
     # -- what is told --
 
@@ -298,7 +305,7 @@ class LogFinder:
             followed=lambda path: _key(followed, "file", path) in followed.sources,
             watch=lambda folder: self._watches.watch(uid, folder),
             room=self._room(followed),
-            aside=lambda file: followed.aside.get(file, ("", NOWHERE))[1],
+            aside=lambda file: followed.aside.get(file, ("", None))[1],
         )
         if followed.plan is None:
             for each in self._settings.node.files:
@@ -344,7 +351,9 @@ class LogFinder:
                 self._tells.renamed(identity, now)
         for identity in followed.aside.keys() - look.names.keys():
             del followed.aside[identity]
-            self._tells.renamed(identity, "")
+            if identity not in self._known:  # else it is another one by now
+                self._tells.renamed(identity, "")
+        followed.others = frozenset(each for each in look.names if self._known.get(each, uid) != uid)
         self._forget_idle(followed)
         if look.lacking:
             self._tells.room_wanted(uid, look.lacking)

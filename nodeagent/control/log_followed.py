@@ -42,10 +42,12 @@ class FollowedPod:
     sources: dict[str, SourceFacts] = field(default_factory=dict)
     files: dict[FileId, tuple[str, str]] = field(default_factory=dict)
     """The keys of their sources, and their names."""
-    aside: dict[FileId, tuple[str, int]] = field(default_factory=dict)
-    """Files that were closed to make room, until they change: the keys of their sources, and up to where they are
-    read.
+    aside: dict[FileId, tuple[str, tuple[int, int]]] = field(default_factory=dict)
+    """Files that were closed to make room, until they change: the keys of their sources, how large they are and when
+    they were modified.
     """
+    others: frozenset[FileId] = frozenset()
+    """Files of it that were not taken in its last look, as they are known for another pod's, which may be gone."""
     refusals: tuple[str, ...] = ()
     since: float = 0.0
     """When a folder of it began to be missing; 0: none is."""

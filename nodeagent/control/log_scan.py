@@ -50,7 +50,6 @@ _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
 _DOCKER: Final = re.compile(r"(?P<folder>[0-9a-f]{12,64})/(?P<log>[0-9a-f]{12,64}-json\.log)")
 _ROTATED: Final = re.compile(r"(\.\d{1,9}(\.gz)?)?")
 """What Docker puts behind a file's name (max-file, compress)."""
-NOWHERE: Final = -1
 _NEVER: Final = 1 << 63
 """After all times at which a file can have been modified."""
 _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
@@ -139,14 +138,14 @@ class LogLook:
 class Looker:
     """What a look needs: *known* says whether a file has been told already, *followed* whether a path is that of a log
     with files, *watch* has a folder watched by its descriptor, *room*: how many more files may be opened, *aside*:
-    at which size a file was read and closed to make room; NOWHERE: none was.
+    at which size, and when modified, a file was read and closed to make room; None: none was.
     """
 
     known: Callable[[FileId], bool]
     followed: Callable[[str], bool]
     watch: Callable[[int], None]
     room: int
-    aside: Callable[[FileId], int] = lambda _: NOWHERE
+    aside: Callable[[FileId], tuple[int, int] | None] = lambda _: None
 
     def outputs(self, folder: Path, wanted: Callable[[str], bool], docker: Path, look: LogLook) -> Steps:
         """Look for the output of those containers of a pod's *folder* that are *wanted*; links lead into *docker*."""
@@ -295,12 +294,13 @@ class Looker:
             look.names[(device, inode)] = called
             return
         rank = (False, 0)
-        if inode and (len(look.found) >= self.room or self.aside((device, inode)) != NOWHERE):
+        aside = self.aside((device, inode))
+        if len(look.found) >= self.room or aside is not None:
             try:
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except OSError:
                 return  # it is gone
-            if status.st_size == self.aside((device, status.st_ino)):
+            if status.st_ino == inode and (status.st_size, status.st_mtime_ns) == aside:
                 look.names[(device, inode)] = called
                 return
             rank = (written, status.st_mtime_ns)

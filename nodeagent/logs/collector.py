@@ -138,8 +138,8 @@ class Collector:
             case LogFileRenamed():
                 reading.tail.named(message.device, message.inode, message.name)
             case LogRoomWanted():
-                for device, inode, size in reading.tail.make_room(message.uid, message.files):
-                    self._channel.send(LogFilePutAside(device, inode, size))
+                for each in reading.tail.make_room(message.uid, message.files):
+                    self._channel.send(LogFilePutAside(each.inode.device, each.inode.number, each.size, each.modified))
             case LogSourceGone():
                 reading.source_gone(message.key, left_out=message.left_out)
             case AllLogsTold():

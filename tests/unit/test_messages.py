@@ -69,7 +69,7 @@ DIRECTIONS: list[tuple[MessageDecoder[Any], object]] = [
     (TO_COLLECTOR, FinishLogs(2.5)),
     (TO_COLLECTOR, LogRoomWanted(PodUid("u"), 3)),
     (FROM_COLLECTOR, LogFileClosed(1, 2)),
-    (FROM_COLLECTOR, LogFilePutAside(1, 2, 3)),
+    (FROM_COLLECTOR, LogFilePutAside(1, 2, 3, 4)),
     (FROM_COLLECTOR, CollectorRows(1, [{"file": "0.log"}], [{"name": "s"}], ("wrong",), more=False)),
 ]
 

@@ -155,21 +155,20 @@ class Tail:
             file.generation.name = name
         self.changed()
 
-    def make_room(self, uid: PodUid, files: int) -> list[tuple[int, int, int]]:
+    def make_room(self, uid: PodUid, files: int) -> list[OpenFile]:
         """Close up to so many *files* of a pod of which all is settled and that nobody seems to write to, the oldest
-        first; return their devices, inodes and sizes. Where they go on is remembered until they have no name any more.
+        first, and return them. Where they go on is remembered until they have no name any more.
         """
         now = self._clock()
         logs = [each for each in self._logs.values() if each.source.uid == uid]
         spare = list(chain.from_iterable(each.spare(now) for each in logs))
-        closed = []
-        for file in sorted(spare, key=attrgetter("changed"))[:files]:
+        closed = sorted(spare, key=attrgetter("changed"))[:files]
+        for file in closed:
             key = file.inode.device, file.inode.number
             found, _ = self._files.pop(key)
             found.put_aside(file)
             self._looks.remove(file)
             self._aside[key] = found
-            closed.append((*key, file.size))
         return closed
 
     def closed(self) -> list[tuple[int, int]]:

@@ -86,7 +86,7 @@ class FakeFinder:
 
     forgot: int = 0
     files: list[FileId] = field(default_factory=list)
-    aside: list[tuple[FileId, int]] = field(default_factory=list)
+    aside: list[tuple[FileId, int, int]] = field(default_factory=list)
     settled: bool = True
 
     def forget(self) -> None:
@@ -95,8 +95,8 @@ class FakeFinder:
     def closed(self, file: FileId) -> None:
         self.files.append(file)
 
-    def put_aside(self, file: FileId, size: int) -> None:
-        self.aside.append((file, size))
+    def put_aside(self, file: FileId, size: int, modified: int) -> None:
+        self.aside.append((file, size, modified))
 
     def keys(self) -> list[str]:
         return ["output/u/app"]
@@ -243,7 +243,7 @@ def test_it_tells_counts_files_and_what_it_closed() -> None:
     async def play(scene: Scene) -> None:
         await scene.say(Collecting(), lambda: scene.collector.missing() == [])
         await scene.say(LogFileClosed(1, 2), lambda: scene.finder.files == [(1, 2)])
-        await scene.say(LogFilePutAside(1, 3, 70), lambda: scene.finder.aside == [((1, 3), 70)])
+        await scene.say(LogFilePutAside(1, 3, 70, 9), lambda: scene.finder.aside == [((1, 3), 70, 9)])
         await scene.say(CollectorCounted({"counts": []}, whole=True), lambda: scene.counted == [{"counts": []}])
         asking = asyncio.create_task(scene.collector.ask())
         (process,) = scene.supervisor.forked

@@ -210,6 +210,40 @@ def test_a_removed_file_has_no_name_and_its_inode_is_told_anew_once_it_was_close
     assert node.heard.contents() == {b"again\n"}
 
 
+def test_a_new_file_with_the_inode_of_another_pods_is_told_once_that_was_closed(node: Node) -> None:
+    """The former pod's file is gone, and whom it was told has it open still."""
+    node.pod()
+    node.output("0.log")
+    node.look()
+    (identity,) = node.heard.files
+    other = node.outputs / "shop_till_u2" / "app"
+    other.mkdir(parents=True)
+    (node.outputs / "shop_cart_u1" / "app" / "0.log").rename(other / "0.log")  # so it has that inode
+    node.pod("till", "u2")
+    node.look()
+    os.close(node.heard.files.pop(identity)[2])
+    node.finder.closed(identity)
+    node.finder.look_at_all()  # without a while in between
+    assert [source for source, _, _ in node.heard.files.values()] == ["output/u2/app"]
+
+
+@pytest.mark.parametrize("content", [b"x\n", b"yy\n"])
+def test_a_new_file_with_the_inode_of_one_that_was_put_aside_is_told(node: Node, content: bytes) -> None:
+    node.pod()
+    path = node.output("0.log")
+    node.look()
+    (identity,) = node.heard.files
+    found = path.stat()
+    os.close(node.heard.files.pop(identity)[2])
+    node.finder.put_aside(identity, found.st_size, found.st_mtime_ns)
+    node.look()
+    assert node.heard.files == {}
+    path.write_bytes(content)
+    os.utime(path, (9, 9))
+    node.look()
+    assert node.heard.contents() == {content}
+
+
 def test_labels_that_change_are_told_and_files_are_not_told_twice(node: Node) -> None:
     node.pod()
     node.output("0.log")

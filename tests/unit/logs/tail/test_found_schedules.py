@@ -63,8 +63,8 @@ class FoundRig(Rig):
         for closed in self.tail.closed():
             self.finder.closed(closed)
         if self.wanted:
-            for device, inode, size in self.tail.make_room(self.pod.uid, self.wanted):
-                self.finder.put_aside((device, inode), size)
+            for each in self.tail.make_room(self.pod.uid, self.wanted):
+                self.finder.put_aside((each.inode.device, each.inode.number), each.size, each.modified)
         self.wanted = 0
         self.now += 60  # a look is never due before its time
         self.finder.follow({self.pod.uid: self.pod})
