@@ -26,7 +26,7 @@ from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
 from nodeagent.control.log_shares import TimeSlice, room_of
 from nodeagent.control.log_watches import LogWatches
 from nodeagent.errors import shown
-from nodeagent.logs.fluentd.positions import read_positions, start_of
+from nodeagent.logs.fluentd.positions import read_positions, starts_of
 from nodeagent.logs.pods import PodPlan, plan, routed
 from nodeagent.logs.settings import LogSettings, NodeFile
 from nodeagent.logs.sources import Reading, SourceFacts, SourceKind
@@ -335,6 +335,8 @@ class LogFinder:
     def _take(self, uid: PodUid, followed: FollowedPod, look: LogLook) -> None:
         """Tell what differs from the last look; the oldest file of a source first."""
         followed.refusals = look.told()
+        files = [(_key(followed, each.kind, each.within), each.opened.descriptor) for each in look.found]
+        starts = starts_of(files, self._positions)
         for found in sorted(look.found, key=lambda each: each.modified):
             source = self._found_source(followed, found)
             if source is None:
@@ -343,7 +345,7 @@ class LogFinder:
             self._known[identity] = uid
             followed.aside.pop(identity, None)
             followed.files[identity] = (source.key, found.name)
-            self._tells.file(source.key, replace(found, start=start_of(found.opened.descriptor, self._positions)))
+            self._tells.file(source.key, replace(found, start=starts[found.opened.descriptor]))
         for identity, (key, name) in list(followed.files.items()):
             now = look.names.get(identity, "")
             if now != name:

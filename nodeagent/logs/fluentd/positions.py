@@ -107,6 +107,25 @@ def start_of(descriptor: int, positions: Mapping[int, FluentdPosition]) -> int:
     return position.offset
 
 
+def starts_of(files: Iterable[tuple[str, int]], positions: Mapping[int, FluentdPosition]) -> dict[int, int]:
+    """Return, by descriptor, up to where Fluentd has read each of *files*: its log and its descriptor.
+
+    Fluentd forgets what was rotated, so what stands beside a file that it has a position of, and was not changed since
+    its last word, was read whole.
+    """
+    logs = {descriptor: log for log, descriptor in files}
+    starts = {descriptor: start_of(descriptor, positions) for descriptor in logs}
+    words: dict[str, int] = {}
+    for descriptor, start in starts.items():
+        if start:
+            words[logs[descriptor]] = positions[os.fstat(descriptor).st_ino].written
+    for descriptor, log in logs.items():
+        status = os.fstat(descriptor)
+        if not starts[descriptor] and status.st_ino not in positions and status.st_mtime_ns < words.get(log, 0):
+            starts[descriptor] = status.st_size
+    return starts
+
+
 def _is_elsewhere(path: bytes, status: os.stat_result) -> bool:
     """Say whether *path* is a file with the inode of *status*, and on another device."""
     try:

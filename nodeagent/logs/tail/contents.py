@@ -14,6 +14,10 @@ from nodeagent.logs.tail.positions import PositionEntry, done_entry
 
 ORPHANS: Final = 16
 """Contents without a file that are remembered per log."""
+_CHECKED: Final = 32 << 20
+"""Of a file that somebody else has read, so much is read again, for it to be known once it is compressed: the kubelet
+rotates at 10 MiB.
+"""
 LONG: Final = 60
 """So many times ``forget_seconds`` it is remembered what no file was handed over for since the start, or was left out:
 its file may be there, and be wanted again.
@@ -93,12 +97,15 @@ class Contents:
             return
         if self._claim(file):
             return
-        if 0 < start <= file.size and not file.compressed:
+        if file.compressed and start == file.size:
+            file.done = start
+        elif 0 < start <= file.size and not file.compressed:
             try:
                 before = file.read(max(start - TAIL_BYTES, 0), min(start, TAIL_BYTES))
+                checksum = file.checksum(start) if start <= _CHECKED else 0
             except OSError:
                 return  # read from its beginning, once it can be: twice rather than never
-            self.begin(file, 0, Mark(start, 0, tail_hash(before)))
+            self.begin(file, 0, Mark(start, checksum, tail_hash(before)))
 
     def _was_done(self, inode: Inode) -> int:
         """Return up to which size a file had nothing new before a restart, and forget it; NOWHERE: none was."""

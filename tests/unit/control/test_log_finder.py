@@ -44,6 +44,7 @@ class Heard:
     gone: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     wanted: list[tuple[str, int]] = field(default_factory=list)
+    starts: dict[str, int] = field(default_factory=dict)
 
     def source(self, source: SourceFacts) -> None:
         self.sources[source.key] = source
@@ -53,6 +54,7 @@ class Heard:
         assert identity not in self.files, "told twice"
         assert source in self.sources, "a file before its source"
         self.files[identity] = (source, found.name, os.dup(found.opened.descriptor))
+        self.starts[found.name] = found.start
 
     def renamed(self, file: FileId, name: str) -> None:
         source, _, descriptor = self.files[file]
@@ -242,6 +244,22 @@ def test_a_new_file_with_the_inode_of_one_that_was_put_aside_is_told(node: Node,
     os.utime(path, (9, 9))
     node.look()
     assert node.heard.contents() == {content}
+
+
+def test_what_fluentd_has_read_and_what_was_rotated_before_is_told_with_where_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "positions").touch()
+    node = Node(tmp_path, fluentdPositions=[str(tmp_path / "positions")])
+    node.pod()
+    path = node.output("0.log", b"one\ntwo\n")
+    old = node.output("0.log.20260101-000000", b"old\n")
+    os.utime(old, (9, 9))
+    (tmp_path / "positions").write_text(f"/var/log/containers/a.log\t{4:016x}\t{path.stat().st_ino:016x}\n")
+    os.utime(tmp_path / "positions", ns=(1 << 62, 1 << 62))
+    made = LogFinder(node.settings, LogFolders(node.outputs, node.volumes, kubelet=False), node.heard)
+    made.follow(node.pods)
+    made.look_at_all()
+    assert node.heard.starts == {"0.log": 4, old.name: 4}
+    node.heard.close()
 
 
 def test_labels_that_change_are_told_and_files_are_not_told_twice(node: Node) -> None:

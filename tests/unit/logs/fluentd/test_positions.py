@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from nodeagent.logs.fluentd.positions import (
     parse_positions,
     read_positions,
     start_of,
+    starts_of,
 )
 
 LATER = 1 << 62
@@ -78,6 +81,42 @@ def test_a_file_goes_on_where_fluentd_was(tmp_path: Path) -> None:
     found = read_positions([positions, tmp_path / "none.pos", tmp_path])
     with opened(path) as descriptor:
         assert start_of(descriptor, found) == 8
+
+
+@pytest.mark.parametrize(
+    ("offset", "changed", "known", "starts"),
+    [
+        (8, 5, None, [8, 4, "whole"]),
+        (8, 50, None, [8, 0, 0]),  # after Fluentd's last word
+        (0, 5, None, [0, 0, 0]),  # Fluentd did not read this log
+        (8, 5, 2, [8, 2, "whole"]),  # it has a position of the rotated one as well: it had not read it whole
+    ],
+)
+def test_what_was_rotated_before_fluentds_last_word_was_read(
+    tmp_path: Path, offset: int, changed: int, known: int | None, starts: list[int | str]
+) -> None:
+    contents = {"0.log": b"one\ntwo\nthree\n", "0.log.1": b"1\n2\n", "0.log.0.gz": gzip.compress(b"0\n")}
+    born = time.time_ns()
+    positions = {}
+    with ExitStack() as stack:
+        files = []
+        for name, content in contents.items():
+            path = tmp_path / name
+            path.write_bytes(content)
+            os.utime(path, ns=(born, born + changed))
+            files.append(("output/u/app", stack.enter_context(opened(path))))
+        written = time.time_ns() + 10**9  # births are by the kernel's clock
+        os.utime(tmp_path / "0.log.1", ns=(born, written - 10 + changed))
+        os.utime(tmp_path / "0.log.0.gz", ns=(born, written - 10 + changed))
+        other = stack.enter_context(opened(tmp_path / "0.log.1"))
+        if offset:
+            positions[(tmp_path / "0.log").stat().st_ino] = FluentdPosition(offset, written)
+        if known:
+            positions[(tmp_path / "0.log.1").stat().st_ino] = FluentdPosition(known, written)
+        found = starts_of([*files, ("output/u/other", other)], positions)
+        size = len(contents["0.log.0.gz"])
+        assert [found[each] for _, each in files] == [size if each == "whole" else each for each in starts]
+        assert found[other] == (known or 0), "of another log nothing is known"
 
 
 def test_what_is_in_doubt_is_read_from_its_beginning(tmp_path: Path) -> None:

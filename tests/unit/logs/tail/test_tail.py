@@ -798,3 +798,36 @@ def test_memory_after_five_thousand_files_is_what_it_was(tmp_path: Path) -> None
     assert list(rig.tail.status()) == []
     assert more < 2500, f"{more} objects more than before 5,000 files came and went"
     rig.tail.close()
+
+
+@pytest.mark.parametrize("start", ["some", "all"])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_another_program_has_read_is_not_read_again_once_it_is_compressed(
+    rig: Rig, start: str, restarts: bool
+) -> None:
+    rig.write("app.log.1", *(f"{number:03}" for number in range(900)))
+    path = rig.logs / "app.log.1"
+    offset = 4 * 600 if start == "some" else path.stat().st_size
+    rig.tail.add(os.open(path, os.O_RDONLY), SOURCE, path.name, offset)
+    rig.write("app.log", "more")
+    rig.look(10)
+    expected = [f"{number:03}" for number in range(offset // 4, 900)]
+    assert sorted(rig.sink.texts()) == sorted([*expected, "more"])
+    if restarts:
+        rig.restart()
+        rig.look(10)
+    path.with_name("app.log.1.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    for _ in range(5):
+        rig.look(30)
+    assert len(rig.sink.lines) == len(expected) + 1
+
+
+def test_a_compressed_file_that_another_program_has_read_is_not_read_again(rig: Rig) -> None:
+    path = rig.logs / "app.log.1.gz"
+    path.write_bytes(gzip.compress(b"old\n"))
+    rig.tail.add(os.open(path, os.O_RDONLY), SOURCE, path.name, path.stat().st_size)
+    rig.write("app.log", "new")
+    assert rig.look(30) == ["new"]
+    rig.restart()
+    assert rig.look(30) == ["new"]
