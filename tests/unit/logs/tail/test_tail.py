@@ -831,3 +831,19 @@ def test_a_compressed_file_that_another_program_has_read_is_not_read_again(rig: 
     assert rig.look(30) == ["new"]
     rig.restart()
     assert rig.look(30) == ["new"]
+
+
+@pytest.mark.parametrize("moved", [1, 3])
+def test_a_file_that_was_moved_away_is_not_taken_for_the_one_that_is_written(rig: Rig, moved: int) -> None:
+    for number in range(moved):
+        rig.write("app.log", f"{number}")
+        rig.look(5)
+        found = (rig.logs / "app.log").stat()
+        (rig.logs / "app.log").rename(rig.logs.parent / f"{number}")
+        rig.tail.named(found.st_dev, found.st_ino, "")
+    rig.write("app.log", "half", end="")
+    rig.look(30)
+    assert "half" not in rig.sink.texts(), "somebody writes the rest of it"
+    assert [each.state for each in rig.tail.status()] == ["rotated"] * moved + ["following"]
+    rig.write("app.log", " a line")
+    assert rig.look(5)[-1] == "half a line"
