@@ -10,6 +10,8 @@ import pytest
 
 from nodeagent import config
 from nodeagent.errors import ConfigError
+from nodeagent.policy.mesh_settings import MeshSettings
+from nodeagent.sidecar.config import SidecarConfig
 
 GOOD: dict[str, Any] = {
     "node": "a", "source": "/", "redirect": {"cgroup": "/"}, "identity": {"caDirectory": "/ca"},
@@ -69,3 +71,32 @@ def test_a_token_in_the_place_of_its_file_is_not_shown(tmp_path: Path) -> None:
 )
 def test_values_that_mean_something_else(tmp_path: Path, values: Any, words: str) -> None:
     assert refusal(tmp_path, **values).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"pathNormalization": {"normalization": "merge"}}, ("pathNormalization.normalization: ", "MERGE_SLASHES")),
+        ({"pathNormalization": "BASE"}, ("pathNormalization: ",)),
+        ({"proxy": {"numTrustedProxies": -1}}, ("proxy.numTrustedProxies: ", "0")),
+        ({"identity": {"caDirectory": "/ca", "trustDomainAliases": "old"}}, ("identity.trustDomainAliases: ",)),
+        ({"identity": {"caDirectory": "/ca", "trustDomainAliases": ["Old/x"]}}, ("identity.trustDomainAliases.0: ",)),
+    ],
+)
+def test_settings_of_the_mesh_are_named_where_they_are_wrong(
+    tmp_path: Path, values: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    said = refusal(tmp_path, **values)
+    assert all(each in said for each in words), said
+
+
+def test_settings_of_the_mesh_reach_what_policies_rest_on(tmp_path: Path) -> None:
+    mesh = {"pathNormalization": {"normalization": "MERGE_SLASHES"}, "proxy": {"numTrustedProxies": 2}}
+    path = tmp_path / "agent.yaml"
+    path.write_text(json.dumps(GOOD))
+    assert config.load(path).mesh_settings() == MeshSettings("cluster.local", (), "BASE", 0)
+    identity = {"caDirectory": "/ca", "trustDomain": "new", "trustDomainAliases": ["old"]}
+    path.write_text(json.dumps(GOOD | mesh | {"identity": identity}))
+    expected = MeshSettings("new", ("old",), "MERGE_SLASHES", 2)
+    assert config.load(path).mesh_settings() == expected
+    assert SidecarConfig.model_validate(mesh | {"trustDomainAliases": ["old"]}).mesh_settings("new") == expected
