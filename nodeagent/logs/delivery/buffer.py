@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import re
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ class _Segment:
     """What was taken and is not settled, in order."""
     failed: int = 0
     """How often in a row it could not be read."""
+    damaged: bool = False
+    """Whether what is left of it is kept for whoever looks into it."""
 
 
 @dataclass(slots=True)
@@ -104,7 +107,8 @@ class DiskBuffer:
         try:
             segment.size, segment.unread = survey(segment.path, segment.reached)
         except DamagedSegment as error:
-            self._put_aside(segment, str(error))
+            log.error("%s; what is there is lost", error)
+            self._put_aside(segment)
             return
         self.pods.update(segment.unread)
         if segment.unread:
@@ -163,8 +167,11 @@ class DiskBuffer:
                 _less(segment.unread, _pod(each.records), len(each.records))
             if not damage:
                 return taken, Counter()
+            log.error("%s; what follows there is lost, and counted", damage)
             lost = self._lose(segment)
-            self._put_aside(segment, damage)
+            segment.damaged = True
+            self._leave_segment(segment)
+            self._remove_settled(segment)
             return taken, lost
 
     def done(self, taking: Taking) -> None:
@@ -177,13 +184,19 @@ class DiskBuffer:
         self._remove_settled(segment)
 
     async def drop_oldest(self) -> Counter[PodName]:
-        """Remove the oldest segment; return how many records that nobody has taken went with it, by pod."""
+        """Remove what of the oldest segment nobody has taken; return how many records that is, by pod. What was taken
+        is only in memory besides: it stays until it is settled.
+        """
         async with self._lock:
-            if not self._segments:
+            segment = next((each for each in self._segments if each.unread), None)
+            if segment is None:
                 return Counter()
-            segment = self._segments[0]
             lost = self._lose(segment)
-            self._remove(segment)
+            self._leave_segment(segment)
+            if segment.out:
+                self._shorten(segment)
+            else:
+                self._remove(segment)
             return lost
 
     def save(self) -> None:
@@ -284,8 +297,20 @@ class DiskBuffer:
         return lost
 
     def _remove_settled(self, segment: _Segment) -> None:
-        if not segment.out and not segment.unread and segment is not self._appending and segment in self._segments:
+        if segment.out or segment.unread or segment is self._appending or segment not in self._segments:
+            return
+        if segment.damaged:
+            self._put_aside(segment)
+        else:
             self._remove(segment)
+
+    def _shorten(self, segment: _Segment) -> None:
+        """Keep of *segment* what was taken."""
+        segment.size = segment.read_to
+        try:
+            os.truncate(segment.path, segment.read_to)
+        except OSError as error:
+            log.warning("%s cannot be shortened: %s; its records come again", segment.path, error.strerror)
 
     def _remove(self, segment: _Segment) -> None:
         self._forget(segment)
@@ -294,20 +319,24 @@ class DiskBuffer:
         except OSError as error:
             log.warning("%s cannot be removed: %s; its records come again", segment.path, error.strerror)
 
-    def _forget(self, segment: _Segment) -> None:
+    def _leave_segment(self, segment: _Segment) -> None:
+        """Neither append to *segment* nor read it any more."""
         if self._writer is not None and segment is self._segments[-1]:
             self._roll()
         reading = self._reading
         if reading is not None and reading[0] is segment:
             self._leave()
+
+    def _forget(self, segment: _Segment) -> None:
+        self._leave_segment(segment)
         if segment in self._segments:
             self._segments.remove(segment)
 
-    def _put_aside(self, segment: _Segment, why: str) -> None:
+    def _put_aside(self, segment: _Segment) -> None:
         """Keep a damaged segment for whoever looks into it; the one before goes."""
         self._forget(segment)
         aside = self._folder / "damaged"
-        log.error("%s; what follows there is lost, and counted; the file is kept as %s", why, aside)
+        log.info("%s, which is damaged, is kept as %s", segment.path, aside)
         try:
             segment.path.replace(aside)
         except OSError as fault:

@@ -9,6 +9,7 @@ what was promised was synced before, and what was not is read from its file agai
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections import Counter
@@ -31,6 +32,7 @@ MAX_FRAME: Final = 256 << 20
 """Bytes of a payload: a longer one is damage."""
 LEVEL: Final = 1
 MODE: Final = 0o600
+log = logging.getLogger("nodeagent.logs")
 
 
 class DamagedSegment(Exception):
@@ -191,7 +193,7 @@ class SegmentReader:
 
 def survey(path: Path, start: int) -> tuple[int, Counter[PodName]]:
     """Return up to which offset the frames of *path* are whole, and how many records of which pod there are
-    from *start* on. Payloads of records are not read. Raises OSError and DamagedSegment.
+    from *start* on. Payloads of records are not read. Raises OSError, and DamagedSegment where nothing is whole.
     """
     pods: Counter[PodName] = Counter()
     size = path.stat().st_size
@@ -205,9 +207,13 @@ def survey(path: Path, start: int) -> tuple[int, Counter[PodName]]:
             elif offset - HEADER.size >= start:
                 pods[origins.get(number, ("", ""))] += records
             reader.at = offset + length
-        return reader.at, pods
+    except DamagedSegment as error:
+        if not pods:
+            raise
+        log.error("%s; what follows there is lost", error)  # what stands before it is not
     finally:
         reader.close()
+    return reader.at, pods
 
 
 def headers(file: BinaryIO, at: int, until: int) -> Iterator[tuple[int, int, int, int]]:

@@ -266,3 +266,50 @@ def test_nothing_that_was_promised_is_lost_by_kill_9(tmp_path: Path) -> None:
         assert found == sorted(found)
 
     run(test)
+
+
+@given(st.lists(st.sampled_from(["append", "take", "done", "drop", "damage"]), max_size=40), st.integers(1, 600))
+def test_what_is_under_way_is_on_disk_until_it_is_settled(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], segment: int
+) -> None:
+    """Whatever is dropped for room, or damaged: who is killed lost nothing that was not counted."""
+    folder = tmp_path_factory.mktemp("buffer")
+
+    async def test() -> None:
+        buffer = opened(folder, segment=segment)
+        appended = 0
+        lost = 0
+        under_way: list[Taking] = []
+        settled: set[bytes] = set()
+        for step in steps:
+            match step:
+                case "append":
+                    await buffer.append([records([f"{appended + each} "], appended + each) for each in range(3)])
+                    appended += 3
+                case "take":
+                    taken, gone = await buffer.take(1)
+                    under_way += taken
+                    lost += gone.total()
+                case "done" if under_way:
+                    done = under_way.pop(len(under_way) // 2)
+                    buffer.done(done)
+                    settled.add(done.records.texts[0])
+                case "drop":
+                    lost += (await buffer.drop_oldest()).total()
+                case "damage" if under_way:
+                    path = under_way[-1].segment.path
+                    content = path.read_bytes()
+                    path.write_bytes(content[: under_way[-1].end] + bytes(len(content) - under_way[-1].end))
+            assert buffer.pods.total() == appended - lost - len(settled)
+        waits = {each.records.texts[0] for each in under_way}
+        left = opened(folder)  # without a word of the one before
+        found: set[bytes] = set()
+        while left.unread:
+            taken, gone = await left.take(1)
+            found.update(each.records.texts[0] for each in taken)
+        assert waits <= found
+        if "damage" not in steps:
+            assert len(found - settled) == appended - lost - len(settled)
+        await left.close()
+
+    run(test)
