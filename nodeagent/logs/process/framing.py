@@ -13,7 +13,7 @@ and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import itemgetter
 from typing import Final, Literal, TypeAlias
@@ -37,11 +37,13 @@ class Lines:
     """RFC 3339."""
     streams: list[bytes]
     texts: list[bytes]
-    """Valid UTF-8, without the line's end."""
+    """UTF-8, without the line's end; valid unless *raw*."""
     partial: list[int] = field(default_factory=list)
     """Indices of those that go on in their stream's next line."""
     malformed: int = 0
     """How many are not of the format."""
+    raw: bool = False
+    """Whether texts may be no UTF-8 yet: where a line in pieces was cut, a character may have been."""
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -55,6 +57,11 @@ class Lines:
             [self.texts[at] for at in kept],
         )
 
+    def valid(self) -> Lines:
+        """Return the same, with what is not UTF-8 in texts replaced by U+FFFD."""
+        texts = [text if text.isascii() else valid_utf8(text) for text in self.texts]
+        return replace(self, texts=texts, raw=False)
+
 
 Frame: TypeAlias = Callable[[Chunk, bytes], Lines]
 """Takes a chunk and the time at which it was read (RFC 3339)."""
@@ -64,8 +71,8 @@ def plain(chunk: Chunk, read_at: bytes) -> Lines:
     """Return the lines of a file that nobody wrapped: each has the time *read_at*, and no stream."""
     lines = _lines(chunk.data)
     offsets = _offsets(lines, chunk.start)
-    texts = _texts(lines, chunk.data)
-    return Lines(offsets, [read_at] * len(lines), [b""] * len(lines), texts)
+    made = Lines(offsets, [read_at] * len(lines), [b""] * len(lines), _texts(lines, chunk.data))
+    return made.valid() if _is_raw(chunk.data) else made
 
 
 def cri(chunk: Chunk, read_at: bytes) -> Lines:
@@ -93,7 +100,8 @@ def _alike(lines: list[bytes], chunk: Chunk) -> Lines | None:
     letters = heads[len(first[0]) + _LETTER :: width]
     streams = list(map(_BY_LETTER.__getitem__, letters))
     texts = list(map(itemgetter(slice(width, None)), lines))
-    return Lines(_offsets(lines, chunk.start), times, streams, _texts(texts, chunk.data))
+    offsets = _offsets(lines, chunk.start)
+    return Lines(offsets, times, streams, _texts(texts, chunk.data), raw=_is_raw(chunk.data))
 
 
 def _shape(heads: bytes) -> bytes:
@@ -116,7 +124,8 @@ def _each(lines: list[bytes], chunk: Chunk, read_at: bytes) -> Lines:
     whole = tags.count(b"F")
     partial = [at for at, tag in enumerate(tags) if tag[:1] == b"P"] if whole != len(tags) else []
     offsets = _offsets(lines, chunk.start)
-    return Lines(offsets, times, streams, _texts(texts, chunk.data), partial, len(malformed))
+    texts = _texts(texts, chunk.data, partial)
+    return Lines(offsets, times, streams, texts, partial, len(malformed), _is_raw(chunk.data))
 
 
 _PARTS: Final = 4
@@ -165,9 +174,11 @@ def docker(chunk: Chunk, read_at: bytes) -> Lines:
         made.times.append(time)
         made.streams.append(stream)
         text = found.log.encode()
-        if not text.endswith(b"\n"):
+        if text.endswith(b"\n"):
+            made.texts.append(text[:-1].removesuffix(b"\r"))
+        else:
             made.partial.append(at)
-        made.texts.append(text.removesuffix(b"\n").removesuffix(b"\r"))
+            made.texts.append(text)
     return made
 
 
@@ -193,14 +204,24 @@ def _offsets(lines: list[bytes], start: int) -> list[int]:
     return offsets
 
 
-def _texts(texts: list[bytes], data: bytes) -> list[bytes]:
-    """Return *texts* as valid UTF-8 without carriage returns at their ends; *data* is where they come from."""
-    if b"\r" in data:
-        texts = [text[:-1] if text[-1:] == b"\r" else text for text in texts]
-    if data.isascii():
+def _texts(texts: list[bytes], data: bytes, partial: Sequence[int] = ()) -> list[bytes]:
+    """Return *texts* without carriage returns at the ends of those that are not *partial*; *data* is where they come
+    from.
+    """
+    if b"\r" not in data:
         return texts
+    made = [text[:-1] if text[-1:] == b"\r" else text for text in texts]
+    for at in partial:
+        made[at] = texts[at]
+    return made
+
+
+def _is_raw(data: bytes) -> bool:
+    """Return whether *data* is no valid UTF-8."""
+    if data.isascii():
+        return False
     try:
         data.decode()
     except UnicodeDecodeError:
-        return [text if text.isascii() else valid_utf8(text) for text in texts]
-    return texts
+        return True
+    return False

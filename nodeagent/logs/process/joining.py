@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Final
 
-from nodeagent.logs.process.framing import Lines
+from nodeagent.logs.process.framing import Lines, valid_utf8
 from nodeagent.logs.process.multiline import Multiline
 
 _BITS: Final = 40
 REACH: Final = (1 << 22) - 1
 """From a record's first line to its last: bytes at most."""
 _SECOND: Final = itemgetter(1)
+_INDENTS: Final = frozenset((b" ", b"\t", b""))
 PIECES_WAIT: Final = 30.0
 """Seconds that the rest of a cut line is waited for."""
 
@@ -38,10 +39,15 @@ def joined_offset(first: int, last: int) -> int:
     return first | (last - first) << _BITS
 
 
+def first_line(offset: int) -> int:
+    """Return where the first line of the record begins that *offset* names, below a TiB."""
+    return offset & ((1 << _BITS) - 1)
+
+
 class _Held:
     """A record that is not whole yet."""
 
-    __slots__ = ("first", "last", "lines", "partial", "pieces", "since", "size", "time")
+    __slots__ = ("first", "last", "lines", "open", "partial", "pieces", "raw", "since", "size", "time")
 
     def __init__(self, offset: int, time: bytes, since: float) -> None:
         self.first = offset
@@ -52,15 +58,29 @@ class _Held:
         self.size = 0
         self.lines = 0
         self.partial = False
+        self.raw = False
+        self.open = False
+        """Whether one line more goes on with it, whatever it is, once it is not indented."""
+
+    def size_with(self, text: bytes) -> int:
+        """Return how long it is with *text* behind it."""
+        return self.size + len(text) + (1 if self.lines and not self.partial else 0)
 
     def add(self, offset: int, text: bytes, partial: bool) -> None:
+        self.size = self.size_with(text)
         if self.lines and not self.partial:
             self.pieces.append(b"\n")
+        elif self.partial and not text and not partial:
+            self.pieces[-1] = self.pieces[-1].removesuffix(b"\r")  # it was cut within its end
         self.pieces.append(text)
         self.last = offset
-        self.size += len(text) + 1
         self.lines += 1
         self.partial = partial
+
+    def text(self) -> bytes:
+        """Return all of it as valid UTF-8."""
+        text = b"".join(self.pieces)
+        return valid_utf8(text) if self.raw else text
 
 
 @dataclass(slots=True)
@@ -92,9 +112,9 @@ class Joiner:
     def feed(self, lines: Lines, now: float) -> Lines:
         """Return what of *lines* and of what was held is whole at Unix time *now* (seconds)."""
         if not lines.partial and not self._held and self.multiline is None:
-            return lines
+            return lines.valid() if lines.raw else lines
         partial = set(lines.partial)
-        continuing = self.multiline.continuing(lines.texts) if self.multiline is not None else set()
+        continuing, opening = self._read(lines)
         made = Lines([], [], [], [])
         for at, offset in enumerate(lines.offsets):
             if self._held:
@@ -103,10 +123,20 @@ class Joiner:
             held = self._held_for(made, stream, lines.texts[at], at in continuing)
             if held is None:
                 held = self._held[stream] = _Held(offset, lines.times[at], now)
+            if not held.partial:
+                held.open = at in opening or (held.open and lines.texts[at][:1] in _INDENTS)
             held.add(offset, lines.texts[at], at in partial)
+            held.raw = held.raw or lines.raw
             if self.multiline is None and not held.partial:
                 self._emit(made, stream)
         return made
+
+    def _read(self, lines: Lines) -> tuple[set[int], set[int]]:
+        """Return the indices of those of *lines* that go on with a record, and of those behind which one more does."""
+        if self.multiline is None:
+            return set(), set()
+        texts = lines.valid().texts if lines.raw else lines.texts
+        return self.multiline.continuing(texts), self.multiline.opening(texts)
 
     def flush(self, now: float, final: bool) -> Lines:
         """Return what has been held for too long at Unix time *now*, or everything (*final*)."""
@@ -140,9 +170,9 @@ class Joiner:
         held = self._held.get(stream)
         if held is None:
             return None
-        goes_on = held.partial or continuing
+        goes_on = held.partial or held.open or continuing
         most = self.multiline.max_lines if self.multiline is not None else None
-        fits = held.size + len(text) <= self.record_bytes and (held.partial or most is None or held.lines < most)
+        fits = held.size_with(text) <= self.record_bytes and (held.partial or most is None or held.lines < most)
         if goes_on and fits:
             return held
         if goes_on:
@@ -165,4 +195,4 @@ class Joiner:
         made.offsets.append(joined_offset(held.first, held.last))
         made.times.append(held.time)
         made.streams.append(stream)
-        made.texts.append(b"".join(held.pieces))
+        made.texts.append(held.text())

@@ -15,6 +15,10 @@ class Multiline:
 
     start: LinePattern | None = None
     continues: LinePattern | None = None
+    opens: LinePattern | None = None
+    """Behind what it finds, and what is indented after that, one line more goes on, whatever it is: an exception's
+    name is its author's.
+    """
     max_lines: int = 1000
     """A longer record is cut."""
     flush_after: float = 2.0
@@ -25,6 +29,10 @@ class Multiline:
         if self.start is not None:
             return set(range(len(texts))).difference(self.start.lines_with(texts))
         return set(self.continues.lines_with(texts)) if self.continues is not None else set()
+
+    def opening(self, texts: Sequence[bytes]) -> set[int]:
+        """Return the indices of those of *texts* behind which one line more goes on."""
+        return set(self.opens.lines_with(texts)) if self.opens is not None else set()
 
 
 _INDENTED: Final = r"^[ \t]+\S"
@@ -47,8 +55,10 @@ PRESETS: Final[Mapping[str, str]] = {
     "dotnet": r"^[ \t]+\S|^--- End of |^(?:[A-Za-z_]\w*\.)+[A-Z]\w*Exception\b|^ ---> ",
 }
 """What goes on with a record, by the language whose stack traces it knows."""
+_OPENS: Final = {"python": r"^Traceback \(most recent call last\):"}
 
 
 def preset(name: str) -> Multiline:
     """Return the preset *name*, one of :data:`PRESETS`."""
-    return Multiline(continues=LinePattern(PRESETS[name]))
+    opens = LinePattern(_OPENS[name]) if name in _OPENS else None
+    return Multiline(continues=LinePattern(PRESETS[name]), opens=opens)

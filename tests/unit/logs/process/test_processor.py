@@ -127,6 +127,44 @@ def test_a_piece_without_end_is_bounded() -> None:
     assert counts.cut == len(found) - 1
 
 
+@given(
+    st.text("a日é\U0001f600\r ", min_size=1, max_size=12), st.lists(st.integers(0, 40), max_size=6), st.integers(0, 5),
+    st.sampled_from([None, TRACE]), st.sampled_from([b"", b"\xff"]),
+)  # fmt: skip
+@example("日本語", [4], 0, None, b"")
+@example("a\r", [2], 0, None, b"")
+def test_a_character_that_the_runtime_cut_is_whole_again(
+    text: str, cuts: list[int], chunks: int, multiline: Multiline | None, beside: bytes
+) -> None:
+    """Nor is a carriage return within a line lost, wherever the line is cut and chunks begin."""
+    line = text.encode()
+    bounds = [0, *sorted({min(each, len(line)) for each in cuts} - {0}), len(line)]
+    pieces = [line[first:last] for first, last in pairwise(bounds)]
+    data = [out(piece, tag=b"P") for piece in pieces[:-1]] + [out(pieces[-1])]
+    data.insert(1, out(b"x" + beside, b"stderr"))
+    processor = Processor(ORIGIN, Recipe(multiline=multiline), ProcessCounts())
+    parts: list[LogRecords | None] = []
+    start = 0
+    for part in (b"".join(data[:chunks]), b"".join(data[chunks:])):
+        if part:
+            parts.append(processor.feed(Chunk(b"f", start, part), NOW))
+            start += len(part)
+    found = merged([*parts, processor.flush(NOW, final=True)])
+    expected = {text.removesuffix("\r"), "x" + beside.decode("utf-8", "replace")} - {""}
+    assert {each.decode() for each in found.texts} == expected
+
+
+def test_a_line_in_pieces_that_is_as_long_as_may_be_is_not_cut() -> None:
+    for most, whole in ((100, 1), (99, 2)):
+        counts = ProcessCounts()
+        data = out(b"x" * 33, tag=b"P") + out(b"x" * 33, tag=b"P") + out(b"x" * 34)
+        assert len(processed(data, Recipe(record_bytes=most), counts)) == whole
+        assert counts.cut == whole - 1
+    lines = out(b"1") + out(b"x" * 48) + out(b"x" * 49)  # with ends of lines 100 bytes
+    assert len(processed(lines, Recipe(multiline=TRACE, record_bytes=100))) == 1
+    assert len(processed(lines, Recipe(multiline=TRACE, record_bytes=99))) == 2
+
+
 def test_what_is_held_does_not_hold_up_a_file_for_long() -> None:
     processor = Processor(ORIGIN, Recipe(), ProcessCounts())
     processor.feed(Chunk(b"f", 0, out(b"a", tag=b"P")), NOW)
@@ -189,6 +227,39 @@ exit status 2""",
    --- End of inner exception ---""",
     "indented": "head\n one\n\ttwo",
 }
+
+
+TRACEBACK = """ERROR failed
+Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+    get()"""
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "_queue.Empty",
+        "requests.exceptions.Timeout",
+        "shop.models.Item.DoesNotExist: no item",
+        "socket.timeout: timed out",
+    ],
+)
+@pytest.mark.parametrize("cut", range(7))
+def test_a_traceback_ends_with_its_exception_whatever_that_is_called(last: str, cut: int) -> None:
+    """And nothing else goes on with it, nor with other lines that are indented."""
+    trace = f"{TRACEBACK}\n{last}"
+    lines = [*trace.split("\n"), "worker: next", "  indented", "worker: last"]
+    processor = Processor(ORIGIN, Recipe(multiline=preset("python")), ProcessCounts())
+    parts: list[LogRecords | None] = []
+    start = 0
+    for part in (lines[:cut], lines[cut:]):
+        data = b"".join(out(each.encode()) + out(b"beside", b"stderr") for each in part)
+        if data:
+            parts.append(processor.feed(Chunk(b"f", start, data), NOW))
+            start += len(data)
+    found = merged([*parts, processor.flush(NOW, final=True)])
+    out_of_it = [text.decode() for text in found.texts if text != b"beside"]
+    assert out_of_it == [trace, "worker: next\n  indented", "worker: last"]
 
 
 @pytest.mark.parametrize(("name", "trace"), TRACES.items())
