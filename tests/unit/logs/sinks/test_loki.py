@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
+from nodeagent.logs.process.members import RecordMember
+from nodeagent.logs.process.multiline import Multiline
+from nodeagent.logs.process.parsers import parser
+from nodeagent.logs.process.patterns import LinePattern
+from nodeagent.logs.process.processor import ProcessCounts, Processor, Recipe
+from nodeagent.logs.process.times import TimeKey
+from nodeagent.logs.records import Chunk, LogRecords
 from nodeagent.logs.sinks import loki as loki_sink
+from nodeagent.logs.sinks.documents import chosen
 from nodeagent.logs.sinks.http_client import HttpAnswer
 from nodeagent.logs.sinks.loki import LokiSink, outcome
 from nodeagent.logs.sinks.settings import LokiSettings
 from nodeagent.logs.sinks.sink import Indivisible, Taken, Untaken
 from tests.fakes.loki import Loki
-from tests.unit.logs.made_records import origin, records
+from tests.unit.logs.made_records import NOW, origin, records
 from tests.waiting import DEADLINE
 
 
@@ -104,3 +112,48 @@ def test_lines_that_are_too_old_are_found_by_halving_and_the_others_are_kept() -
 )
 def test_answers(status: int, body: bytes, expected: object) -> None:
     assert outcome(HttpAnswer(status, body, 3.0), 1) == expected
+
+
+T = b"2026-11-29T10:00:00.1Z stdout F"
+
+
+def times_of(batch: list[LogRecords]) -> list[int]:
+    settings = LokiSettings.model_validate({"urls": ["http://l"], "gzip": False})
+    body = LokiSink("loki", settings, 5).encode(batch).body
+    assert isinstance(body, bytes)
+    return [int(time) for stream in json.loads(body)["streams"] for time, *_ in stream["values"]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        (Recipe("plain"), b"x"),
+        (Recipe("plain"), b"retrying"),
+        (Recipe("plain", multiline=Multiline(continues=LinePattern("^ "))), b"x\n y"),
+        (Recipe("plain", parser("json", time=TimeKey(RecordMember("t")))), b'{"t":"2026-11-29T10:00:00Z"}'),
+        (Recipe("plain", parser("json", time=TimeKey(RecordMember("t")))), b'{"t":"2026-11-29T10:00:00.125Z"}'),
+        (Recipe("cri", parser("json", time=TimeKey(RecordMember("t")))), T + b' {"t":1795946400}'),
+        (Recipe("cri"), b"of no format"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("now", [NOW, NOW + 0.123456])
+def test_lines_that_are_alike_are_told_apart_and_are_the_same_when_they_come_again(
+    recipe: Recipe, line: bytes, now: float
+) -> None:
+    """Loki keeps one of those with one time: of a volume's file all lines that are read together had one."""
+    processor = Processor(origin(), recipe, ProcessCounts())
+    data = (line + b"\n") * 500
+    parts = [processor.feed(Chunk(b"f", 0, data), now)]
+    parts.append(processor.feed(Chunk(b"f", len(data), data), now + 0.002))
+    parts += [each for each in [processor.flush(now + 0.003, final=True)] if each]
+    whole = times_of(parts)
+    assert len(set(whole)) == 1000
+    if b'"t"' not in line:
+        assert whole == sorted(whole)
+    assert max(abs(each - round(now * 1e9)) for each in whole) < 5e6 or b'"t"' in line
+    numbers = range(100, 900)
+    assert times_of(chosen(parts, numbers)) == whole[100:900], "of a request that is halved"
+
+
+def test_the_times_of_a_runtime_stay() -> None:
+    assert times_of([records(["a", "b", "c"])])[1:] == [1795946401000000001, 1795946402000000002]
