@@ -9,6 +9,10 @@ such a pod is taken. While nothing new can be sent for them, the sink's last wor
 
 A request that is refused as a whole says little of its records: a proxy in between refuses all in the same
 way. One record alone is refused for its own sake only if the sink took others since it began to be doubted.
+
+Nor does it say much that the sink takes nothing of a request where one pod's records may be why, as a limit of Loki's
+on one stream is: after PATIENCE such answers the pods are asked for in halves, and one alone of which it takes nothing
+is set aside: others go before it, and it comes again as what is asked for again does.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ DOUBTS: Final = 10
 """How often one record alone is sent again to a sink that wants order, where no other may show whether it takes any."""
 DOUBT_SECONDS: Final = 1.0
 """How long others go before a record that was refused as a whole request."""
+PATIENCE: Final = 3
+"""How often the sink may take nothing of a request before it is looked for the pod that is why."""
 UNWRITABLE: Final = "dead-letter file not writable"
 """Reasons for which records are dropped."""
 MAX_IN_A_ROW: Final = 8
@@ -94,7 +100,10 @@ class Answers:
         match outcome:
             case Taken():
                 await self._apply_taken(batch, outcome)
+            case Untaken(partly=True) if self._is_partly(batch):
+                await self._apply_partly(batch, outcome)
             case Untaken():
+                batch.untaken += 1
                 self._pace.pause(outcome.why, outcome.after)
                 batch.under_way = outcome.under_way
                 batch.due = self._pace.resume
@@ -104,6 +113,38 @@ class Answers:
             case Indivisible():
                 await self._apply_refused(batch, outcome)
 
+    def next_ones(self) -> list[Batch]:
+        """Return those that may be sent before any other that comes again, when they are due."""
+        if not self._sink.ordered:
+            return self.again
+        found: list[Batch] = []
+        passed: set[PodName] = set()
+        for batch in self.again:
+            if not passed or passed.isdisjoint(batch.pods()):
+                found.append(batch)
+            if not batch.aside:
+                break
+            passed.add(batch.pod)
+        return found
+
+    def aside(self) -> set[PodName]:
+        """Return the pods that are set aside."""
+        return {each.pod for each in self.again if each.aside}
+
+    def _is_partly(self, batch: Batch) -> bool:
+        """Say whether it is looked for the pod that is why the sink takes nothing of *batch*."""
+        return batch.untaken + 1 >= PATIENCE or batch.aside or not self._given_up.isdisjoint(batch.pods())
+
+    async def _apply_partly(self, batch: Batch, outcome: Untaken) -> None:
+        if len(batch.pods()) > 1:
+            batch.untaken = PATIENCE
+            self.again[:0] = batch.halves()
+            return
+        if not batch.aside:
+            log.warning("sink %s takes nothing of pod %s: %s", self._sink.name, "/".join(batch.pod), outcome.why)
+        batch.aside = True
+        await self._apply_taken(batch, Taken(range(len(batch.numbers)), why=outcome.why))
+
     async def _apply_taken(self, batch: Batch, taken: Taken) -> None:
         numbers = batch.numbers
         again = [numbers[each] for each in taken.again]
@@ -111,7 +152,7 @@ class Answers:
         answered = self._taken + len(numbers) - len(again)
         if len(again) == len(numbers):
             # What was asked for again before may be the one record that it stumbles over: others go on.
-            if not batch.failures:
+            if not batch.failures and not batch.aside:
                 self._pace.pause(taken.why or "it is busy", None)
         else:
             self._pace.recovered()
@@ -152,7 +193,8 @@ class Answers:
         """Return those of *again* that are not sent again."""
         if batch.beside >= MAX_BESIDE:
             return set(again)
-        if batch.beside >= CROWDED_BESIDE and 2 * self.held(batch) >= self._window:
+        crowded = 2 * self.held(batch) >= self._window or (batch.aside and self._full())
+        if batch.beside >= CROWDED_BESIDE and crowded:
             if len(self._given_up) >= MAX_GIVEN_UP:
                 self._given_up.clear()
             self._given_up |= {pod_of(batch.place(each)[0]) for each in again}

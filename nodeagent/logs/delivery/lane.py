@@ -193,7 +193,8 @@ class Lane:
 
     def hungry(self) -> bool:
         """Whether less than a request waits, and memory has room for more."""
-        return self._waiting.cost < self._answers.request and self._admits()
+        waiting = self._waiting.cost - self._waiting.cost_of(self._answers.aside())
+        return waiting < self._answers.request and self._admits()
 
     def settle(self, entry: Entry, records: int) -> None:
         """So many *records* of *entry* are settled."""
@@ -243,7 +244,7 @@ class Lane:
         if self._spilling or self.spill is None or not self.spill.may_begin(now):
             return None
         times = [each.since for each in self._answers.again if not self._stays(each)] if self.trouble else []
-        if (since := self._waiting.since) is not None:
+        if (since := self._waiting.since(self._answers.aside())) is not None:
             times.append(since)
         return max(0.0, min(times) + SPILL_SECONDS - now) if times else None
 
@@ -266,7 +267,7 @@ class Lane:
         """Whether *batch* never goes to disk: that the sink takes others is known of it, and would be forgotten; or it
         is still written, and would come from disk in other pieces, behind itself.
         """
-        return batch.under_way or (batch.beside > 0 and not self.sink.ordered)
+        return batch.under_way or batch.aside or (batch.beside > 0 and not self.sink.ordered)
 
     def _launch(self, now: float) -> float | None:
         """Start all requests that may be started; return the seconds until another one may be, None: not
@@ -302,13 +303,14 @@ class Lane:
             self._answers.others_first = False
             return others
         if self._answers.again:
-            first = self._answers.again[0] if self.sink.ordered else min(self._answers.again, key=lambda each: each.due)
-            if first.due <= now:
+            due = [each for each in self._answers.next_ones() if each.due <= now]
+            if due:
+                first = due[0] if self.sink.ordered else min(due, key=lambda each: each.due)
                 self._answers.again.remove(first)
                 return first
             if self.sink.ordered:
-                return None
-        since = self._waiting.since
+                return self._others() if all(each.aside for each in self._answers.again) else None
+        since = self._waiting.since()
         if since is None:
             return None
         enough = self._waiting.cost >= self._answers.request or now - since >= LINGER_SECONDS
@@ -321,10 +323,10 @@ class Lane:
 
     def _soonest(self, now: float) -> float | None:
         if self.sink.ordered and self._answers.again:
-            # Nothing overtakes the first, though others may be due before it.
-            return max(0.0, self._answers.again[0].due - now)
+            # Nothing overtakes the first of a pod, though others may be due before it.
+            return max(0.0, min(each.due for each in self._answers.next_ones()) - now)
         times = [each.due for each in self._answers.again]
-        if (since := self._waiting.since) is not None:
+        if (since := self._waiting.since()) is not None:
             times.append(since + LINGER_SECONDS)
         return max(0.0, min(times) - now) if times else None
 

@@ -81,6 +81,10 @@ class Batch:
     """How many records the sink had taken when it answered last."""
     doubted: int | None = None
     """How many it had taken when it first refused this, or what this is a part of, as a whole; None: it did not."""
+    untaken: int = 0
+    """How often the sink took nothing of it."""
+    aside: bool = False
+    """Whether it is one pod's of which the sink takes nothing, while it may take others: they go before it."""
     due: float = 0.0
     """When it is to be sent again."""
     under_way: bool = False
@@ -95,6 +99,11 @@ class Batch:
     def numbers(self) -> Sequence[int]:
         """Which records it still has."""
         return range(self.starts[-1]) if self.only is None else self.only
+
+    @property
+    def pod(self) -> PodName:
+        """Whose its first record is."""
+        return pod_of(self.place(self.numbers[0])[0])
 
     def pods(self) -> set[PodName]:
         """Return whose records it still has."""
@@ -129,7 +138,10 @@ class Batch:
             first = set(held[: len(held) // 2])
             of_first = [pods[self._at(number)] in first for number in numbers]
             parts = (list(compress(numbers, of_first)), list(compress(numbers, map(not_, of_first))))
-        return Batch(self.entries, parts[0], doubted=self.doubted), Batch(self.entries, parts[1], doubted=self.doubted)
+        return self._part(parts[0]), self._part(parts[1])
+
+    def _part(self, numbers: Sequence[int]) -> Batch:
+        return Batch(self.entries, numbers, untaken=self.untaken, doubted=self.doubted)
 
     def _at(self, number: int) -> int:
         return bisect_right(self.starts, number) - 1
@@ -145,10 +157,13 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._pods)
 
-    @property
-    def since(self) -> float | None:
-        """When the oldest entry was offered; None: there is none."""
-        return min((entries[0].since for entries in self._pods.values()), default=None)
+    def since(self, without: Collection[PodName] = ()) -> float | None:
+        """Return when the oldest entry was offered of others than the pods *without*; None: there is none."""
+        return min((entries[0].since for pod, entries in self._pods.items() if pod not in without), default=None)
+
+    def cost_of(self, pods: Collection[PodName]) -> int:
+        """Return what of the :attr:`cost` is that of *pods*."""
+        return sum(entry.cost for pod in pods for entry in self._pods.get(pod, ()))
 
     def add(self, entry: Entry) -> None:
         """Have *entry* wait behind its pod's others."""

@@ -3,7 +3,8 @@
 A record is a line of the stream that its labels make; labels are few, and what tells pods apart goes
 into structured metadata. Loki keeps a line that comes twice once (same time, same text). It answers 400
 when it ignored some of the lines (too old, too long) while it kept the others, and does not say which:
-the request is halved until they are found. Where it says that it ignored all, that is believed. A line that
+the request is halved until they are found. So is one that it answers with 429 time and again: one stream may be over a
+limit of its own. Where it says that it ignored all, that is believed. A line that
 is longer than it takes comes in parts, a nanosecond after each other: of two that are alike it keeps one.
 
 So lines of a file, which have the time at which they were read together, and those whose own time has no more than
@@ -142,5 +143,7 @@ def outcome(answer: HttpAnswer, records: int) -> Outcome:
             return Untaken(f"{answer.status}: it does not let the agent in; see the sink's auth and tenant: {said}")
         case 404:
             return Untaken(f"404: there is no {PATH} behind this URL: {said}")
+        case 429:
+            return Untaken(f"429: {said}", answer.retry_after, partly=True)
         case _:
             return Untaken(f"{answer.status}: {said}", answer.retry_after)

@@ -43,6 +43,8 @@ class Untaken:
     """Seconds that the sink asks to wait; None: as long as delivery thinks right."""
     under_way: bool = False
     """It may still take it: nothing but this very request may come next, or records are there twice."""
+    partly: bool = False
+    """It may be for some pods' records alone: of the same again it may take nothing for ever."""
 
 
 @dataclass(frozen=True, slots=True)

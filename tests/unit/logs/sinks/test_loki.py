@@ -104,7 +104,7 @@ def test_lines_that_are_too_old_are_found_by_halving_and_the_others_are_kept() -
     [
         (204, b"", Taken()),
         (413, b"", Indivisible("413: the request is larger than the server takes", too_large=True)),
-        (429, b"rate limit", Untaken("429: rate limit", 3.0)),
+        (429, b"rate limit", Untaken("429: rate limit", 3.0, partly=True)),
         (500, b"", Untaken("500: nothing is said", 3.0)),
         (404, b"x", Untaken("404: there is no /loki/api/v1/push behind this URL: x")),
         (401, b"no org id", Untaken("401: it does not let the agent in; see the sink's auth and tenant: no org id")),
