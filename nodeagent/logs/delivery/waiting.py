@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, compress
+from itertools import accumulate, chain, compress
 from operator import not_
 
 from nodeagent.logs.delivery.counts import PodName
@@ -163,7 +163,8 @@ class Waiting:
 
     def cost_of(self, pods: Collection[PodName]) -> int:
         """Return what of the :attr:`cost` is that of *pods*."""
-        return sum(entry.cost for pod in pods for entry in self._pods.get(pod, ()))
+        entries = chain.from_iterable(self._pods.get(pod, ()) for pod in pods)
+        return sum(entry.cost for entry in entries)
 
     def add(self, entry: Entry) -> None:
         """Have *entry* wait behind its pod's others."""
