@@ -30,6 +30,8 @@ _OPEN_TREE_CLONE = 1
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _AT_FDCWD = -100
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -48,6 +50,14 @@ def setns(fd: int, kind: int) -> None:
 def unshare(flags: int) -> None:
     """Leave the namespaces of *flags* (CLONE_NEW…) for new ones."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def release(fd: int, end: int) -> None:
+    """Give the file system back what the open file *fd* has below byte *end*; its length stays (fallocate(2)).
+    Raises OSError, as where the file system cannot.
+    """
+    flags = ctypes.c_int(_FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE)
+    _check(_libc.fallocate64(ctypes.c_int(fd), flags, ctypes.c_int64(0), ctypes.c_int64(end)), "fallocate")
 
 
 def mount(source: Path | str, target: Path | str, kind: str = "", flags: int = 0, data: str = "") -> None:
