@@ -128,6 +128,8 @@ class LogLines:
         """That are asked for; each costs the agent a look into its folders."""
         self._cursors: dict[str, str] = {}
         self._parts: dict[tuple[str, str, str], str] = {}
+        self._refused: set[tuple[str, str]] = set()
+        """What was said to be not read, of which pod."""
         self.known = False
         """The pod is one of this agent's."""
         self.refusal = ""
@@ -152,6 +154,10 @@ class LogLines:
             self.known = True
             self._cursors[pod] = answer["cursor"]
             more = answer["more"]
+            for why in answer["refused"]:
+                if (pod, why) not in self._refused:
+                    self._refused.add((pod, why))
+                    click.echo(f"{pod}: {why}", err=True)
             for line in answer["lines"]:
                 yield from self._whole(pod, line)
 

@@ -97,6 +97,8 @@ class LogText:
         with closing(LogLook()) as look:
             self._look(pod, question.source, look)
             files = sorted(look.found, key=lambda each: each.modified)[-MAX_FILES:]
+            if len(look.found) > MAX_FILES:
+                look.refuse(f"of {len(look.found)} files the {MAX_FILES} newest are read; --container names one")
             lines: list[Mapping[str, object]] = []
             told = []
             more = False
@@ -110,7 +112,7 @@ class LogText:
                 told.append(f"{found.opened.device}-{found.opened.inode}-{end}-{_mark(found, end)}")
                 lines.extend(_lines(found, data, begin, question.since))
         lines.sort(key=lambda line: _utc(str(line["time"])))  # where there is none, files stay in their order
-        return {"lines": lines, "cursor": ".".join(told), "more": more, "refused": list(look.refusals)}
+        return {"lines": lines, "cursor": ".".join(told), "more": more, "refused": list(look.told())}
 
     def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
         looker = Looker(known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=4 * MAX_FILES)

@@ -114,6 +114,8 @@ def starts_of(files: Iterable[tuple[str, int]], positions: Mapping[int, FluentdP
     its last word, was read whole.
     """
     logs = {descriptor: log for log, descriptor in files}
+    if not positions:
+        return dict.fromkeys(logs, 0)
     starts = {descriptor: start_of(descriptor, positions) for descriptor in logs}
     words: dict[str, int] = {}
     for descriptor, start in starts.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.control.log_text import ANSWER_BYTES
+from nodeagent.control.log_text import ANSWER_BYTES, MAX_FILES
 from nodeagent.lab import cri_log
 from nodeagent.telemetry.http_server import serve_unix
 from tests.unit.cli.test_commands import ROOT
@@ -84,6 +84,16 @@ def test_all_lines_are_printed_of_many_and_the_last_ones_are_the_newest(node: No
     assert printed == lines[:9000]
     last = run(*command(tmp_path, "web", "--tail", "1500")).stdout.splitlines()
     assert [each.partition(" | ")[2] for each in last] == lines[-1500:]
+
+
+def test_what_is_not_read_is_said(node: Node, tmp_path: Path) -> None:
+    for number in range(MAX_FILES + 6):
+        (node.volume / f"{number}.log").write_text(f"{number}\n")
+    (node.volume / "evil.log").symlink_to("/etc/passwd")
+    done = run(*command(tmp_path, "web"))
+    assert len(done.stdout.splitlines()) == MAX_FILES
+    assert f"default/web: of {MAX_FILES + 6} files the {MAX_FILES} newest are read" in done.stderr
+    assert "evil.log" in done.stderr and "a symbolic link" in done.stderr
 
 
 def test_a_pod_that_is_not_there_is_named(node: Node, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from nodeagent.logs.delivery.spill import DAMAGED
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts
 from nodeagent.logs.tail.positions import FILE
-from nodeagent.messages import LogFileOpened, StartCollector
+from nodeagent.messages import FinishLogs, LogFileOpened, LogRoomWanted, LogSourceTold, StartCollector
 from nodeagent.proxy import privilege
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, encode
@@ -118,6 +118,42 @@ def test_another_controls_first_words_end_it_where_they_are_others(
         await until(lambda: _received(ours), "it collects")
         assert not collector.done.done(), "the same words end nobody"
         ours.send(words("two"))
+        await asyncio.wait_for(collector.done, 10)
+        ours.close()
+
+    asyncio.run(scenario())
+
+
+def test_files_that_are_read_make_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(privilege, "drop", lambda *_: None)
+    (tmp_path / "state").mkdir()
+    sinks = [{"name": "all", "file": {"path": str(tmp_path / "out.jsonl")}}]
+    start = StartCollector({"stateDirectory": str(tmp_path / "state"), "sinks": sinks}, "node1", os.getpid())
+
+    async def scenario() -> None:
+        ours, theirs = pair()
+        collector = Collector(asyncio.get_running_loop(), theirs)
+        heard = b""
+
+        def told(what: bytes) -> bool:
+            nonlocal heard
+            ours.send(encode(LogRoomWanted(SOURCE.uid, 5))[0])
+            heard += _received(ours)
+            return what in heard
+
+        ours.send(encode(start)[0])
+        ours.send(encode(LogSourceTold(SOURCE.key, SOURCE.to_json()))[0])
+        for name in ("a.log.1", "a.log"):
+            (tmp_path / name).write_text("one\n")
+            os.utime(tmp_path / name, (9, 9 if name == "a.log.1" else 10))
+            message = opened(tmp_path / name)
+            socket.send_fds(ours, [encode(message)[0]], [message.file])
+            os.close(message.file)
+        old = (tmp_path / "a.log.1").stat()
+        words = f'"inode":{old.st_ino},"size":4,"modified":{old.st_mtime_ns}'.encode()
+        await until(lambda: told(words), "the rotated one is closed", seconds=60)
+        assert heard.count(b"LogFilePutAside") == 1, "the one that is written is not"
+        ours.send(encode(FinishLogs(0.1))[0])
         await asyncio.wait_for(collector.done, 10)
         ours.close()
 
