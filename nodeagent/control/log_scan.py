@@ -50,8 +50,6 @@ _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
 _DOCKER: Final = re.compile(r"(?P<folder>[0-9a-f]{12,64})/(?P<log>[0-9a-f]{12,64}-json\.log)")
 _ROTATED: Final = re.compile(r"(\.\d{1,9}(\.gz)?)?")
 """What Docker puts behind a file's name (max-file, compress)."""
-_NEVER: Final = 1 << 63
-"""After all times at which a file can have been modified."""
 _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 """What os.fsdecode makes of bytes that are no UTF-8."""
 
@@ -98,6 +96,8 @@ class LogLook:
     """Beside those in *refusals*."""
     lacking: int = 0
     """Files for which there is no room."""
+    last: FoundFile | None = None
+    """What has the least rank of those found, if that is known: it is looked for once, not for each file."""
 
     def refuse(self, why: str) -> None:
         """Tell *why* something is not read, or count it where enough is told."""
@@ -111,16 +111,19 @@ class LogLook:
         self.lacking += 1
         self.refuse(f"{shown(source)}: more files than logs.limits allow; it is read when others are, or are gone")
 
-    def least(self) -> tuple[bool, int]:
-        """Return the least rank of what was found; the highest there is where nothing was."""
-        return min((each.rank for each in self.found), default=(True, _NEVER))
+    def least(self) -> FoundFile | None:
+        """Return what has the least rank of what was found, once there is no room for more."""
+        if self.last is None and self.found:
+            self.last = min(self.found, key=attrgetter("rank"))
+        return self.last
 
     def give_way(self) -> None:
         """Close what has the least rank: another file has its room."""
-        least = min(self.found, key=attrgetter("rank"))
-        self.found.remove(least)
-        os.close(least.opened.descriptor)
-        self.lack(least.within)
+        if (least := self.least()) is not None:
+            self.last = None
+            self.found.remove(least)
+            os.close(least.opened.descriptor)
+            self.lack(least.within)
 
     def told(self) -> tuple[str, ...]:
         """Return what is not read, in words."""
@@ -293,18 +296,10 @@ class Looker:
         if inode and self.known((device, inode)):
             look.names[(device, inode)] = called
             return
-        rank = (False, 0)
-        aside = self.aside((device, inode))
-        if len(look.found) >= self.room or aside is not None:
-            try:
-                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except OSError:
-                return  # it is gone
-            if status.st_ino == inode and (status.st_size, status.st_mtime_ns) == aside:
-                look.names[(device, inode)] = called
-                return
-            rank = (written, status.st_mtime_ns)
-        if len(look.found) >= self.room and rank <= look.least():
+        if self._is_aside(folder, name, (device, inode)):
+            look.names[(device, inode)] = called
+            return
+        if not self._has_room(folder, name, written, look):
             look.lack(source)
             return
         try:
@@ -330,6 +325,22 @@ class Looker:
         modified = os.fstat(opened.descriptor).st_mtime_ns
         look.found.append(FoundFile(look.kind, source, called, opened, modified, written=written))
 
+    def _is_aside(self, folder: int, name: str, file: FileId) -> bool:
+        """Say whether *file* was read and closed to make room, and is as it was then."""
+        aside = self.aside(file)
+        if aside is None:
+            return False
+        status = _status(folder, name)
+        return status is not None and (status.st_ino, status.st_size, status.st_mtime_ns) == (file[1], *aside)
+
+    def _has_room(self, folder: int, name: str, written: bool, look: LogLook) -> bool:
+        """Say whether there is room for a file, or for what has a lower rank than it."""
+        if len(look.found) < self.room:
+            return True
+        least = look.least()
+        status = _status(folder, name)
+        return least is not None and status is not None and (written, status.st_mtime_ns) > least.rank
+
     def _takes_folder(self, look: LogLook) -> bool:
         look.folders -= 1
         if look.folders == -1:
@@ -348,6 +359,13 @@ class Looker:
                     yield entry
         except OSError as error:
             look.refuse(f"a folder cannot be listed: {error.strerror}{_hint(error)}")
+
+
+def _status(folder: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None  # it is gone
 
 
 def _as_text(name: str) -> str:
