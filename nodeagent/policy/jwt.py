@@ -5,7 +5,8 @@ As in Istio, whose filter asks for any of the rules, sorted by issuer, else for 
 request without a token passes. Otherwise the first rule decides that proves every token where it
 looks, by what these say and how they go on; without one the request is refused. Tokens where only
 other rules look go on as they are, unproved ones too; what is proved of them is told to policies that
-refuse (``Claims.beside``), so that nobody hides who he is behind a token more.
+refuse (``Claims.beside``), so that nobody hides who he is behind a token more. Beyond Istio, a place
+with several tokens must have all of them proved, whoever decides: a good one among them would hide.
 https://istio.io/latest/docs/reference/config/security/request_authentication
 """
 
@@ -340,6 +341,8 @@ class Authenticator:
                 if tokens:
                     found[reader] = [self._prove(reader, text, now) for text in tokens]
             except TokenError as error:
+                if len(tokens) > 1 or "," in tokens[0]:  # a header's list is one text, which no token is
+                    return _rejected(request, error)
                 unproved.append(reader)
                 if refused.words == _UNKNOWN_ISSUER:
                     refused = error
