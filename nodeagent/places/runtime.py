@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -43,6 +44,9 @@ TIMEOUT_SECONDS: Final = 10.0
 """For an answer, in seconds; a runtime that restarts does not answer, and nobody waits longer for it."""
 STATUS_SECONDS: Final = 5.0
 """For that of one sandbox. Less: the connection, over which others are asked for, stays open."""
+FANNED_OUT: Final = {"containerd": (2, 0), "cri-o": (1, 28)}
+"""The first release that tells each event to all who listen, by the runtime's name."""
+_release: Final = re.compile(r"v?([0-9]{1,4})\.([0-9]{1,4})(?![0-9])").match
 _OF_ONE: Final = (Status.UNKNOWN, Status.INTERNAL, Status.DATA_LOSS, Status.FAILED_PRECONDITION)
 """What a runtime answers that is well itself (containerd: UNKNOWN for every fault without a code)."""
 _Answer = TypeVar("_Answer", bound=Message)
@@ -97,10 +101,14 @@ def find_socket(configured: Path | None) -> Path:
 
 def takes_events_from_others(name: str, version: str) -> bool:
     """Say whether the runtime *name* *version* has one queue of events for all who listen: one that is
-    told here would be missed by the kubelet. So it is in containerd 1.7 (GetContainerEvents ranges over
-    one channel); before, there are none; since 2.0, each listener has a queue.
+    told here would be missed by the kubelet. So it is before FANNED_OUT (GetContainerEvents ranges over
+    one channel), or there are none, and may be where the release cannot be read.
     """
-    return name == "containerd" and version.removeprefix("v").startswith("1.")
+    first = FANNED_OUT.get(name)
+    if first is None:
+        return False
+    release = _release(version)
+    return release is None or (int(release[1]), int(release[2])) < first
 
 
 class CriRuntime:
@@ -150,15 +158,19 @@ class CriRuntime:
             path = f"{SERVICE}GetContainerEvents"
             method = UnaryStreamMethod(self._connected(), path, cri.GetEventsRequest, cri.ContainerEventResponse)
             stream: Stream[Message, cri.ContainerEventResponse]
+            told = False
             try:
                 async with method.open() as stream:
                     await stream.send_message(cri.GetEventsRequest(), end=True)
                     while await next_answer(stream, cri.ContainerEventResponse, MAX_EVENT) is not None:
+                        told = True
                         yield
             except GRPCError as error:
                 if error.status is Status.UNIMPLEMENTED:
                     raise EventsUnserved(f"{self._socket}: no events are served") from None
                 raise
+            if not told:  # CRI-O without enable_pod_events
+                raise EventsUnserved(f"{self._socket}: events are off")
 
     def close(self) -> None:
         if self._channel is not None:

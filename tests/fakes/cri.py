@@ -60,6 +60,8 @@ class FakeCri:
 
     path: Path
     events: bool = False
+    events_off: bool = False
+    """The stream of events ends at once, in order, as CRI-O's without ``enable_pod_events``."""
     sandboxes: list[FakeSandbox] = field(default_factory=list)
     refuse: grpc.StatusCode | None = None
     lists: int = 0
@@ -75,7 +77,7 @@ class FakeCri:
             "ListPodSandbox": _unary(self._list, cri.ListPodSandboxRequest),
             "PodSandboxStatus": _unary(self._status, cri.PodSandboxStatusRequest),
         }
-        if self.events:
+        if self.events or self.events_off:
             methods["GetContainerEvents"] = grpc.unary_stream_rpc_method_handler(
                 self._events, cri.GetEventsRequest.FromString, cri.ContainerEventResponse.SerializeToString
             )
@@ -132,7 +134,7 @@ class FakeCri:
         return cri.PodSandboxStatusResponse(status=status, info={"info": found.info} if request.verbose else {})
 
     def _events(self, _: cri.GetEventsRequest, context: grpc.ServicerContext) -> Iterator[cri.ContainerEventResponse]:
-        while context.is_active() and self._queue.get():
+        while not self.events_off and context.is_active() and self._queue.get():
             yield cri.ContainerEventResponse(container_id="any")
 
 

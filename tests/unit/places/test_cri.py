@@ -319,17 +319,17 @@ def test_an_event_is_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         fake.stop()
 
 
-@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize(("served", "off"), [(True, False), (False, False), (False, True)])
 def test_a_stream_that_is_not_refused_has_events_though_none_comes_and_one_that_is_is_not_asked_for_soon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: bool, off: bool
 ) -> None:
-    """Verdict: where events are served, looks are as rare as where something is heard; where they are not, the
-    runtime is not asked for them at each turn.
+    """Verdict: where events are served, looks are as rare as where something is heard; where they are not, by a
+    refusal or by a stream that ends at once, the runtime is not asked for them at each turn.
     """
     monkeypatch.setattr(cri, "LONGEST_PAUSE", 0.0)
     monkeypatch.setattr(cri, "SILENT_SECONDS", 0.1)
     asked: list[int] = []
-    fake = FakeCri(tmp_path / "cri.sock", events=served)
+    fake = FakeCri(tmp_path / "cri.sock", events=served, events_off=off)
     fake.start()
     runtime = CriRuntime(fake.path)
 
@@ -369,7 +369,13 @@ def test_a_stream_that_is_not_refused_has_events_though_none_comes_and_one_that_
         ("containerd", "1.6.20~ds1", True),
         ("containerd", "v2.0.1", False),
         ("containerd", "2.1.0", False),
-        ("cri-o", "1.30.0", False),
+        ("containerd", "unknown", True),
+        ("cri-o", "1.26.4", True),
+        ("cri-o", "1.27.8", True),
+        ("cri-o", "1.28.0", False),
+        ("cri-o", "1.30.0-dev", False),
+        ("cri-o", "", True),
+        ("another", "1.0.0", False),
     ],
 )
 def test_no_event_is_taken_from_the_kubelet(name: str, version: str, takes: bool) -> None:
