@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from nodeagent.lab.kube import Kube
 from nodeagent.redirect.rights import RIGHTS
 from tests.kube.cluster import ROOT
-from tests.kube.mesh import SECONDS, SYSTEM, apply, containers, curl, enrolled, get, in_agent, ready, rolled_out
+from tests.kube.mesh import SECONDS, SYSTEM, apply, containers, enrolled, get, in_agent, ready, rolled_out
 from tests.kube.prometheus import prometheus
 from tests.kube.steady import NAMESPACE, NODES, pods_addresses, strict_pods
 from tests.kube.workloads import Document, client, container
@@ -28,6 +29,12 @@ pytestmark = pytest.mark.timeout(600)  # the first one waits for cluster, image 
 OVERLAYS = ROOT / "daemonset" / "overlays"
 CA = ("-n", SYSTEM, "-l", "app=nodeagent-ca")
 STRANGER = "default/passer-by"
+SAY = """
+import socket, sys
+end = socket.create_connection((sys.argv[1], 9000), 10)
+end.sendall(b"line\\n")
+sys.exit(end.recv(9) != b"line\\n")
+"""
 METRICS = "mkdir -p /tmp/served && cd /tmp/served && echo answered 1 > metrics && exec python3 -m http.server 15014"
 
 
@@ -52,8 +59,17 @@ def carry(kube: Kube, *clients: str) -> None:
     """STRICT servers of both nodes answer *clients* of the mesh (namespace/name), and nobody else."""
     for address in pods_addresses(kube):
         for each in clients:
-            eventually(lambda each=each, url=f"http://{address}/": curl(kube, each, url).stdout == "200", each, SECONDS)
-        assert curl(kube, STRANGER, f"http://{address}/").returncode == 56
+            eventually(lambda each=each, host=address: echoed(kube, each, host), each, SECONDS)
+        assert not echoed(kube, STRANGER, address)
+
+
+def echoed(kube: Kube, client: str, host: str) -> bool:
+    """Say whether *host* echoes a line to *client*: by TCP, since agents keep connections of HTTP, and a minute long
+    an agent that is replaced waits for those.
+    """
+    where, name = client.split("/")
+    command = kube.kubectl_command(["exec", "-n", where, name, "--", "python3", "-c", SAY, host])
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 @contextmanager
