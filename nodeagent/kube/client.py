@@ -40,8 +40,9 @@ MAX_LINE: Final = 16 << 20
 bytes each.
 """
 REQUEST_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 10.0
 BEGIN_SECONDS: Final = 10.0
-"""For a connection, and for the head of an answer that then takes as long as it likes."""
+"""For the head of an answer that then takes as long as it likes."""
 OLDEST_SECONDS: Final = 300.0
 """After which a connection is not used again: the next one may come to another API server."""
 _TWICE: Final = frozenset({"GET", "PATCH"})
@@ -242,7 +243,7 @@ class KubeClient:
 
     async def _connect(self, whose: str) -> _Connection:
         try:
-            async with asyncio.timeout(BEGIN_SECONDS):
+            async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(
                     self._host,
                     self._port,
@@ -250,7 +251,8 @@ class KubeClient:
                     server_hostname=self._access.server_name or self._host,
                 )
         except TimeoutError:
-            raise ApiError(f"{whose}: no connection within {BEGIN_SECONDS:g} s: is the API server reachable?") from None
+            why = f"no connection within {CONNECT_SECONDS:g} s: is the API server reachable?"
+            raise ApiError(f"{whose}: {why}") from None
         except ssl.SSLError as error:
             self._access.renew()
             raise ApiError(

@@ -17,7 +17,8 @@ from tests.unit.kube.api_scene import play, pod
 def test_a_server_that_cannot_give_so_much_at_once_is_asked_for_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unable: int
 ) -> None:
-    monkeypatch.setattr("nodeagent.kube.client.BEGIN_SECONDS", 0.3)
+    if not unable:
+        monkeypatch.setattr("nodeagent.kube.client.BEGIN_SECONDS", 2.0)
 
     async def scene(api: FakeKubeApi, client: KubeClient) -> None:
         api.most = 8
