@@ -15,6 +15,11 @@ API, where it runs from the runtime, and its addresses too while the API does no
 than the cluster. The first batch waits until every kind was listed and the runtime has answered: a
 node that knew half of its policies, or no place of its pods, would open or release what it must not.
 
+The end of a pod is its sandbox's, not its object's: that may be gone, or its phase say that all has
+ended, while what it ran runs on (a forced deletion, a kubelet that is cut off). As long as the runtime
+has the sandbox such a pod is told as one that runs and is on its way out. What the API knows no more
+is told under a name that no object has (``name@uid``), as another pod may have the name by now.
+
 API server away. What was known stays. A start takes the snapshot on disk (``snapshot.py``) for each
 kind that cannot be listed, so no kind is half old and half new; without a snapshot it waits. Nothing
 is known then of a pod that came meanwhile: the runtime names it, without a service account, so it
@@ -43,6 +48,7 @@ from nodeagent.kube.lean import MIRROR, Lean
 from nodeagent.kube.node_status import NodeStatuses
 from nodeagent.kube.outages import Outages
 from nodeagent.kube.watch import DENIED, Sleep, Watch
+from nodeagent.mesh.local import finished
 from nodeagent.parts import Parts
 from nodeagent.places.place import Places
 from nodeagent.resources import security
@@ -143,6 +149,8 @@ class KubernetesSource:
         """This node's pods, by the uid that the runtime knows them by: whoever makes pods can have one
         claim another's, by the annotation of mirrors.
         """
+        self._leaving: dict[PodUid, PodObject] = {}
+        """This node's pods that the API knows no more, by the uid of their sandbox, which is still there."""
 
     async def changes(self) -> list[AnyChange]:
         """Return the next batch of changes; the first, perhaps empty, is everything that is there."""
@@ -192,7 +200,11 @@ class KubernetesSource:
         pods = self._kinds.get(PODS.kind)
         wrong = [f"Pod {'/'.join(name)}" for name in pods.never_right()] if pods is not None else []
         running = self.sandboxes.all() if self.sandboxes is not None else {}
-        unknown = [uid for uid, box in running.items() if (box.namespace, box.name) not in self._here.get(uid, ())]
+        unknown = [
+            uid
+            for uid, box in running.items()
+            if uid not in self._leaving and (box.namespace, box.name) not in self._here.get(uid, ())
+        ]
         return wrong + [
             f"{running[uid].namespace}/{running[uid].name} (uid {uid}), which runs here" for uid in sorted(unknown)
         ]
@@ -200,7 +212,7 @@ class KubernetesSource:
     def here(self) -> frozenset[PodUid]:
         """Return the uids of this node's pods."""
         known = (pod_of(held.change) for _, held in self._held_here())
-        return frozenset(pod.uid for pod in known if pod is not None)
+        return frozenset(pod.uid for pod in (*known, *self._leaving.values()) if pod is not None)
 
     def missing(self) -> list[str]:
         """Return, in words, what may not be read of the cluster."""
@@ -265,6 +277,9 @@ class KubernetesSource:
             found.append(HeldObject(Change(NODE_STATUS, "", node, None), "", document=document))
         for kind in self._kinds.values():
             found += kind.objects.values()
+        for pod in self._leaving.values():
+            if (pod.namespace, pod.name) not in self._kinds[PODS.kind].objects:
+                found.append(HeldObject(Change(PODS.kind, pod.namespace, pod.name, pod), ""))
         return found
 
     async def _follow_sandboxes(self) -> None:
@@ -274,6 +289,11 @@ class KubernetesSource:
             for uid, held in self._held_here():
                 if uid in differ and held.change is not None:
                     self.tell(held, held.change)
+            for uid, pod in list(self._leaving.items()):
+                if self._sandbox(pod) is None:
+                    self._left(uid)
+                elif uid in differ:
+                    self._tell_leaving(pod)
             self._expect()
             self.wake()
 
@@ -307,10 +327,36 @@ class KubernetesSource:
         if before is not None and before.node == self.node:
             for uid in runtime_uids(before):
                 self._forget(uid, (before.namespace, before.name))
+            if pod is None or (pod.uid, pod.node) != (before.uid, before.node):
+                self._leave(before)
         if pod is not None and pod.node == self.node:
             for uid in runtime_uids(pod):
                 self._here.setdefault(uid, set()).add((pod.namespace, pod.name))
+                known = self._leaving.get(uid)
+                if known is not None and _name(known) == _name(pod):
+                    self._left(uid)
         self._expect()
+
+    def _leave(self, pod: PodObject) -> None:
+        """The API knows *pod* no more: it is told on while its sandbox is here, or may be."""
+        if self.sandboxes is None or pod.host_network:
+            return
+        uid = self._sandbox_uid(pod) if self.sandboxes.known() else runtime_uids(pod)[-1]
+        if uid is None:
+            return
+        log.info("Pod %s/%s (uid %s) is gone, and its sandbox is not: it stays as it is", *_name(pod), uid)
+        if uid in self._leaving:
+            self._left(uid)
+        self._leaving[uid] = replace(pod, terminating=True, ready=False)
+        self._tell_leaving(self._leaving[uid])
+
+    def _left(self, uid: PodUid) -> None:
+        """The sandbox of a pod that the API knows no more is gone, or another pod's."""
+        pod = self._leaving.pop(uid)
+        self.tell(None, Change(PODS.kind, pod.namespace, _leaving_name(pod), None))
+
+    def _tell_leaving(self, pod: PodObject) -> None:
+        self.tell(None, Change(PODS.kind, pod.namespace, _leaving_name(pod), pod))
 
     def _forget(self, uid: PodUid, name: Name) -> None:
         names = self._here.get(uid, set())
@@ -337,16 +383,24 @@ class KubernetesSource:
         self.sandboxes.expect(frozenset(waiting))
 
     def _sandbox(self, pod: PodObject | None) -> Sandboxed | None:
-        """Return the sandbox of *pod*, which has its name: the annotation of mirrors can name any."""
-        if pod is None or self.sandboxes is None:
+        """Return the sandbox of *pod*."""
+        uid = self._sandbox_uid(pod) if pod is not None else None
+        return self.sandboxes.sandbox(uid) if uid is not None and self.sandboxes is not None else None
+
+    def _sandbox_uid(self, pod: PodObject) -> PodUid | None:
+        """Return the uid of *pod*'s sandbox, which has its name: the annotation of mirrors can name any."""
+        if self.sandboxes is None:
             return None
-        found = map(self.sandboxes.sandbox, runtime_uids(pod))
-        name = (pod.namespace, pod.name)
-        return next((each for each in found if each is not None and (each.namespace, each.name) == name), None)
+        for uid in runtime_uids(pod):
+            found = self.sandboxes.sandbox(uid)
+            if found is not None and (found.namespace, found.name) == _name(pod):
+                return uid
+        return None
 
     def _placed(self, pod: PodObject) -> PodObject:
         """Return *pod* of this node with the addresses that its sandbox has: the API knows them later, and
-        knows what a status says. One that names another's sandbox gets none of it.
+        knows what a status says. One that names another's sandbox gets none of it. While there is a
+        sandbox it has not ended, whatever its phase says.
         """
         if self.sandboxes is None or pod.node != self.node or pod.host_network:
             return pod
@@ -355,7 +409,18 @@ class KubernetesSource:
             return pod
         both = tuple(address for address in pod.addresses if address in sandbox.addresses)
         addresses = both or sandbox.addresses or pod.addresses
+        if finished(pod):
+            pod = replace(pod, phase="Running", terminating=True, ready=False)
         return pod if addresses == pod.addresses else replace(pod, addresses=addresses)
+
+
+def _name(pod: PodObject) -> Name:
+    return pod.namespace, pod.name
+
+
+def _leaving_name(pod: PodObject) -> str:
+    """Return the name under which *pod* is told that the API knows no more: no object has such a one."""
+    return f"{pod.name}@{pod.uid}"
 
 
 def runtime_uids(pod: PodObject) -> tuple[PodUid, ...]:

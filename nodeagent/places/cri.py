@@ -7,6 +7,9 @@ keeps them, and else every few seconds, or every second where neither can be see
 always the whole list compared with the last one: an event that was lost, doubled or late changes
 nothing.
 
+A sandbox that is ready no more, as when the process that holds its namespaces was killed, is there for as
+long as its network namespace is: containers may run in it, until the kubelet has the network taken down.
+
 While the runtime does not answer (it restarts; pods go on), the last answer holds, and it is asked
 again after growing pauses.
 """
@@ -112,6 +115,10 @@ class CriPlaces:
         self._retry: dict[str, float] = {}
         """When a sandbox that could not be read is asked for again, by the loop's clock."""
         self._current: dict[PodUid, Sandbox] = {}
+        self._networks: dict[str, tuple[int, int]] = {}
+        """Which network namespace each of these has, by the runtime's id."""
+        self._lost = False
+        """One of them is ready no more."""
         self._here: frozenset[PodUid] = frozenset()
         self._expected: dict[PodUid, float] = {}
         self._faults: dict[PodUid, str] = {}
@@ -239,7 +246,8 @@ class CriPlaces:
         self._building = {name: since for name, since in self._building.items() if now - since < BUILDING_SECONDS}
         since_alarm = float("-inf") if self._building else now - self._alarm
         usual = pause(waited, since_alarm, events=self._events, watched=self._watched)
-        return min(usual, SLOW_SECONDS) if self._retry or now - self._left < ALARM_SECONDS else usual
+        soon = self._retry or self._lost or now - self._left < ALARM_SECONDS
+        return min(usual, SLOW_SECONDS) if soon else usual
 
     def _wake_early(self) -> None:
         self._is_early = True
@@ -356,16 +364,26 @@ class CriPlaces:
                 now[uid] = found
         if self._bundles is not None:
             now |= self._bundles.early(ids)  # what is not told yet is later than what is
+        lost = {uid: each for uid, each in before.items() if uid not in now and self._has_network(each)}
+        self._lost = bool(lost)
+        now |= lost
         differ = frozenset(uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid))
         self._seen = {name: found for name, found in self._seen.items() if name in ids}
         self._retry = {name: due for name, due in self._retry.items() if name in ids}
         self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh}
         self._current = now
+        known = {each.id: self._networks.get(each.id) or _network_of(each) for each in now.values()}
+        self._networks = {name: found for name, found in known.items() if found is not None}
         for sandbox in now.values():
             self._building.pop(PurePosixPath(sandbox.place.netns).name, None)
         self._here = frozenset(fresh)
         self._expected = {uid: since for uid, since in self._expected.items() if uid not in fresh}
         return differ
+
+    def _has_network(self, sandbox: Sandbox) -> bool:
+        """Say whether the network namespace of *sandbox* is where it was."""
+        known = self._networks.get(sandbox.id)
+        return known is not None and _network_of(sandbox) == known
 
     def _failed(self, why: str) -> None:
         self._failures += 1
@@ -428,6 +446,15 @@ class CriPlaces:
                 self._left = now
                 self._building.pop(name, None)
         self._wake.set()
+
+
+def _network_of(sandbox: Sandbox) -> tuple[int, int] | None:
+    """Return the file that the network namespace of *sandbox* is, by device and number; None: it is gone."""
+    try:
+        found = os.stat(sandbox.place.netns)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _newest(listed: Iterable[Listed]) -> dict[PodUid, Listed]:

@@ -16,11 +16,13 @@ from nodeagent.kube.kind_objects import KindObjects
 from nodeagent.kube.snapshot import SnapshotFile
 from nodeagent.kube.source import KubernetesSource
 from nodeagent.kube.watch import LOOK_SECONDS
+from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Workload
 from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import PodObject
 from tests.fakes.kube_api import DEEP, FakeKubeApi
-from tests.unit.kube.api_scene import Runtime, following, peer_authentication, play, pod, soon
+from tests.unit.kube.api_scene import Runtime, following, peer_authentication, play, pod, soon, told
 from tests.waiting import DEADLINE, quiet, until
 
 
@@ -751,9 +753,104 @@ def test_a_pod_that_calls_itself_the_mirror_of_nothing_is_known_where_it_runs(tm
         assert isinstance(change.object, PodObject)
         assert change.object.addresses == ("10.0.0.1",)
         assert (source.unread_pods(), runtime.expected) == ([], frozenset())
+        runtime.remove("strange")
+        assert await following(source) == ["+Pod/strange"]
         api.remove("Pod", "default", "strange")
         assert await following(source) == ["-Pod/strange"]
         assert source.here() == frozenset()
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def strict(api: FakeKubeApi) -> None:
+    api.put(peer_authentication("STRICT") | {"metadata": {"name": "all", "namespace": "default"}})
+
+
+@pytest.mark.parametrize("end", ["deleted", "Failed", "Succeeded", "made anew elsewhere"])
+def test_a_pod_is_captured_as_long_as_its_sandbox_is_here(tmp_path: Path, end: str) -> None:
+    """Input: a STRICT pod whose object goes by force, becomes another pod's, or says that all has ended, while its
+    sandbox runs. Verdict: it stays captured and STRICT, is nobody's endpoint, and is let go with its sandbox.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        mesh = Mesh("node1", "cluster.local", runtime)
+        strict(api)
+        ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        api.put(pod("web", **ready))
+        runtime.put("web", "10.0.0.1")
+        mesh.apply(await source.changes())
+        if end == "deleted":
+            api.remove("Pod", "default", "web")
+        elif end == "made anew elsewhere":
+            again = pod("web", "node2", podIPs=[{"ip": "10.0.9.9"}], **ready)
+            again["metadata"]["uid"] = "uid-again"
+            api.put(again)
+        else:
+            api.put(pod("web", **(ready | {"phase": end})))
+        mesh.apply(await source.changes())
+        entry = next(each for each in mesh.entries().upserts if each.key == "workload/uid-web")
+        assert isinstance(entry, Workload)
+        assert (entry.mtls, entry.ready, entry.addresses) == ("STRICT", False, ("10.0.0.1",))
+        assert [each.uid for each in mesh.local_pods()] == ["uid-web"]
+        assert (source.here(), source.unread_pods()) == ({"uid-web"}, [])
+        runtime.remove("web")
+        mesh.apply(await source.changes())
+        assert mesh.local_pods() == ()
+        assert not any(each.key == "workload/uid-web" for each in mesh.entries().upserts)
+        assert source._leaving == {}
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_pod_that_the_api_knows_again_is_not_told_twice(tmp_path: Path) -> None:
+    """Input: a pod of this node goes by force, its successor of the same name comes here too while its sandbox runs,
+    and the server that forgot the first one knows it again.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        api.put(pod("web"))
+        runtime.put("web", "10.0.0.1")
+        await following(source)
+        again = pod("web")
+        again["metadata"]["uid"] = "uid-again"
+        api.put(again)
+        assert await following(source) == ["+Pod/web", "+Pod/web@uid-web"]
+        assert source.here() == {"uid-web", "uid-again"}
+        api.put(pod("web"))
+        assert await following(source) == ["+Pod/web", "-Pod/web@uid-web"]
+        assert source.here() == {"uid-web"}
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_pod_that_went_while_no_agent_looked_is_captured_while_its_sandbox_is_here(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        kept = SnapshotFile(tmp_path, "node1")
+        first = Runtime()
+        source = KubernetesSource(client, "node1", first, kept, sleep=soon)
+        for name in ("stays", "ends"):
+            api.put(pod(name))
+            first.put(name, "10.0.0.1")
+        await following(source)
+        await kept.write()
+        source.close()
+        for name in ("stays", "ends"):
+            api.remove("Pod", "default", name)
+        second = Runtime(known=False)
+        source = KubernetesSource(client, "node1", second, kept, sleep=soon)
+        waiting = asyncio.ensure_future(source.changes())
+        await until(lambda: len(source._leaving) == 2)
+        second.put("stays", "10.0.0.1")
+        found = await waiting
+        assert "+Pod/stays@uid-stays" in told(found)
+        assert source.here() == {"uid-stays"}
         source.close()
 
     play(tmp_path, scene)

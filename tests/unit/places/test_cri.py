@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -170,6 +171,40 @@ def test_looks_follow_each_other_while_a_namespace_has_no_sandbox(
         assert places._due() == cri.SLOW_SECONDS, "its sandbox goes a little later than its namespace"
 
     run(fake, script, tmp_path)
+
+
+def test_a_sandbox_that_is_ready_no_more_is_there_while_its_network_is(fake: FakeCri, tmp_path: Path) -> None:
+    """As after the process that holds its namespaces was killed. Verdict: it is where it was until the namespace is
+    taken down, or another file is in its place; then it is gone.
+    """
+
+    def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
+        found = read(listed, report)
+        return replace(found, place=replace(found.place, netns=str(tmp_path / listed.id)))
+
+    async def script() -> None:
+        places = CriPlaces(CriRuntime(fake.path), read_here, folders=(tmp_path,), uniform=lambda low, high: low)
+        async with asyncio.timeout(DEADLINE):
+            assert await places.changed() == {FIRST, SECOND}
+            for each in fake.sandboxes:
+                each.ready = False
+            fake.sandboxes.append(FakeSandbox("c", "u-3"))
+            assert await places.changed() == {"u-3"}
+            assert {FIRST, SECOND} < set(places.all())
+            assert places._due() <= cri.SLOW_SECONDS
+            (tmp_path / "a").unlink()
+            assert await places.changed() == {FIRST}
+            (tmp_path / "other").touch()
+            (tmp_path / "other").rename(tmp_path / "b")
+            assert await places.changed() == {SECOND}
+            assert set(places.all()) == {"u-3"}
+            assert not places._lost
+        places.close()
+
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    fake.sandboxes = [FakeSandbox("a", FIRST), FakeSandbox("b", SECOND)]
+    asyncio.run(script())
 
 
 def test_the_newest_of_several_sandboxes_is_the_pods(fake: FakeCri) -> None:
