@@ -370,11 +370,22 @@ def as_document(whose: str, content: bytes, status: int = 200) -> KubeObject:
         raise ApiError(f"{whose}: status {status}, and no JSON object", status)
     if status >= 300:
         message = str(document.get("message"))[:300]
-        raise ApiError(f"{whose}: status {status}: {message}{_HINTS.get(status, '')}", status)
+        raise ApiError(f"{whose}: status {status}: {message}{_hint(status, message)}", status)
     return document
 
 
-_HINTS: Final = {
-    401: ": the token or client certificate is not accepted: has it ended, is it of this cluster?",
-    403: ": see the RBAC rules that daemonset/base/rbac.yaml gives",
-}
+UNAUTHORIZED: Final = 401
+FORBIDDEN: Final = 403
+NOT_ALLOWED: Final = 'is forbidden: User "'
+"""What the API server says of a right that is missing; a quota and who else decides of objects refuse otherwise."""
+
+
+def _hint(status: int, message: str) -> str:
+    """Return what to look at where the server takes nobody, or not this one: what admission refuses has
+    status 403 as well (a quota, a namespace that is being removed).
+    """
+    if status == UNAUTHORIZED:
+        return ": the token or client certificate is not accepted: has it ended, is it of this cluster?"
+    if status == FORBIDDEN and NOT_ALLOWED in message:
+        return ": see the RBAC rules that daemonset/base/rbac.yaml gives"
+    return ""

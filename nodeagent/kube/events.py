@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from nodeagent.kube.access import ApiError
-from nodeagent.kube.client import KubeClient
+from nodeagent.kube.client import NOT_ALLOWED, KubeClient
 from nodeagent.kube.watch import Sleep
 
 CONTROLLER: Final = "nodeagent.io/agent"
@@ -35,8 +35,6 @@ A_SECOND: Final = 0.5
 """How many are told, or refused, after a burst."""
 TERMINATING: Final = "being terminated"
 """What the API server says of a namespace that takes nothing new (plugin NamespaceLifecycle)."""
-NOT_ALLOWED: Final = 'is forbidden: User "'
-"""What it says of a right that is missing; a quota and who else decides of objects refuse otherwise (403, too)."""
 EVERYWHERE: Final = frozenset({0, 401, 408, 429})
 """Statuses that say nothing of the namespace; 0: there was no answer."""
 GROUP: Final = "events.k8s.io"

@@ -284,6 +284,8 @@ class KindObjects:
 
     def _drop(self, name: Name) -> None:
         held = self.objects.pop(name)
+        if self.kind is NODES and name[1] == self._source.node:
+            self._source.tainted = False
         if self.kind is NODE_STATUSES:
             self._source.mark(self._source.statuses.gone(name[1]))
         elif held.change is not None and held.change.object is not None:

@@ -63,10 +63,12 @@ class StartupTaint:
                 pause = LOOK_SECONDS
                 continue
             try:
-                await untaint(self._client, self._node)
-                log.info("the node's taint %s is taken away: the agent is ready", TAINT)
+                taken = await untaint(self._client, self._node)
+                if taken:
+                    log.info("the node's taint %s is taken away: the agent is ready", TAINT)
+                # where there is none, what is known of the Node is old
+                pause = LOOK_SECONDS if taken else min(2 * pause, LONGEST_PAUSE)
                 said = ""
-                pause = LOOK_SECONDS
             except ApiError as error:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 if said != str(error):

@@ -20,13 +20,13 @@ from functools import partial
 from typing import Final
 
 from nodeagent.errors import ControlError
-from nodeagent.kube.access import KubeObject
+from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import MERGE
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import agent_container, unbound
 from nodeagent.rollout.placement import DAEMON_SET, NAMESPACE, PART_OF, agents
 from nodeagent.rollout.progress import Say, waited
-from nodeagent.rollout.resources import ClusterObjects
+from nodeagent.rollout.resources import CONFLICT, NOT_FOUND, ClusterObjects
 from nodeagent.rollout.workloads import behind
 
 OWN: Final = "nodeagent.io/"
@@ -101,12 +101,18 @@ class Removal:
         Raises ControlError, ApiError, saying what is left.
         """
         self._agents = await agents(self._objects, documents)
+        if not documents and await self._is_clean():
+            self._say("nothing of the agent is there")
+            return
         await self._refuse_namespace()
         await self._refuse_policies(policies)
         if not volumes:
             await self._refuse_volumes()
         await self._each(REGISTRATIONS)
-        if nodes:
+        leaving = await self._leaves()
+        if leaving:
+            self._say(f"{self._namespace()} is being removed: no node is cleaned any more, as one before it was")
+        elif nodes:
             await self._clean(documents)
         await self._unmark()
         for kind in (*ELSEWHERE, *CLUSTER_WIDE):
@@ -115,12 +121,27 @@ class Removal:
         for definition in await self._definitions():
             if await self._objects.delete(definition):
                 self._say(f"{definition}: removed")
-        if await self._objects.delete(namespace):
+        if leaving or await self._objects.delete(namespace):
             await waited(partial(self._objects.remains, namespace), self._say, self._seconds, str(namespace))
             self._say(f"{namespace}: removed, with all that was in it")
 
     def _namespace(self) -> ObjectName:
         return ObjectName("v1", "Namespace", "", self._agents.namespace)
+
+    async def _leaves(self) -> bool:
+        """Say whether the agents' namespace is being removed, which is the last of all. Raises ApiError."""
+        found = await self._objects.get(self._namespace())
+        return found is not None and "deletionTimestamp" in found["metadata"]
+
+    async def _is_clean(self) -> bool:
+        """Say whether there is nothing to remove. Raises ApiError."""
+        for name in (self._agents, self._namespace()):
+            if await self._objects.get(name) is not None:
+                return False
+        for kind in (REGISTRATIONS, *CLUSTER_WIDE, *ELSEWHERE):
+            if await self._objects.list(*kind, labels=PART_OF):
+                return False
+        return not await self._own_definitions() and not any(map(unmarked, await self._objects.list("v1", "Node")))
 
     async def _refuse_namespace(self) -> None:
         """Raise ControlError where the agents are in a namespace that is not theirs: it would go with them."""
@@ -210,10 +231,21 @@ class Removal:
     async def _unmark(self) -> None:
         """Take the agent's labels, annotations and taints off all nodes. Raises ApiError."""
         for node in await self._objects.list("v1", "Node"):
-            patch = unmarked(node)
-            if patch:
-                await self._objects.client.patch(f"/api/v1/nodes/{node['metadata']['name']}", patch, MERGE)
-                self._say(f"Node {node['metadata']['name']}: labels, annotations and taints removed")
+            name = ObjectName("v1", "Node", "", node["metadata"]["name"])
+            if unmarked(node) and await self._unmark_one(name):
+                self._say(f"{name}: labels, annotations and taints removed")
+
+    async def _unmark_one(self, name: ObjectName) -> bool:
+        """Do that with one node, as it is by then; say whether it was there, with any. Raises ApiError."""
+        while (found := await self._objects.get(name)) is not None and (patch := unmarked(found)):
+            try:
+                await self._objects.client.patch(f"/api/v1/nodes/{name.name}", patch, MERGE)
+            except ApiError as error:
+                if error.status not in (CONFLICT, NOT_FOUND):
+                    raise
+                continue
+            return True
+        return False
 
     async def _each(self, kind: tuple[str, str]) -> None:
         """Remove the agent's objects of *kind*, wherever they are. Raises ApiError."""

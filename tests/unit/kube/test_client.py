@@ -7,12 +7,27 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.kube.access import Access, ApiError
-from nodeagent.kube.client import MAX_ANSWER, KubeClient
+from nodeagent.kube.client import MAX_ANSWER, KubeClient, as_document
 from tests.fakes.scripted_api import ScriptedApi, run
+
+
+@pytest.mark.parametrize(
+    ("message", "hinted"),
+    [
+        ('pods is forbidden: User "system:anonymous" cannot list resource "pods" in API group ""', True),
+        ("unable to create new content in namespace a because it is being terminated", False),
+        ('pods "a" is forbidden: exceeded quota: q', False),
+    ],
+)
+def test_rbac_is_named_where_a_right_is_missing_alone(message: str, hinted: bool) -> None:
+    with pytest.raises(ApiError) as caught:
+        as_document("GET /a", orjson.dumps({"message": message}), 403)
+    assert ("RBAC" in str(caught.value)) == hinted
 
 
 def test_the_token_is_read_anew_and_never_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.source import KubernetesSource
-from nodeagent.kube.taint import LOOK_SECONDS, SELDOM_SECONDS, TAINT, StartupTaint, untaint
+from nodeagent.kube.taint import LONGEST_PAUSE, LOOK_SECONDS, SELDOM_SECONDS, TAINT, StartupTaint, untaint
 from tests.fakes.kube_api import FakeKubeApi
 from tests.unit.kube.api_scene import following, play, soon
 from tests.waiting import quiet, until
@@ -41,6 +41,42 @@ def test_it_is_taken_away_when_nothing_is_missing_and_again_when_it_is_put_later
         api.put(node(TAINT, "other", "third"))
         await until(lambda: keys(api) == ["other", "third"])
         keeping.cancel()
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_taint_that_somebody_else_took_away_is_not_told_as_taken_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Input: what is known of the Node is old. Verdict: nothing is said, and the server is asked ever more seldom."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.put(node("other"))
+        keeping = asyncio.ensure_future(StartupTaint(client, "node1", lambda: True, list, sleep=sleep).keep())
+        await until(lambda: len(pauses) > 8)
+        keeping.cancel()
+
+    caplog.set_level("INFO")
+    play(tmp_path, scene)
+    assert "is taken away" not in caplog.text
+    assert pauses[:8] == [LOOK_SECONDS, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_PAUSE, LONGEST_PAUSE]
+
+
+def test_a_node_that_is_gone_has_no_taint(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.put(node(TAINT))
+        source = KubernetesSource(client, "node1", sleep=soon)
+        await following(source)
+        assert source.tainted
+        api.remove("Node", "", "node1")
+        await following(source)
+        assert not source.tainted
         source.close()
 
     play(tmp_path, scene)
