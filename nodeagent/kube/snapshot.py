@@ -264,6 +264,7 @@ def _service(service: ServiceObject) -> dict[str, KubeObject]:
             for port in service.ports
         ],
         "publishNotReadyAddresses": service.publish_not_ready,
+        "internalTrafficPolicy": "Local" if service.internal_local else "Cluster",
     }
     return {"metadata": metadata, "spec": spec}
 
@@ -274,6 +275,7 @@ def _endpoint_slice(found: EndpointSliceObject) -> KubeObject:
             "addresses": [each.address],
             "conditions": {"ready": each.ready},
             **({"targetRef": {"kind": "Pod", "name": each.pod}} if each.pod else {}),
+            **({"nodeName": each.node} if each.node else {}),
         }
         for each in found.endpoints
     ]

@@ -448,10 +448,15 @@ class Mesh:
         service = self._state.services.get(key)
         if service is None or not (service.selector or self._state.slices.known(key)):
             return None
-        rests_on = (key[0], self._state.selection.selector_of(key), service.publish_not_ready)
+        rests_on = (
+            key[0],
+            self._state.selection.selector_of(key),
+            service.publish_not_ready,
+            service.internal_local,
+        )
         chosen = _Chosen(rests_on, self._alike.once(("chosen", rests_on), lambda: self._chosen(key, service)))
         ports = tuple(
-            ServicePort(port.port, port.name, rules.port_protocol(port), self._served(key, port, chosen))
+            ServicePort(port.port, port.name, rules.port_protocol(port), self._served(key, service, port, chosen))
             for port in service.ports
             if port.transport == "TCP"
         )
@@ -461,15 +466,22 @@ class Mesh:
         )
 
     def _chosen(self, key: NamespacedName, service: objects.ServiceObject) -> list[_Reached]:
-        """Return the pods that are endpoints of *service*, known as *key*, and their addresses."""
+        """Return the pods that are endpoints of *service*, known as *key*, and their addresses: where none
+        is ready, those that serve on while they end, as kube-proxy does (KEP-1669).
+        """
         pods = [(pod, self._state.pods[pod]) for pod in sorted(self._state.selection.pods_of(key))]
-        return [
-            (pod, self._reachable(where, pod))
-            for where, pod in pods
-            if _serving(pod) or (service.publish_not_ready and not finished(pod))
+        near = [
+            each for each in pods if not finished(each[1]) and (not service.internal_local or self._is_here(each[1]))
         ]
+        meant = [each for each in near if service.publish_not_ready or _serving(each[1])]
+        return [(pod, self._reachable(where, pod)) for where, pod in meant or near if meant or pod.ready]
 
-    def _served(self, key: NamespacedName, port: objects.ServiceObjectPort, chosen: _Chosen) -> tuple[Endpoint, ...]:
+    def _is_here(self, pod: objects.PodObject) -> bool:
+        return pod.node == self._node
+
+    def _served(
+        self, key: NamespacedName, service: objects.ServiceObject, port: objects.ServiceObjectPort, chosen: _Chosen
+    ) -> tuple[Endpoint, ...]:
         """Return where *port* of the Service *key* is served: by the *chosen* pods, and as its EndpointSlices say."""
         selected = self._alike.once(
             ("endpoints", chosen.rests_on, port.target),
@@ -479,6 +491,8 @@ class Mesh:
             return selected
         found = dict.fromkeys(selected)
         for endpoint, number in self._state.slices.ready(key, port.name):
+            if service.internal_local and endpoint.node != self._node:
+                continue
             uid = self._state.pod_at(endpoint.address, key[0], endpoint.pod)
             found[Endpoint(endpoint.address, number, uid)] = None
         return tuple(found)

@@ -45,6 +45,7 @@ KINDS: Final = (
     NotTaken("networking.istio.io", "ProxyConfig", "there is no proxy in the pod that it configures"),
     NotTaken("telemetry.istio.io", "Telemetry", "its access logs, metrics and traces are not made"),
     *(NotTaken(_GATEWAY, kind, _ROUTES) for kind in _KINDS_OF_ROUTES),
+    NotTaken("", "Service", "its sessionAffinity or trafficDistribution has no effect: any ready endpoint is chosen"),
 )
 """What protects comes first."""
 _BY_NAME: Final = {(each.group, each.kind): each for each in KINDS}
@@ -83,10 +84,13 @@ def lost(document: JsonObject) -> str:
 def _is_for_mesh(document: JsonObject) -> bool:
     """Say whether pods' own connections would follow it: a VirtualService names the gateway ``mesh``
     or none (Istio's rule), a route has a Service as parent (the Gateway API's GAMMA), or a ServiceEntry (Istio).
+    Of a Service: whether it asks for more than to be balanced.
     """
     spec = document.get("spec")
     if not isinstance(spec, dict):
         return True
+    if document.get("kind") == "Service":
+        return spec.get("sessionAffinity") == "ClientIP" or bool(spec.get("trafficDistribution"))
     if document.get("kind") == "VirtualService":
         gateways = spec.get("gateways")
         return not isinstance(gateways, list) or not gateways or "mesh" in gateways

@@ -110,6 +110,8 @@ class ServiceObject:
     selector: Mapping[str, str]
     ports: tuple[ServiceObjectPort, ...]
     publish_not_ready: bool
+    internal_local: bool = False
+    """``internalTrafficPolicy: Local``: a node's pods get its own endpoints, and none where it has none."""
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -121,6 +123,8 @@ class SliceEndpoint:
     ready: bool
     pod: str = ""
     """The pod of the slice's namespace that it refers to; empty: none."""
+    node: str = ""
+    """Where it is; empty: not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +302,7 @@ def _service(root: Field, metadata: Field) -> ServiceObject:
         selector=spec.texts("selector"),
         ports=tuple(_service_port(item) for item in spec.parts("ports")),
         publish_not_ready=spec.flag("publishNotReadyAddresses"),
+        internal_local=spec.text("internalTrafficPolicy", "") == "Local",
         annotations=metadata.texts("annotations"),
     )
 
@@ -339,7 +344,8 @@ def _slice_endpoint(item: Field) -> SliceEndpoint | None:
     conditions = item.part("conditions")
     target = item.part("targetRef")
     pod = target.text("name", "") if target.text("kind", "") == "Pod" else ""
-    return SliceEndpoint(addresses[0], conditions.flag("ready") or not conditions.has("ready"), pod)
+    ready = conditions.flag("ready") or not conditions.has("ready")
+    return SliceEndpoint(addresses[0], ready, pod, item.text("nodeName", ""))
 
 
 def _node(root: Field, metadata: Field) -> NodeObject:

@@ -32,6 +32,7 @@ async def losses(objects: ClusterObjects) -> list[Loss]:
     """
     groups = (await objects.client.get("/apis")).get("groups") or ()
     versions = {group["name"]: [each["groupVersion"] for each in group.get("versions") or ()] for group in groups}
+    versions[""] = ["v1"]
     found: list[Loss] = []
     for kind in not_taken.KINDS:
         try:

@@ -90,6 +90,7 @@ def service(
         "ports": [{"name": "http", "port": 80, "targetPort": "web"}] if ports is None else ports,
         "type": more.get("type", "ClusterIP"),
         "publishNotReadyAddresses": more.get("publish_not_ready", False),
+        "internalTrafficPolicy": more.get("internal", "Cluster"),
     }
     return Change(
         "Service", metadata["namespace"], name, parse({"kind": "Service", "metadata": metadata, "spec": spec})
@@ -191,6 +192,41 @@ def test_only_ready_pods_are_endpoints() -> None:
         "10.0.0.2",
         "10.0.0.3",
     ]
+
+
+def endpoints(made: Mesh) -> list[str]:
+    found = entry(made, "service/default/web")
+    return [each.address for each in found.ports[0].endpoints]
+
+
+def test_a_service_that_keeps_to_the_node_has_its_own_endpoints_alone() -> None:
+    here, there = pod("a", "10.0.0.1"), pod("b", "10.0.1.1", node="node2")
+    assert endpoints(mesh(here, there, service())) == ["10.0.0.1", "10.0.1.1"]
+    assert endpoints(mesh(here, there, service(internal="Local"))) == ["10.0.0.1"]
+    assert endpoints(mesh(there, service(internal="Local"))) == []
+    assert endpoints(mesh(pod("a", "10.0.0.1", ready=False), there, service(internal="Local"))) == []
+    outside = [
+        {"addresses": [address], "nodeName": node}
+        for address, node in (("192.0.2.1", "node1"), ("192.0.2.2", "node2"), ("192.0.2.3", None))
+    ]
+    metadata = {"name": "s", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}}
+    ports = [{"name": "http", "port": 80}]
+    slices = parse(
+        {"kind": "EndpointSlice", "metadata": metadata, "addressType": "IPv4", "endpoints": outside, "ports": ports}
+    )
+    whole = mesh(service(app=None, internal="Local"), Change("EndpointSlice", "default", "s", slices))
+    assert endpoints(whole) == ["192.0.2.1"]
+
+
+def test_where_no_endpoint_is_ready_those_that_end_serve_on() -> None:
+    ending = pod("a", "10.0.0.1", deleted="2026-01-03T00:00:00Z")
+    assert endpoints(mesh(ending, service())) == ["10.0.0.1"]
+    assert endpoints(mesh(ending, pod("b", "10.0.1.1", node="node2"), service())) == ["10.0.1.1"]
+    assert endpoints(mesh(ending, pod("b", "10.0.1.1", node="node2"), service(internal="Local"))) == ["10.0.0.1"]
+    unready = pod("a", "10.0.0.1", deleted="2026-01-03T00:00:00Z", ready=False)
+    assert endpoints(mesh(unready, service())) == []
+    done = pod("a", "10.0.0.1", deleted="2026-01-03T00:00:00Z", phase="Succeeded")
+    assert endpoints(mesh(done, service())) == []
 
 
 def test_ports_by_number_by_name_and_by_default() -> None:
@@ -601,6 +637,7 @@ _SERVICE = st.builds(
     addresses=st.sampled_from([["10.96.0.7", "fd00:10:96::7"], ["10.96.0.7"], ["10.96.0.8", "fd00:10:96::7"], []]),
     namespace=st.sampled_from(["default", "default", "other"]),
     publish_not_ready=st.booleans(),
+    internal=st.sampled_from(["Cluster", "Local"]),
     type=st.sampled_from(["ClusterIP", "ClusterIP", "ExternalName"]),
 )
 _MARK = st.builds(EnrolledChange, st.sampled_from([PodUid("u1"), PodUid("u2")]), st.booleans())

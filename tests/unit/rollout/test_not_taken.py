@@ -12,7 +12,12 @@ from nodeagent.rollout.not_taken import TOLD, Loss, losses
 from nodeagent.rollout.resources import ClusterObjects
 
 ISTIO = "networking.istio.io"
-KINDS = {"EnvoyFilter": "envoyfilters", "VirtualService": "virtualservices", "Sidecar": "sidecars"}
+KINDS = {
+    "EnvoyFilter": "envoyfilters",
+    "VirtualService": "virtualservices",
+    "Sidecar": "sidecars",
+    "Service": "services",
+}
 
 
 class Api:
@@ -25,7 +30,14 @@ class Api:
             {"metadata": {"namespace": "shop", "name": "front"}, "spec": {"gateways": ["istio-system/front"]}},
         ]
         groups = [{"name": ISTIO, "versions": [{"groupVersion": f"{ISTIO}/{each}"} for each in ("v1", "v1alpha3")]}]
+        services = [
+            {"metadata": {"namespace": "shop", "name": "sticky"}, "spec": {"sessionAffinity": "ClientIP"}},
+            {"metadata": {"namespace": "shop", "name": "near"}, "spec": {"trafficDistribution": "PreferClose"}},
+            {"metadata": {"namespace": "shop", "name": "plain"}, "spec": {"sessionAffinity": "None"}},
+        ]
         self.answers: dict[str, Any] = {
+            "/api/v1": self._kinds("Service"),
+            "/api/v1/services": {"items": services},
             "/apis": {"groups": [*groups, {"name": "apps"}]},
             f"/apis/{ISTIO}/v1": self._kinds("VirtualService", "Sidecar"),
             f"/apis/{ISTIO}/v1alpha3": self._kinds("EnvoyFilter", "VirtualService"),
@@ -52,11 +64,12 @@ def objects(api: Api) -> ClusterObjects:
 
 def test_each_object_is_named_and_what_cannot_be_listed_too() -> None:
     api = Api(1)
-    limit, sidecars, canary = asyncio.run(losses(objects(api)))
+    limit, sidecars, canary, near, sticky = asyncio.run(losses(objects(api)))
     assert limit == Loss("EnvoyFilter shop/limit000", "its filters, such as rate limits, do not run")
     assert sidecars.subject == "Sidecar"
     assert "forbidden" in sidecars.words
     assert canary.subject == "VirtualService shop/canary"
+    assert (near.subject, sticky.subject) == ("Service shop/near", "Service shop/sticky")
     assert not any("wasmplugins" in each for each in api.asked)
 
 
