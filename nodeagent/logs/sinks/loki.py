@@ -3,8 +3,8 @@
 A record is a line of the stream that its labels make; labels are few, and what tells pods apart goes
 into structured metadata. Loki keeps a line that comes twice once (same time, same text). It answers 400
 when it ignored some of the lines (too old, too long) while it kept the others, and does not say which:
-the request is halved until they are found. So is one that it answers with 429 time and again: one stream may be over a
-limit of its own. Where it says that it ignored all, that is believed. A line that
+the request is halved until they are found. So is one to which it says time and again (429) that one stream is over a
+limit; one of the whole tenant is waited for. Where it says that it ignored all, that is believed. A line that
 is longer than it takes comes in parts, a nanosecond after each other: of two that are alike it keeps one.
 
 So lines of a file, which have the time at which they were read together, and those whose own time has no more than
@@ -44,6 +44,8 @@ _ROOM_OF_FILES: Final = 1 << 24
 """The same of a file's line: its order holds for 32 MiB."""
 _REST_OF_CHARACTER: Final = 3
 _IGNORED: Final = re.compile(rb"total ignored: (\d{1,9}) out of (\d{1,9})")
+_ONE_STREAM: Final = (b"Maximum active stream limit exceeded", b"Per stream rate limit exceeded")
+"""With 429, of one stream (Loki's pkg/validation); "Ingestion rate limit exceeded" is the whole tenant's."""
 _NO_LABELS: Final = {"job": "nodeagent"}
 
 
@@ -144,6 +146,6 @@ def outcome(answer: HttpAnswer, records: int) -> Outcome:
         case 404:
             return Untaken(f"404: there is no {PATH} behind this URL: {said}")
         case 429:
-            return Untaken(f"429: {said}", answer.retry_after, partly=True)
+            return Untaken(f"429: {said}", answer.retry_after, partly=any(each in answer.body for each in _ONE_STREAM))
         case _:
             return Untaken(f"{answer.status}: {said}", answer.retry_after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.lane import Lane, LaneBounds
 from nodeagent.logs.delivery.spill import Spill
 from nodeagent.logs.records import Receipt
+from nodeagent.logs.sinks.http_client import HttpAnswer
+from nodeagent.logs.sinks.loki import outcome
 from nodeagent.logs.sinks.sink import Outcome, Taken, Untaken
 from tests.unit.logs.delivery.scripted import ScriptedSink, TestClock
 from tests.unit.logs.made_records import origin, records
@@ -36,11 +39,26 @@ class Limited:
         return Untaken("429: Maximum active stream limit exceeded", partly=True) if pods & self.over else Taken()
 
 
+class Shared:
+    """A Loki whose limit of the whole tenant other nodes use up, now more and now less: it takes small requests."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(7)
+        self.most = 7000.0
+
+    def __call__(self, texts: list[bytes]) -> Outcome:
+        size = sum(map(len, texts))
+        if size <= self.random.uniform(0, self.most):
+            return Taken()
+        said = b"Ingestion rate limit exceeded for user fake (limit: 7000 bytes/sec) while attempting to ingest"
+        return outcome(HttpAnswer(429, said, None), len(texts))
+
+
 class Scene:
     def __init__(self, folder: Path, buffered: bool) -> None:
         self.limited = Limited()
         self.sink = ScriptedSink(self.limited, ordered=True)
-        clock = TestClock()
+        self.clock = clock = TestClock()
         spill = None
         if buffered:
             disk = DiskBuffer(folder / "buffer", 1 << 30)
@@ -132,3 +150,29 @@ def test_of_a_sink_that_takes_nothing_of_anybody_nothing_is_given_up(tmp_path: P
         assert scene.lane.counts.total().delivered == sum(scene.offered.values())
 
     run(tmp_path, test, buffered)
+
+
+def test_a_limit_of_the_whole_tenant_makes_no_dead_letters(tmp_path: Path) -> None:
+    """What is large is refused and what is small is taken: all is waited for, on disk."""
+
+    async def test(scene: Scene) -> None:
+        shared = Shared()
+        scene.sink.answer = shared
+        seconds = scene.clock.seconds
+        offered = 0
+        while scene.clock.seconds < seconds + 600:
+            for pod in OTHERS:
+                scene.lane.offer(records([f"{pod} {offered}"], 100 * offered, origin(pod)), Receipt(1, lambda: None))
+            texts = [f"bad {each:0400}" for each in range(10 * offered, 10 * offered + 10)]
+            scene.lane.offer(records(texts, 1000 * offered, origin("bad")), Receipt(1, lambda: None))
+            offered += 1
+            await scene.clock.wait(asyncio.Event(), 1.0)
+            await until(scene.lane.room)
+        assert scene.lane.counts.total().dead_lettered == 0
+        assert scene.lane.spill and scene.lane.spill.active, "it goes to disk"
+        shared.most = 1e12
+        await until(lambda: scene.lane.counts.total().settled == 16 * offered)
+        assert scene.lane.counts.total().delivered == 16 * offered
+        assert scene.delivered("bad") == list(range(10 * offered)), "in order"
+
+    run(tmp_path, test, buffered=True)

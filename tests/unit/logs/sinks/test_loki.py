@@ -99,12 +99,20 @@ def test_lines_that_are_too_old_are_found_by_halving_and_the_others_are_kept() -
     run(test)
 
 
+OF_TENANT = b"Ingestion rate limit exceeded for user fake (limit: 9 bytes/sec) while attempting to ingest '1' lines"
+OF_STREAM = b"entry with timestamp 1970-01-01 ignored, reason: 'Per stream rate limit exceeded (limit: 3MB/sec) while"
+NO_STREAM = b'Maximum active stream limit exceeded when trying to create stream {a="b"}, reduce the number of streams'
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
         (204, b"", Taken()),
         (413, b"", Indivisible("413: the request is larger than the server takes", too_large=True)),
-        (429, b"rate limit", Untaken("429: rate limit", 3.0, partly=True)),
+        (429, b"rate limit", Untaken("429: rate limit", 3.0)),
+        (429, OF_TENANT, Untaken(f"429: {OF_TENANT.decode()}", 3.0)),
+        (429, OF_STREAM, Untaken(f"429: {OF_STREAM.decode()}", 3.0, partly=True)),
+        (429, NO_STREAM, Untaken(f"429: {NO_STREAM.decode()}", 3.0, partly=True)),
         (500, b"", Untaken("500: nothing is said", 3.0)),
         (404, b"x", Untaken("404: there is no /loki/api/v1/push behind this URL: x")),
         (401, b"no org id", Untaken("401: it does not let the agent in; see the sink's auth and tenant: no org id")),
