@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Final
 
 from nodeagent.control.log_followed import NODE, FollowedPod, Tells
-from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker, Steps
+from nodeagent.control.log_scan import MAX_ENTRIES, FileId, FoundFile, LogLook, Looker, Steps
 from nodeagent.control.log_shares import TimeSlice, room_of
 from nodeagent.control.log_watches import LogWatches
 from nodeagent.errors import shown
@@ -47,7 +47,7 @@ POLL_SECONDS: Final = 0.5
 SHARE: Final = 0.05
 """Of the time that looks at one pod may take."""
 IDLE_SOURCES: Final = 64
-"""Of a pod that are remembered though they have no file."""
+"""Of a pod that are remembered though they have no open file."""
 GONE_SECONDS: Final = 30.0
 """For so long a pod's folders are looked for after it has left the API; the kubelet removes them later."""
 log = logging.getLogger("nodeagent.logs")
@@ -347,24 +347,33 @@ class LogFinder:
             followed.files[identity] = (source.key, found.name)
             self._tells.file(source.key, replace(found, start=starts[found.opened.descriptor]))
         for identity, (key, name) in list(followed.files.items()):
-            now = look.names.get(identity, "")
+            now = look.names.get(identity, "" if look.whole else name)
             if now != name:
                 followed.files[identity] = (key, now)
                 self._tells.renamed(identity, now)
-        for identity in followed.aside.keys() - look.names.keys():
-            del followed.aside[identity]
-            if identity not in self._known:  # else it is another one by now
-                self._tells.renamed(identity, "")
+        unseen = [identity for identity in followed.aside if identity not in look.names]
+        if not look.whole:  # they may be where it did not get to
+            unseen = unseen[: max(0, len(followed.aside) - MAX_ENTRIES)]
+        self._tell_gone(followed, unseen)
         followed.others = frozenset(each for each in look.names if self._known.get(each, uid) != uid)
         self._forget_idle(followed)
         if look.lacking:
             self._tells.room_wanted(uid, look.lacking)
 
+    def _tell_gone(self, followed: FollowedPod, files: Iterable[FileId]) -> None:
+        """Some *files* that were put aside are not there any more."""
+        for identity in files:
+            del followed.aside[identity]
+            if identity not in self._known:  # else it is another one by now
+                self._tells.renamed(identity, "")
+
     def _forget_idle(self, followed: FollowedPod) -> None:
-        """Give the oldest sources up that have no file any more: a pod may call each of its files anew."""
+        """Give the oldest sources up that have no open file any more: a pod may call each of its files anew. How far
+        those that were put aside are read stays known.
+        """
         if len(followed.sources) <= IDLE_SOURCES:
             return
-        used = {key for key, _ in (*followed.files.values(), *followed.aside.values())}
+        used = {key for key, _ in followed.files.values()}
         idle = [key for key in followed.sources if key not in used]
         self._give_up(followed, idle[: len(idle) - IDLE_SOURCES])
 
@@ -374,13 +383,15 @@ class LogFinder:
         for identity in [identity for identity, (source, _) in followed.files.items() if source in given]:
             del followed.files[identity]
             self._known.pop(identity, None)
-        followed.aside = {file: each for file, each in followed.aside.items() if each[0] not in given}
+        if left_out:
+            followed.aside = {file: each for file, each in followed.aside.items() if each[0] not in given}
         for key in keys:
             del followed.sources[key]
             self._tells.source_gone(key, left_out=left_out)
 
     def _drop(self, uid: PodUid, followed: FollowedPod) -> None:
         """A pod is gone, and so are its files; whoever has them open reads them to their ends."""
+        self._tell_gone(followed, list(followed.aside))
         self._give_up(followed, list(followed.sources))
         self._watches.drop(uid)
         del self._pods[uid]

@@ -13,8 +13,8 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -50,6 +50,8 @@ _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
 _DOCKER: Final = re.compile(r"(?P<folder>[0-9a-f]{12,64})/(?P<log>[0-9a-f]{12,64}-json\.log)")
 _ROTATED: Final = re.compile(r"(\.\d{1,9}(\.gz)?)?")
 """What Docker puts behind a file's name (max-file, compress)."""
+_NO_FOLDER: Final = frozenset((errno.ENOTDIR, errno.ELOOP, errno.EXDEV))
+_ABSENT: Final = _NO_FOLDER | {errno.ENOENT}
 _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 """What os.fsdecode makes of bytes that are no UTF-8."""
 
@@ -83,6 +85,8 @@ class LogLook:
     names: dict[FileId, str] = field(default_factory=dict)
     """Of every file that is there, the known ones too, the name below its source's folder."""
     refusals: list[str] = field(default_factory=list)
+    whole: bool = True
+    """Nothing hindered it: what is not among *names* is not there."""
     there: bool = False
     """Some folder of the pod is there."""
     missing: list[str] = field(default_factory=list)
@@ -153,7 +157,7 @@ class Looker:
     def outputs(self, folder: Path, wanted: Callable[[str], bool], docker: Path, look: LogLook) -> Steps:
         """Look for the output of those containers of a pod's *folder* that are *wanted*; links lead into *docker*."""
         look.kind = "output"
-        with _opened(lambda: open_folder(folder)) as pod:
+        with _opened(lambda: open_folder(folder), look) as pod:
             if pod is None:
                 return
             look.there = True
@@ -161,7 +165,7 @@ class Looker:
             for container in self._entries(pod, look):
                 if not wanted(container.name):
                     continue
-                with _opened(lambda name=container.name: open_folder_beneath(pod, name)) as inner:  # type: ignore[misc]
+                with _within(pod, container.name, look) as inner:
                     if inner is not None and self._takes_folder(look):
                         self.watch(inner)
                         yield from self._output(inner, container.name, docker, look)
@@ -189,7 +193,7 @@ class Looker:
         if match is None:
             look.refuse(f"{container}/{name}: a symbolic link, and only those to {docker} are followed")
             return
-        with _opened(lambda: open_folder(docker / match["folder"])) as inner:
+        with _opened(lambda: open_folder(docker / match["folder"]), look) as inner:
             if inner is None or not self._takes_folder(look):
                 return
             self.watch(inner)
@@ -202,7 +206,7 @@ class Looker:
     def volume(self, root: Path, name: str, pattern: PathPattern, look: LogLook) -> Steps:
         """Look for the files of *pattern* in the volume *name*, which is at *root*."""
         look.kind = "file"
-        with _opened(lambda: open_folder(root)) as volume:
+        with _opened(lambda: open_folder(root), look) as volume:
             if volume is None:
                 look.missing.append(f"volume {name} is no emptyDir of this pod, or is not there yet")
                 return
@@ -212,7 +216,7 @@ class Looker:
     def node_file(self, path: Path, look: LogLook) -> Steps:
         """Look for the file *path* of the node, and what it was rotated to."""
         look.kind = "node"
-        with _opened(lambda: os.open(path.parent, FOLDER)) as folder:
+        with _opened(lambda: os.open(path.parent, FOLDER), look) as folder:
             if folder is None:
                 look.missing.append(f"{path.parent} is not there")
                 return
@@ -245,7 +249,7 @@ class Looker:
             below = parts if part == ANY_FOLDERS else parts[1:]
             if part != ANY_FOLDERS and not fits(part, entry.name):
                 continue
-            with _opened(lambda name=entry.name: open_folder_beneath(folder, name)) as inner:  # type: ignore[misc]
+            with _within(folder, entry.name, look) as inner:
                 if inner is not None:
                     yield from self._walk(inner, f"{path}/{entry.name}", below, look, depth - 1)
 
@@ -300,6 +304,8 @@ class Looker:
             look.names[(device, inode)] = called
             return
         if not self._has_room(folder, name, written, look):
+            if self.aside((device, inode)) is not None:
+                look.names[(device, inode)] = called  # it goes on where it was once there is room
             look.lack(source)
             return
         try:
@@ -309,6 +315,7 @@ class Looker:
             return
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                look.whole = False
                 look.refuse(f"{_shown(source, name)}: cannot be opened: {error.strerror}{_hint(error)}")
             return
         if links and opened.inode != inode:
@@ -344,6 +351,7 @@ class Looker:
     def _takes_folder(self, look: LogLook) -> bool:
         look.folders -= 1
         if look.folders == -1:
+            look.whole = False
             look.refuse(f"more than {MAX_FOLDERS} folders: the others are not looked into")
         return look.folders >= 0
 
@@ -353,11 +361,13 @@ class Looker:
                 for entry in entries:
                     look.left -= 1
                     if look.left < 0:
+                        look.whole = False
                         if look.left == -1:
                             look.refuse(f"more than {MAX_ENTRIES} entries: the others are not looked at")
                         return
                     yield entry
         except OSError as error:
+            look.whole = False
             look.refuse(f"a folder cannot be listed: {error.strerror}{_hint(error)}")
 
 
@@ -382,14 +392,22 @@ def _hint(error: OSError) -> str:
 
 
 @contextmanager
-def _opened(folder: Callable[[], int]) -> Iterator[int | None]:
-    """Have a folder open; None where it is not there, or no folder."""
+def _opened(folder: Callable[[], int], look: LogLook, absent: Collection[int] = _ABSENT) -> Iterator[int | None]:
+    """Have a folder open; None where it is not there, or no folder, or cannot be opened now: *look* is whole only where
+    the error is one of *absent*.
+    """
     try:
         descriptor = folder()
-    except OSError:
+    except OSError as error:
+        look.whole = look.whole and error.errno in absent
         yield None
         return
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _within(folder: int, name: str, look: LogLook) -> AbstractContextManager[int | None]:
+    """Have a folder open that was listed in *folder*: one that is gone since may be found under another name."""
+    return _opened(lambda: open_folder_beneath(folder, name), look, _NO_FOLDER)

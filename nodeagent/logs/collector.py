@@ -294,9 +294,11 @@ class Intake:
         read to its end, for their files may only have lost their names. Who says so has counted nothing.
         """
         self._counts = None
-        for key in self._sources.keys() - set(keys):
+        told = set(keys)
+        for key in self._sources.keys() - told:
             if not self.streams.sources[key].gone:
                 self.source_gone(key, left_out=False)
+        self.tail.disregard(told)
 
     def forget(self) -> None:
         """Forget the sources that are gone and have been read to their ends, what was counted, and told, of pods

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from operator import attrgetter
 
 from nodeagent.errors import shown
 from nodeagent.logs.tail.compressed import CompressedError
@@ -345,10 +344,11 @@ class FollowedLog:
 
     def leave(self, now: float, *, left_out: bool) -> None:
         """Nothing more comes of it: what its files have is read, then they are closed, with a name or without one. One
-        that is *left_out* may be wanted again.
+        that is *left_out* may be wanted again. What was put aside is known until it is said to be gone.
         """
         self.contents.left_out = left_out
-        self.contents.lose(lambda _: True, now, there=left_out)
+        if left_out:
+            self.contents.lose(lambda _: True, now, there=True)
         for each in self.contents.files:
             if each.removed is None:
                 each.removed = now
@@ -357,12 +357,9 @@ class FollowedLog:
         """Yield the files that may be closed though they are there: nobody seems to write to them, and all of them is
         settled.
         """
-        if not self.contents.files:
-            return
-        written = {self.contents.growing(), max(self.contents.files, key=attrgetter("modified"))}
         for file in self.contents.files:
             quiet = file.removed is None and now - file.changed >= self._tail.settings.rotated_seconds
-            if quiet and file not in written and not file.failed and self.contents.is_settled(file):
+            if quiet and not file.failed and self.contents.is_settled(file):
                 yield file
 
     def put_aside(self, file: OpenFile) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -158,11 +158,16 @@ class Tail:
     def make_room(self, uid: PodUid, files: int) -> list[OpenFile]:
         """Close up to so many *files* of a pod of which all is settled and that nobody seems to write to, the oldest
         first, and return them. Where they go on is remembered until they have no name any more.
+
+        Each of them may be the only one of its log. The pod's newest is kept beside others: it is written next, and
+        is best seen being copied and truncated while it is open.
         """
         now = self._clock()
         logs = [each for each in self._logs.values() if each.source.uid == uid]
-        spare = list(chain.from_iterable(each.spare(now) for each in logs))
-        closed = sorted(spare, key=attrgetter("changed"))[:files]
+        there = list(chain.from_iterable(each.contents.files for each in logs))
+        newest = max(there, key=attrgetter("modified")) if len(there) > 1 else None
+        spare = chain.from_iterable(each.spare(now) for each in logs)
+        closed = sorted((each for each in spare if each is not newest), key=attrgetter("changed"))[:files]
         for file in closed:
             key = file.inode.device, file.inode.number
             found, _ = self._files.pop(key)
@@ -178,13 +183,25 @@ class Tail:
 
     def leave(self, source: SourceKey, *, left_out: bool = False) -> None:
         """Nothing more comes of *source*: what its files have is read, then they are closed though they may have a
-        name still. One that is *left_out* may be wanted again: for long it is remembered how far it was read.
+        name still. One that is *left_out* may be wanted again: for long it is remembered how far it was read. What was
+        closed to make room is remembered until :meth:`named` says that it is gone.
         """
         found = self._logs.get(source)
         if found is not None:
             found.leave(self._clock(), left_out=left_out)
-            self._aside = {key: each for key, each in self._aside.items() if each is not found}
+            if left_out:
+                self._aside = {key: each for key, each in self._aside.items() if each is not found}
             self._stir(found)
+
+    def disregard(self, others: Collection[str]) -> None:
+        """Nobody knows what was put aside of sources that are not among *others*: it may be wanted again, or be gone
+        and never be said to be.
+        """
+        unknown = {found for found in self._aside.values() if found.source.key not in others}
+        for found in unknown:
+            found.contents.lose(lambda _: True, self._clock(), there=True)
+            self._stir(found)
+        self._aside = {key: each for key, each in self._aside.items() if each not in unknown}
 
     # -- what a log asks --
 

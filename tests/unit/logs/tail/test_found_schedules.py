@@ -4,6 +4,7 @@ delivered depends neither on whether the pattern fits rotated names, nor on who 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import shutil
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import rule
 
-from nodeagent.control.log_finder import LogFinder
-from nodeagent.control.log_scan import FileId, FoundFile
+from nodeagent.control import log_finder, log_scan
+from nodeagent.control.log_finder import IDLE_SOURCES, LogFinder
+from nodeagent.control.log_scan import FileId, FoundFile, LogLook
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import SourceFacts
 from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
@@ -86,11 +88,11 @@ class FoundRig(Rig):
     def renamed(self, file: FileId, name: str) -> None:
         self.tail.named(*file, name)
 
+    def source_gone(self, key: str, *, left_out: bool) -> None:
+        self.tail.leave(SourceKey(key), left_out=left_out)
+
     def room_wanted(self, uid: PodUid, files: int) -> None:
         self.wanted = files
-
-    def source_gone(self, key: str, *, left_out: bool) -> None:
-        pass
 
 
 class FoundSchedules(Schedules):
@@ -168,8 +170,8 @@ def test_a_rotated_line_comes_once_whatever_the_pattern_fits(
 
 
 @pytest.fixture
-def narrow(tmp_path: Path) -> Iterator[FoundRig]:
-    made = FoundRig(tmp_path, "*.log*", TailSettings(), most=4)
+def narrow(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FoundRig]:
+    made = FoundRig(tmp_path, getattr(request, "param", "*.log*"), TailSettings(), most=4)
     (made.logs / "archive").mkdir()
     yield made
     made.tail.close()
@@ -239,3 +241,88 @@ def test_what_is_known_of_a_file_that_was_closed_to_make_room_is_forgotten_with_
     for _ in range(3):
         narrow.look(1000)
     assert narrow.tail.remembered() == 0
+
+
+@pytest.mark.parametrize("narrow", ["*.log", "*.log*"], indirect=True)
+@pytest.mark.parametrize("name", ["app-2026-01-{:02}.log", "app.2026-01-{:02}.0.log", "job-{}.log", "{}.log"])
+@pytest.mark.parametrize("restarts", ["nobody", "the tail"])
+def test_what_is_read_makes_room_where_each_file_is_a_log_of_its_own(
+    narrow: FoundRig, name: str, restarts: str
+) -> None:
+    said = []
+    for number in range(1, 13):
+        for line in range(3):
+            said.append(f"line {line} of {number}")
+            narrow.write(name.format(number), said[-1])
+            narrow.look(10)
+        if restarts == "the tail" and number % 4 == 3:
+            narrow.restart()
+    for _ in range(3):
+        narrow.look(10)
+    assert sorted(narrow.sink.texts()) == sorted(said)
+    assert narrow.sink.repeated == 0
+
+
+def test_of_thousands_of_logs_each_is_read_and_few_sources_are_remembered(narrow: FoundRig) -> None:
+    for number in range(3 * IDLE_SOURCES):
+        narrow.write(f"job-{number}.log", f"from {number}")
+    for _ in range(IDLE_SOURCES):
+        narrow.look(10)
+    assert len(narrow.sink.texts()) == 3 * IDLE_SOURCES
+    assert narrow.finder is not None
+    assert len(list(narrow.finder.keys())) <= narrow.most + IDLE_SOURCES
+    narrow.write("job-0.log", "more")
+    narrow.now += 10_000  # beyond what is remembered of what is gone
+    for _ in range(3):
+        narrow.look(10)
+    assert narrow.sink.texts()[3 * IDLE_SOURCES :] == ["more"]
+    assert narrow.sink.repeated == 0
+    shutil.rmtree(narrow.logs)
+    for _ in range(3):
+        narrow.look(1000)
+    assert narrow.tail.remembered() == 0
+
+
+def test_a_file_that_grows_after_it_was_closed_waits_for_room_where_it_was(narrow: FoundRig) -> None:
+    for number in range(60):
+        narrow.write(f"app.log.{number}", f"old {number}")
+    for _ in range(40):
+        narrow.look(10)
+    assert len(narrow.sink.lines) == 60
+    for number in range(60):
+        narrow.write(f"app.log.{number}", f"more of {number}")
+    for _ in range(40):
+        narrow.look(10)
+    assert len(narrow.sink.lines) == 120
+    assert narrow.sink.repeated == 0
+
+
+@pytest.mark.parametrize("narrow", ["**/*.log*"], indirect=True)
+@pytest.mark.parametrize("hindrance", ["a folder", "a listing", "entries", "folders"])
+def test_what_a_look_did_not_get_to_goes_on_where_it_was(
+    narrow: FoundRig, hindrance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.EMFILE, "as if too many files were open")
+
+    for number in range(40):
+        narrow.write(f"archive/app.log.{number}", f"old {number}")
+    for _ in range(40):
+        narrow.look(10)
+    with monkeypatch.context() as patched:
+        match hindrance:
+            case "a folder":
+                patched.setattr(log_scan, "open_folder_beneath", fails)
+            case "a listing":
+                patched.setattr(os, "scandir", fails)
+            case "entries":
+                patched.setattr(log_finder, "LogLook", lambda: LogLook(left=5))
+            case _:
+                patched.setattr(log_finder, "LogLook", lambda: LogLook(folders=1))
+        narrow.look(10)
+    for number in range(40):
+        narrow.write(f"archive/app.log.{number}", f"more of {number}")
+    for _ in range(40):
+        narrow.look(10)
+    assert len(narrow.sink.lines) == 80
+    assert narrow.sink.repeated == 0
