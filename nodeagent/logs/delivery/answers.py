@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from nodeagent.log_lines import SparingLog
 from nodeagent.logs.delivery.counts import PodName, SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.pace import SinkPace
@@ -76,6 +77,7 @@ class Answers:
         """
         self.selective = False
         """Whether the sink's last answer was for each record."""
+        self._sparing = SparingLog(log)
         self._sink = sink
         self._counts = counts
         self._letters = letters
@@ -141,7 +143,8 @@ class Answers:
             self.again[:0] = batch.halves()
             return
         if not batch.aside:
-            log.warning("sink %s takes nothing of pod %s: %s", self._sink.name, "/".join(batch.pod), outcome.why)
+            pod = "/".join(batch.pod)
+            self._sparing.tell(pod, f"sink {self._sink.name} takes nothing of pod {pod}: {outcome.why}")
         batch.aside = True
         await self._apply_taken(batch, Taken(range(len(batch.numbers)), why=outcome.why))
 
