@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -343,7 +344,7 @@ def test_who_cannot_prove_who_it_is_in_this_mesh_is_refused(
     async def scene(nodes: Nodes, ztunnel: Ztunnel) -> None:
         assert await cut(await ztunnel.raw(context=foreign.client))
         assert nodes.refused(nodes.far) == ["upstream_tls"]
-        nodes.far.context.trust_domain = "elsewhere.local"
+        nodes.far.context.mesh = replace(nodes.far.context.mesh, trust_domain="elsewhere.local")
         assert await cut(await ztunnel.raw(context=own.client))
         assert nodes.refused(nodes.far) == ["upstream_tls"]
         assert nodes.app_connections == 0
