@@ -64,5 +64,5 @@ class NodeKeySets:
         return self._fetches.failing()
 
     def routes(self) -> Routes:
-        """``get policies`` tells of them."""
+        """No page tells of them: what cannot be fetched is in the log."""
         return {}

@@ -13,6 +13,7 @@ from nodeagent.mesh.entries import Delta, Endpoint, Protocol, Service, ServicePo
 from nodeagent.policy.model import AuthorizationPolicy, Condition, MtlsMode, Rule
 from nodeagent.proxy.view import ClusterView
 from nodeagent.vocabulary import Address, PodUid
+from tests.unit.control.scene import workload
 from tests.unit.proxy.http2_peers import Apps, Http2Client
 from tests.unit.proxy.http2_peers import echo as echo_stream
 from tests.unit.proxy.nodes import SERVER, Nodes, play
@@ -180,21 +181,4 @@ def test_what_is_asked_for_by_name(address: str, port: int, name: str) -> None:
 
 
 def pod(uid: str, address: str, port: int, of: str) -> Workload:
-    return Workload(
-        uid=PodUid(uid),
-        pod=uid,
-        namespace="default",
-        node="n1",
-        addresses=(Address(address),),
-        service_account=uid,
-        identity=f"spiffe://cluster.local/ns/default/sa/{uid}",  # type: ignore[arg-type]
-        workload=uid,
-        app=uid,
-        version="",
-        canonical_service=uid,
-        canonical_revision="",
-        ready=True,
-        enrolled=True,
-        ports=((port, "http"),),
-        services=((port, of),) if of else (),
-    )
+    return replace(workload(uid, address), ports=((port, "http"),), services=((port, of),) if of else ())

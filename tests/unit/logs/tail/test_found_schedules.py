@@ -283,6 +283,24 @@ def test_of_thousands_of_logs_each_is_read_and_few_sources_are_remembered(narrow
     assert narrow.tail.remembered() == 0
 
 
+def test_what_was_put_aside_and_went_while_no_control_looked_is_forgotten_at_last(narrow: FoundRig) -> None:
+    for number in range(12):
+        narrow.write(f"app.log.{number}", f"from {number}")
+    for _ in range(10):
+        narrow.look(10)
+    assert len(narrow.sink.lines) == 12
+    assert narrow.finder is not None
+    former = list(narrow.finder.keys())
+    shutil.rmtree(narrow.logs)
+    narrow.restart_control()
+    for key in former:
+        narrow.source_gone(key, left_out=False)
+    narrow.tail.disregard(())
+    for _ in range(3):
+        narrow.look(100_000)
+    assert narrow.tail.remembered() == 0
+
+
 def test_a_file_that_grows_after_it_was_closed_waits_for_room_where_it_was(narrow: FoundRig) -> None:
     for number in range(60):
         narrow.write(f"app.log.{number}", f"old {number}")
