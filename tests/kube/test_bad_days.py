@@ -152,6 +152,7 @@ def test_rights_to_read_that_are_taken_away_are_named_each_and_what_was_known_se
         api.tear()
         for node in NODES:
             eventually(lambda node=node: holds(says(days, node), named), f"{node} names all", SECONDS)
+            assert says(days, node).startswith("ready"), "the next rollout would remove it"
         assert curl(days, "days/client-node-a", WEB).stdout == "200"
     eventually(lambda: all("ClusterRole" not in says(days, node) for node in NODES), "all is read again", SECONDS)
 
@@ -161,6 +162,7 @@ def test_an_agent_that_may_not_read_everything_leaves_the_node_to_the_one_before
     old one serves; with the right the rollout goes on by itself.
     """
     eventually(lambda: alone(days), "no agent of an earlier test drains any more", SECONDS)
+    ready(days, SYSTEM, *AGENT)
     before = agent_pods(days)
     rule = READ[0]
     with without(days, rule):

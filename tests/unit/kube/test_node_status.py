@@ -169,6 +169,10 @@ def test_what_cannot_be_told_is_named_and_told_later(tmp_path: Path) -> None:
             api.forbidden.clear()
             await until(lambda: enrolled(api) == ["a"])
             await until(lambda: not node.marks.missing())
+            api.forbidden.add("nodestatuses")
+            node.marks.publish(PodUid("c"), True)
+            assert "resources: [nodestatuses]" in (await until(node.marks.warnings))[0]
+            assert node.marks.missing() == [], "it was in service, and serves on"
             parts.stop()
 
     play(tmp_path, scene)
