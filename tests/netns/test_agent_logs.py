@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from nodeagent.lab import Lab
+from nodeagent.logs.collector import NICENESS
 from tests.netns.world import Samples, admin, cluster, control, get, memory, parent_of, scrape
 from tests.waiting import eventually
 
@@ -238,8 +239,10 @@ def test_a_pod_that_is_gone_leaves_nothing_behind(lab: Lab) -> None:
     eventually(lambda: not [each for each in admin(lab, "node1", "/logs")["files"] if each["pod"] == "ends"])
 
 
-def test_it_has_no_privilege(lab: Lab) -> None:
-    status = Path(f"/proc/{collector(lab)}/status").read_text()
+def test_it_has_no_privilege_and_lets_the_proxy_go_first(lab: Lab) -> None:
+    pid = collector(lab)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, lab.agent("node1").pid) + NICENESS
+    status = Path(f"/proc/{pid}/status").read_text()
     assert re.search(r"^Uid:\s+1337\s+1337\s+1337\s+1337$", status, re.MULTILINE)
     assert re.search(r"^Cap(?:Eff|Prm):\s+0+$", status, re.MULTILINE)
 
