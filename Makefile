@@ -125,7 +125,7 @@ rehearse: ## .ci/run as on a new machine: a fresh clone of what is committed, em
 lint: packages $(VENV)/.complete ## ruff and mypy only
 	@$(PYTHON) tests/parts.py lint
 
-documents: setup ## the tables in README.md and docs/ that are written from the code and from docs/results/bench.json
+documents: setup ## the tables in README.md and docs/ that are written from the code and from docs/results/
 	@$(PYTHON) -m tests.documents
 
 # Packages that bring a service (nginx, haproxy, prometheus) must not start it: policy-rc.d says so to their install scripts.
