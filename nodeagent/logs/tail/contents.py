@@ -222,10 +222,14 @@ class Contents:
         return old
 
     def is_settled(self, file: OpenFile) -> bool:
-        """Say whether all that *file* holds now is settled."""
+        """Say whether all that *file* holds now, and can be read, is settled."""
         if file.done != NOWHERE:
             return file.size == file.done and self._stands_alone(file)
         held = file.generation
+        if file.given_up:
+            return held is None or not held.coverage.under_way
+        if file.failed:
+            return False
         if held is None:
             return not file.size
         return not file.compressed and file.hole == NOWHERE and held.coverage.mark.offset == file.size

@@ -95,6 +95,11 @@ class OpenFile:
         return self.kind == _GZIP
 
     @property
+    def given_up(self) -> bool:
+        """Whether it cannot be read any further, and is not tried again as it is."""
+        return bool(self.failed) and not self.again
+
+    @property
     def known(self) -> bool:
         """Whether it is settled what it holds."""
         return self.generation is not None or self.original is not None or self.done != NOWHERE or bool(self.failed)

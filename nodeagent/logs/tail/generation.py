@@ -41,6 +41,7 @@ class Generation:
         "hollow",
         "id",
         "inode",
+        "lost",
         "marks",
         "name",
         "overwritten",
@@ -69,6 +70,8 @@ class Generation:
         """Where lines without an end are cut, behind what is settled."""
         self.barrier = 0
         """The number of the write of the positions file that has to be on disk before more is read."""
+        self.lost = 0
+        """Up to which size its file was given up, and that counted."""
         self._advanced = advanced
         self.coverage = Coverage(at, advanced)
         self.taker: Taker | None = None

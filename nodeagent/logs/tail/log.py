@@ -243,7 +243,8 @@ class FollowedLog:
     def _fail(self, file: OpenFile, generation: Generation, error: Exception) -> None:
         file.failed = str(error)
         file.again = 0.0
-        self.contents.counts.bytes_lost += max(file.size - generation.read.offset, 0)
+        self.contents.counts.bytes_lost += max(file.size - max(generation.read.offset, generation.lost), 0)
+        generation.lost = max(generation.lost, file.size)
         generation.finish()
         log.warning(
             "%s: file %s cannot be read any further: %s; what it had beyond byte %d is not delivered",
@@ -330,8 +331,7 @@ class FollowedLog:
 
     def unread_bytes(self, file: OpenFile) -> int:
         """Return how much of *file* is unread, as it stands on disk; of a compressed one all until it is done."""
-        given_up = file.failed and not file.again
-        if file.done != NOWHERE or given_up or file.original is not None:
+        if file.done != NOWHERE or file.given_up or file.original is not None:
             return 0
         if file.generation is None or file.compressed:
             return file.size
@@ -354,12 +354,12 @@ class FollowedLog:
                 each.removed = now
 
     def spare(self, now: float) -> Iterator[OpenFile]:
-        """Yield the files that may be closed though they are there: nobody seems to write to them, and all of them is
-        settled.
+        """Yield the files that may be closed though they are there: nobody seems to write to them, and all that can be
+        read of them is settled.
         """
         for file in self.contents.files:
             quiet = file.removed is None and now - file.changed >= self._tail.settings.rotated_seconds
-            if quiet and not file.failed and self.contents.is_settled(file):
+            if quiet and self.contents.is_settled(file):
                 yield file
 
     def put_aside(self, file: OpenFile) -> None:

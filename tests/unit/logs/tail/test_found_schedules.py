@@ -243,6 +243,25 @@ def test_what_is_known_of_a_file_that_was_closed_to_make_room_is_forgotten_with_
     assert narrow.tail.remembered() == 0
 
 
+def test_a_file_that_cannot_be_read_any_further_makes_room_too(narrow: FoundRig) -> None:
+    damaged = bytearray(gzip.compress(os.urandom(5000)))
+    damaged[10:] = b"\xff" * (len(damaged) - 10)
+    for number in range(4):
+        (narrow.logs / f"app.log.{number}.gz").write_bytes(damaged)
+    narrow.look(70)
+    assert [each.state for each in narrow.tail.status()] == ["failed"] * 4
+    for number in range(3):
+        narrow.write(f"app.log-{number}", f"line {number}")
+    for _ in range(20):
+        narrow.look(10)
+    assert sorted(narrow.sink.texts()) == ["line 0", "line 1", "line 2"]
+    with (narrow.logs / "app.log.0.gz").open("ab") as file:
+        file.write(b"more")
+    for _ in range(20):
+        narrow.look(10)
+    assert narrow.tail.counts()[narrow.pod.uid].bytes_lost == 4 * len(damaged) + 4, "each byte once"
+
+
 @pytest.mark.parametrize("narrow", ["*.log", "*.log*"], indirect=True)
 @pytest.mark.parametrize("name", ["app-2026-01-{:02}.log", "app.2026-01-{:02}.0.log", "job-{}.log", "{}.log"])
 @pytest.mark.parametrize("restarts", ["nobody", "the tail"])
