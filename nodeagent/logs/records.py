@@ -117,6 +117,8 @@ class LogRecords:
     """
     read: int = 0
     """Bytes of the file that they were made of, for accounting."""
+    read_at: tuple[bytes, ...] = ()
+    """When lines of them were read: a record without a stream that has one of these as its time was told none."""
 
     def __len__(self) -> int:
         return len(self.offsets)

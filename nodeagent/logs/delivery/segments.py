@@ -61,6 +61,8 @@ class _Columns(msgspec.Struct, array_like=True):
     streams: list[bytes]
     texts: list[bytes]
     objects: list[bytes]
+    read_at: tuple[bytes, ...] | None = None
+    """None: written by a version that did not tell."""
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -94,7 +96,7 @@ class SegmentWriter:
             number = self._origins[id(records.origin)][1]
             columns = _Columns(
                 records.file, records.end, records.read, records.offsets, records.times, records.streams,
-                records.texts, records.objects,
+                records.texts, records.objects, records.read_at,
             )  # fmt: skip
             pieces += _frame(number, len(records), columns)
         return b"".join(pieces)
@@ -185,9 +187,10 @@ class SegmentReader:
     @staticmethod
     def _records(origin: LogOrigin, payload: bytes) -> LogRecords:
         found = _COLUMNS.decode(isal_zlib.decompress(payload))
+        read_at = tuple(set(found.times)) if found.read_at is None else found.read_at
         return LogRecords(
             origin, found.file, found.end, found.offsets, found.times, found.streams, found.texts, found.objects,
-            found.read,
+            found.read, read_at,
         )  # fmt: skip
 
 

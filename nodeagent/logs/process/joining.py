@@ -105,6 +105,11 @@ class Joiner:
         return min((held.since for held in self._held.values()), default=None)
 
     @property
+    def held_times(self) -> tuple[bytes, ...]:
+        """The times of what is held."""
+        return tuple(held.time for held in self._held.values())
+
+    @property
     def held_lines(self) -> int:
         """How many lines are held, pieces too."""
         return sum(held.lines for held in self._held.values())

@@ -130,15 +130,15 @@ class Processor:
         self._read = chunk.end
         if self._covered is None:
             self._covered = chunk.start
-        read_at = rfc3339(now)
+        read_at = (*self._joiner.held_times, rfc3339(now))
         if chunk.data[:1] == b"\0" and not chunk.data.strip(b"\0"):
             return self._of_a_hole(now, read_at)
-        lines = self._frame(chunk, read_at)
+        lines = self._frame(chunk, read_at[-1])
         self._counts.lines += len(lines)
         self._counts.malformed += lines.malformed
         return self._records(self._joiner.feed(lines, now), now, read_at)
 
-    def _of_a_hole(self, now: float, read_at: bytes) -> LogRecords:
+    def _of_a_hole(self, now: float, read_at: tuple[bytes, ...]) -> LogRecords:
         """Nobody wrote what was read: a hole of any size costs its writer nothing, and would fill every sink."""
         self._counts.lines += 1
         self._counts.dropped["empty"] += 1
@@ -148,10 +148,12 @@ class Processor:
         """Return what has been held back for too long at Unix time *now* (seconds), or everything if the file
         says no more (*final*); None: nothing.
         """
+        read_at = (*self._joiner.held_times, rfc3339(now))
         lines = self._joiner.flush(now, final)
-        return self._records(lines, now, rfc3339(now)) if len(lines) else None
+        return self._records(lines, now, read_at) if len(lines) else None
 
-    def _records(self, lines: Lines, now: float, read_at: bytes) -> LogRecords:
+    def _records(self, lines: Lines, now: float, read_at: tuple[bytes, ...]) -> LogRecords:
+        """Return what *lines* make, which were read at these times, the last ones now."""
         counts = self._counts
         counts.joined += self._joiner.joined
         counts.cut += self._joiner.cut
@@ -159,19 +161,20 @@ class Processor:
         self._joiner.cut = 0
         lines = self._wanted(lines)
         if self._texts_first:
-            lines = self._each_if_not_all(self._by_texts, lines, read_at).lines
+            lines = self._each_if_not_all(self._by_texts, lines, read_at[-1]).lines
         if self._rate is not None:
             taken = self._rate.take(list(map(len, lines.texts)), now)
             lines = self._without(lines, range(taken, len(lines)), "rate")
-        made = self._each_if_not_all(self._by_parser, lines, read_at)
+        made = self._each_if_not_all(self._by_parser, lines, read_at[-1])
         lines = made.lines
         end = self._joiner.covered(self._read)
         read = end - (self._covered or 0)
         self._covered = end
         counts.records += len(lines)
         return LogRecords(
-            self._origin, self._file, end, lines.offsets, lines.times, lines.streams, lines.texts, made.objects, read
-        )
+            self._origin, self._file, end, lines.offsets, lines.times, lines.streams, lines.texts, made.objects, read,
+            read_at,
+        )  # fmt: skip
 
     def _wanted(self, lines: Lines) -> Lines:
         """Return *lines* without those that say nothing, or are of a stream that is left out."""

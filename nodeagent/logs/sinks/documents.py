@@ -77,6 +77,7 @@ def rows_of(records: LogRecords, rows: Sequence[int]) -> LogRecords:
         [records.streams[row] for row in rows],
         [records.texts[row] for row in rows],
         [records.objects[row] for row in rows],
+        read_at=records.read_at,
     )
 
 
@@ -92,4 +93,5 @@ def between(records: LogRecords, begin: int, end: int) -> LogRecords:
         records.streams[rows],
         records.texts[rows],
         records.objects[rows],
+        read_at=records.read_at,
     )

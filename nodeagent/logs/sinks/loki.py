@@ -7,7 +7,7 @@ the request is halved until they are found. So is one to which it says time and 
 limit; one of the whole tenant is waited for. Where it says that it ignored all, that is believed. A line that
 is longer than it takes comes in parts, a nanosecond after each other: of two that are alike it keeps one.
 
-So lines of a file, which have the time at which they were read together, and those whose own time has no more than
+So lines of a file that have the time at which they were read together, and those whose own time has no more than
 milliseconds, get nanoseconds by where they stand: apart, in order, and the same ones when they are sent again.
 """
 
@@ -37,11 +37,10 @@ LINE_BYTES: Final = 256 << 10
 _LATEST: Final = (1 << 63) - (1 << 20)
 """Nanoseconds since 1970 in 63 bits, of a line's first part, behind which others have room: in the year 2262."""
 _MILLISECOND: Final = 1_000_000
-_SECOND: Final = 1000 * _MILLISECOND
 _ROOM: Final = 1 << 19
 """Nanoseconds that are added to a time of milliseconds at most: it reads as before."""
 _ROOM_OF_FILES: Final = 1 << 24
-"""The same of a file's line: its order holds for 32 MiB."""
+"""The same of a line that has the time at which it was read: its order holds for 32 MiB."""
 _REST_OF_CHARACTER: Final = 3
 _IGNORED: Final = re.compile(rb"total ignored: (\d{1,9}) out of (\d{1,9})")
 _ONE_STREAM: Final = (b"Maximum active stream limit exceeded", b"Per stream rate limit exceeded")
@@ -100,7 +99,8 @@ class LokiSink:
         for time, text, stream, offset in zip(
             records.times, records.texts, records.streams, records.offsets, strict=True
         ):
-            at = within(_apart(nanoseconds(time), stream, first_line(offset)), _LATEST)
+            read = not stream and time in records.read_at
+            at = within(_apart(nanoseconds(time), first_line(offset), read=read), _LATEST)
             values += [[str(at + number), part, *beside[stream]] for number, part in enumerate(_parts(text))]
         return values
 
@@ -110,11 +110,12 @@ class LokiSink:
         return {name: value for name, value in found.items() if value}
 
 
-def _apart(at: int, stream: bytes, first: int) -> int:
-    """Return the time *at* of a line that begins at *first* so that no other line has it that had the same one. A line
-    has two bytes at least: half of them tell it from the next.
+def _apart(at: int, first: int, *, read: bool) -> int:
+    """Return the time *at* of a line that begins at *first* so that no other line has it that had the same one; *read*:
+    it is when the line was read, which all have that were read with it. A line has two bytes at least: half of them
+    tell it from the next.
     """
-    if not stream and at % _SECOND:
+    if read:
         return at + first // 2 % _ROOM_OF_FILES
     return at if at % _MILLISECOND else at + first // 2 % _ROOM
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nodeagent.logs.delivery.segments import SegmentReader, SegmentWriter
 from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.multiline import Multiline
 from nodeagent.logs.process.parsers import parser
@@ -161,6 +163,24 @@ def test_lines_that_are_alike_are_told_apart_and_are_the_same_when_they_come_aga
     assert max(abs(each - round(now * 1e9)) for each in whole) < 5e6 or b'"t"' in line
     numbers = range(100, 900)
     assert times_of(chosen(parts, numbers)) == whole[100:900], "of a request that is halved"
+
+
+def test_the_time_that_a_parser_found_in_a_file_stays(tmp_path: Path) -> None:
+    """Also where others of the file have the time of reading, in requests that are halved, and through the buffer."""
+    recipe = Recipe("plain", parser("json", time=TimeKey(RecordMember("t"))))
+    data = b'{"t":"2026-11-29T10:00:00.123456Z"}\nno time\nno time\n'
+    made = Processor(origin(), recipe, ProcessCounts()).feed(Chunk(b"f", 1 << 20, data), NOW + 60.5)
+    own, *read = times_of([made])
+    assert own == 1795946400_123456000
+    assert len(set(read)) == 2 and all(0 < each - 1795946460_500000000 < 17e6 for each in read)
+    assert times_of(chosen([made], [0, 2])) == [own, read[1]]
+    writer = SegmentWriter(tmp_path / "s")
+    writer.append(writer.frames([made]))
+    writer.close()
+    reader = SegmentReader(tmp_path / "s")
+    found = reader.next(writer.size)
+    reader.close()
+    assert found == made
 
 
 def test_the_times_of_a_runtime_stay() -> None:
