@@ -4,6 +4,10 @@ What :meth:`DiskBuffer.append` has returned for is synced, and comes back in ord
 the process, at least once: how far it was delivered is written down now and then (``cursor``), and what
 was delivered since comes again after a crash. Nothing is written behind what stood there when the process
 started: a new process begins a new segment. Only files of its own names are ever removed.
+
+A segment is there until all of it is settled. Where room is wanted, one that holds much that is settled besides
+what is under way is written anew without it. The cursor is set to its beginning first, for its frames move; then
+the new file takes its name. Whoever is killed in between has the old one, and some of it comes again.
 """
 
 from __future__ import annotations
@@ -14,13 +18,16 @@ import logging
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
 from nodeagent.logs.delivery.counts import PodName
-from nodeagent.logs.delivery.segments import DamagedSegment, SegmentReader, SegmentWriter, survey
+from nodeagent.logs.delivery.cursor import Cursor
+from nodeagent.logs.delivery.known import KnownSegment, Taking
+from nodeagent.logs.delivery.segments import DamagedSegment, SegmentReader, SegmentWriter, copy_frames, survey
 from nodeagent.logs.disk import on_disk
 from nodeagent.logs.records import LogRecords
 
@@ -28,36 +35,12 @@ SEGMENT_BYTES: Final = 8 << 20
 NAME: Final = re.compile(r"(\d{12})\.segment")
 READS: Final = 12
 """How often in a row the disk may fail to read a segment (EIO) before what is unread in it counts as lost."""
+WORTH: Final = 4
+"""A segment is written anew if one part in so many of it is settled, or more."""
+ANEW: Final = "segment.new"
+KEPT_DAMAGED: Final = "damaged"
+"""Names of files."""
 log = logging.getLogger("nodeagent.logs")
-
-
-@dataclass(slots=True)
-class _Segment:
-    number: int
-    path: Path
-    size: int
-    unread: Counter[PodName] = field(default_factory=Counter)
-    """Records that have not been taken."""
-    reached: int = 0
-    """Offset up to which all is settled."""
-    read_to: int = 0
-    """Offset up to which it has been taken."""
-    out: deque[Taking] = field(default_factory=deque)
-    """What was taken and is not settled, in order."""
-    failed: int = 0
-    """How often in a row it could not be read."""
-    damaged: bool = False
-    """Whether what is left of it is kept for whoever looks into it."""
-
-
-@dataclass(slots=True)
-class Taking:
-    """Records that were taken from the buffer, and are to be settled."""
-
-    records: LogRecords
-    segment: _Segment
-    end: int
-    done: bool = False
 
 
 class DiskBuffer:
@@ -68,15 +51,22 @@ class DiskBuffer:
         self._folder = folder
         self._most = most
         self._segment_bytes = min(segment_bytes, max(1 << 16, most // 4))
-        self._segments: deque[_Segment] = deque()
+        self._segments: deque[KnownSegment] = deque()
         self._writer: SegmentWriter | None = None
-        self._reading: tuple[_Segment, SegmentReader] | None = None
+        self._reading: tuple[KnownSegment, SegmentReader] | None = None
         """Which one is read, and by what: one value, for a thread reads while the loop removes what is settled."""
-        self._appending: _Segment | None = None
+        self._busy: KnownSegment | None = None
+        """Which one is appended to or written anew at the moment: it stays."""
+        self._moving = False
+        """Whether its frames may be elsewhere than it is known."""
+        self._cursor = Cursor(folder)
         self._lock = asyncio.Lock()
         self._last = 0
         """The highest number that a segment ever had, as far as is known: a cursor must never mean another one."""
-        self._saved: tuple[int, int] | None = None
+        self._passed_over = False
+        """Whether a segment of an earlier process could not be read: the next one finds it as long as no cursor passes
+        it.
+        """
         self.pods: Counter[PodName] = Counter()
         """Records that are here, by pod: until they are settled, taken or not."""
 
@@ -85,14 +75,16 @@ class DiskBuffer:
         folder cannot.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        cursor = self._cursor()
+        with suppress(OSError):
+            (self._folder / ANEW).unlink()
+        cursor = self._cursor.read()
         self._last = cursor[0]
         unread: list[str] = []
         for path in sorted(each for each in self._folder.iterdir() if NAME.fullmatch(each.name)):
             number = int(path.name[:12])
             self._last = max(self._last, number)
             start = cursor[1] if number == cursor[0] else 0
-            segment = _Segment(number, path, 0, reached=start, read_to=start)
+            segment = KnownSegment(number, path, 0, reached=start, read_to=start)
             if number < cursor[0]:
                 self._remove(segment)
                 continue
@@ -100,9 +92,10 @@ class DiskBuffer:
                 self._find(segment)
             except OSError as error:
                 unread.append(f"{path}: {error.strerror}")
+        self._passed_over = bool(unread)
         return unread
 
-    def _find(self, segment: _Segment) -> None:
+    def _find(self, segment: KnownSegment) -> None:
         """Take *segment* of an earlier process in, if it has anything. Raises OSError."""
         try:
             segment.size, segment.unread = survey(segment.path, segment.reached)
@@ -133,7 +126,7 @@ class DiskBuffer:
     async def append(self, batch: Sequence[LogRecords]) -> None:
         """Return when *batch* is on disk. Raises OSError, and nothing of it is kept then."""
         async with self._lock:
-            segment = self._appending = await self._current()
+            segment = self._busy = await self._current()
             assert self._writer
             try:
                 frames = self._writer.frames(batch)
@@ -147,7 +140,7 @@ class DiskBuffer:
                     segment.unread[_pod(records)] += len(records)
                     self.pods[_pod(records)] += len(records)
             finally:
-                self._appending = None
+                self._busy = None
                 self._remove_settled(segment)
             if segment.size >= self._segment_bytes:
                 self._roll()
@@ -199,16 +192,22 @@ class DiskBuffer:
                 self._remove(segment)
             return lost
 
+    async def reclaim(self) -> bool:
+        """Free what a segment has on disk of records that are settled, of the one that has most; return whether any
+        has enough.
+        """
+        async with self._lock:
+            movable = (each for each in self._segments if not each.fixed)
+            segment = max(movable, key=attrgetter("settled"), default=None)
+            if segment is None or segment.settled * WORTH < segment.size:
+                return False
+            return await self._write_anew(segment)
+
     def save(self) -> None:
         """Write down how far the oldest segment is settled. Raises OSError."""
-        head = self._segments[0] if self._segments else None
-        cursor = (head.number, head.reached) if head else None
-        if cursor is None or cursor == self._saved:
-            return
-        new = self._folder / "cursor.new"
-        new.write_text(f"{cursor[0]} {cursor[1]}\n")
-        new.rename(self._folder / "cursor")
-        self._saved = cursor
+        if self._segments and not self._passed_over and not self._moving:
+            head = self._segments[0]
+            self._cursor.write(head.number, head.reached)
 
     async def close(self) -> None:
         """Close what is open. What was not settled is found by the next process."""
@@ -216,18 +215,18 @@ class DiskBuffer:
             try:
                 self.save()
             except OSError as error:
-                log.warning("%s: %s; what was delivered last comes again", self._folder / "cursor", error.strerror)
+                log.warning("%s: %s; what was delivered last comes again", self._folder, error.strerror)
             self._roll()
             self._leave()
 
     # -- segments --
 
-    async def _current(self) -> _Segment:
+    async def _current(self) -> KnownSegment:
         if self._writer is None:
             self._last += 1
             path = self._folder / f"{self._last:012}.segment"
             self._writer = await on_disk(SegmentWriter, path)
-            self._segments.append(_Segment(self._last, path, self._writer.size))
+            self._segments.append(KnownSegment(self._last, path, self._writer.size))
         return self._segments[-1]
 
     def _roll(self) -> None:
@@ -240,7 +239,7 @@ class DiskBuffer:
         except OSError as error:
             log.warning("%s: %s as it was closed; what counts of it was synced before", self._folder, error.strerror)
 
-    async def _readable(self, segment: _Segment, most: int) -> tuple[list[Taking], str]:
+    async def _readable(self, segment: KnownSegment, most: int) -> tuple[list[Taking], str]:
         """Return as :meth:`_read` does. Raises OSError where another try may help."""
         try:
             taken = await on_disk(self._read, segment, most)
@@ -253,14 +252,16 @@ class DiskBuffer:
         segment.failed = 0
         return taken
 
-    def _read(self, segment: _Segment, most: int) -> tuple[list[Taking], str]:
+    def _read(self, segment: KnownSegment, most: int) -> tuple[list[Taking], str]:
         """Return what is next in *segment*, and what is wrong with what follows; empty: nothing. Raises OSError."""
         taken: list[Taking] = []
         try:
             reader = self._reader(segment)
             until = min(segment.size, reader.at + most)
+            begin = reader.at
             while reader.at < until and (records := reader.next(segment.size)):
-                taken.append(Taking(records, segment, reader.at))
+                taken.append(Taking(records, segment, reader.at, reader.at - begin))
+                begin = reader.at
         except DamagedSegment as error:
             return taken, str(error)
         except OSError:
@@ -269,7 +270,7 @@ class DiskBuffer:
                 raise
         return taken, "" if taken else f"{segment.path}: it ends before what was written to it"
 
-    def _reader(self, segment: _Segment) -> SegmentReader:
+    def _reader(self, segment: KnownSegment) -> SegmentReader:
         """Return what reads *segment* on. Raises OSError and DamagedSegment."""
         if self._reading is not None and self._reading[0] is segment:
             return self._reading[1]
@@ -288,7 +289,7 @@ class DiskBuffer:
         if reading is not None:
             reading[1].close()
 
-    def _lose(self, segment: _Segment) -> Counter[PodName]:
+    def _lose(self, segment: KnownSegment) -> Counter[PodName]:
         """Count what is unread of *segment* as no longer here; return it."""
         lost = +segment.unread
         for pod, records in lost.items():
@@ -296,15 +297,15 @@ class DiskBuffer:
         segment.unread.clear()
         return lost
 
-    def _remove_settled(self, segment: _Segment) -> None:
-        if segment.out or segment.unread or segment is self._appending or segment not in self._segments:
+    def _remove_settled(self, segment: KnownSegment) -> None:
+        if segment.out or segment.unread or segment is self._busy or segment not in self._segments:
             return
         if segment.damaged:
             self._put_aside(segment)
         else:
             self._remove(segment)
 
-    def _shorten(self, segment: _Segment) -> None:
+    def _shorten(self, segment: KnownSegment) -> None:
         """Keep of *segment* what was taken."""
         segment.size = segment.read_to
         try:
@@ -312,14 +313,53 @@ class DiskBuffer:
         except OSError as error:
             log.warning("%s cannot be shortened: %s; its records come again", segment.path, error.strerror)
 
-    def _remove(self, segment: _Segment) -> None:
+    async def _write_anew(self, segment: KnownSegment) -> bool:
+        """Have *segment* without what is settled; return whether that could be done."""
+        self._leave_segment(segment)
+        self._busy = segment
+        self._moving = True
+        under_way = {each.end for each in segment.out if not each.done}
+        unread_from = segment.read_to if segment.unread else segment.size
+        try:
+            moved = await on_disk(self._move, segment, lambda end: end > unread_from or end in under_way)
+        except (OSError, DamagedSegment) as error:
+            log.warning("%s cannot be written anew: %s; it is there until all of it is settled", segment.path, error)
+            segment.fixed = True
+        else:
+            segment.move(moved)
+            segment.damaged = False
+        # Who is cancelled meanwhile does not come here: where the frames are is not known, and nothing is written down.
+        self._busy = None
+        self._moving = False
+        self._remove_settled(segment)
+        return not segment.fixed
+
+    def _move(self, segment: KnownSegment, wanted: Callable[[int], bool]) -> dict[int, tuple[int, int]]:
+        """Put those frames of *segment* that are *wanted* in its place; return where they are. Raises OSError and
+        DamagedSegment.
+        """
+        new = self._folder / ANEW
+        try:
+            moved = copy_frames(segment.path, new, segment.size if segment.unread else segment.read_to, wanted)
+            if self._cursor.number == segment.number:
+                self._cursor.write(segment.number, 0, synced=True)
+            if segment.damaged:
+                (self._folder / KEPT_DAMAGED).unlink(missing_ok=True)
+                os.link(segment.path, self._folder / KEPT_DAMAGED)
+            new.rename(segment.path)
+        except (OSError, DamagedSegment):
+            new.unlink(missing_ok=True)
+            raise
+        return moved
+
+    def _remove(self, segment: KnownSegment) -> None:
         self._forget(segment)
         try:
             segment.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s cannot be removed: %s; its records come again", segment.path, error.strerror)
 
-    def _leave_segment(self, segment: _Segment) -> None:
+    def _leave_segment(self, segment: KnownSegment) -> None:
         """Neither append to *segment* nor read it any more."""
         if self._writer is not None and segment is self._segments[-1]:
             self._roll()
@@ -327,28 +367,20 @@ class DiskBuffer:
         if reading is not None and reading[0] is segment:
             self._leave()
 
-    def _forget(self, segment: _Segment) -> None:
+    def _forget(self, segment: KnownSegment) -> None:
         self._leave_segment(segment)
         if segment in self._segments:
             self._segments.remove(segment)
 
-    def _put_aside(self, segment: _Segment) -> None:
+    def _put_aside(self, segment: KnownSegment) -> None:
         """Keep a damaged segment for whoever looks into it; the one before goes."""
         self._forget(segment)
-        aside = self._folder / "damaged"
+        aside = self._folder / KEPT_DAMAGED
         log.info("%s, which is damaged, is kept as %s", segment.path, aside)
         try:
             segment.path.replace(aside)
         except OSError as fault:
             log.warning("%s cannot be renamed: %s", segment.path, fault.strerror)
-
-    def _cursor(self) -> tuple[int, int]:
-        """Return number and offset that were written down; of nonsense, the beginning."""
-        try:
-            number, offset = (self._folder / "cursor").read_bytes()[:100].split()
-            return int(number), int(offset)
-        except (OSError, ValueError):
-            return 0, 0
 
 
 def _less(counter: Counter[PodName], pod: PodName, records: int) -> None:

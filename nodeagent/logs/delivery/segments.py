@@ -13,7 +13,7 @@ import logging
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -167,6 +167,11 @@ class SegmentReader:
                 raise DamagedSegment(f"{self._path}: {error!r:.100} before offset {self.at}") from None
         return None
 
+    def frame(self, offset: int, length: int) -> bytes:
+        """Return the frame whose payload of that *length* begins at *offset*, as it stands there. Raises OSError."""
+        self._file.seek(offset - HEADER.size)
+        return self._file.read(HEADER.size + length)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -217,6 +222,42 @@ def survey(path: Path, start: int) -> tuple[int, Counter[PodName]]:
     finally:
         reader.close()
     return reader.at, pods
+
+
+def copy_frames(path: Path, to: Path, until: int, wanted: Callable[[int], bool]) -> dict[int, tuple[int, int]]:
+    """Write those frames of *path* before *until* that are *wanted*, by where they end, to the file *to*, with the
+    origins that they name; return, by where each ended, from where to where it is there, once all is on disk. Raises
+    OSError, and DamagedSegment where not all before *until* is whole.
+    """
+    moved: dict[int, tuple[int, int]] = {}
+    origins: dict[int, bytes] = {}
+    at = 0
+    reader = SegmentReader(path)
+    try:
+        descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
+        try:
+            write_all(descriptor, MAGIC)
+            size = len(MAGIC)
+            for offset, number, records, length in headers(reader._file, reader.at, until):
+                at = offset + length
+                if records and not wanted(at):
+                    continue
+                frame = reader.frame(offset, length)
+                if not records:
+                    origins[number] = frame
+                    continue
+                frame = origins.pop(number, b"") + frame
+                write_all(descriptor, frame)
+                moved[at] = size, size + len(frame)
+                size += len(frame)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        reader.close()
+    if at != until:
+        raise DamagedSegment(f"{path}: its frames are whole up to offset {at} alone")
+    return moved
 
 
 def headers(file: BinaryIO, at: int, until: int) -> Iterator[tuple[int, int, int, int]]:

@@ -148,7 +148,11 @@ class Spill:
 
     async def _make_room(self, counts: SinkCounts) -> bool:
         # Compressed they are less; but what is written may be no more than the bound in any case.
-        while self.buffer.unread and not self.buffer.room(2 * self._bytes):
+        while not self.buffer.room(2 * self._bytes):
+            if await self.buffer.reclaim():
+                continue
+            if not self.buffer.unread:
+                break
             if self._full == "block":
                 self._say(FULL)
                 return False

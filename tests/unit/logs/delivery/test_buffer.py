@@ -15,7 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.logs.delivery.buffer import DiskBuffer, Taking
+from nodeagent.logs.delivery import buffer as buffer_module
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.counts import PodName
+from nodeagent.logs.delivery.known import Taking
 from nodeagent.logs.delivery.segments import MAGIC, DamagedSegment, SegmentReader, SegmentWriter, survey
 from nodeagent.logs.records import LogRecords
 from tests.unit.logs.made_records import origin, records
@@ -268,7 +271,10 @@ def test_nothing_that_was_promised_is_lost_by_kill_9(tmp_path: Path) -> None:
     run(test)
 
 
-@given(st.lists(st.sampled_from(["append", "take", "done", "drop", "damage"]), max_size=40), st.integers(1, 600))
+@given(
+    st.lists(st.sampled_from(["append", "take", "done", "drop", "damage", "reclaim", "save"]), max_size=40),
+    st.integers(1, 600),
+)
 def test_what_is_under_way_is_on_disk_until_it_is_settled(
     tmp_path_factory: pytest.TempPathFactory, steps: list[str], segment: int
 ) -> None:
@@ -297,6 +303,12 @@ def test_what_is_under_way_is_on_disk_until_it_is_settled(
                     settled.add(done.records.texts[0])
                 case "drop":
                     lost += (await buffer.drop_oldest()).total()
+                case "save":
+                    buffer.save()
+                case "reclaim" if not damaged:
+                    before = buffer.bytes
+                    assert await buffer.reclaim() is (buffer.bytes < before)
+                    assert buffer.bytes == sum(each.stat().st_size for each in folder.glob("*.segment"))
                 case "damage" if under_way:
                     path = under_way[-1].segment.path
                     content = path.read_bytes()
@@ -316,3 +328,143 @@ def test_what_is_under_way_is_on_disk_until_it_is_settled(
         await left.close()
 
     run(test)
+
+
+async def pinned(buffer: DiskBuffer) -> dict[int, Taking]:
+    """Return what is under way by its number: every tenth of 100 records, in several segments."""
+    for each in range(100):
+        await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each, origin(f"pod-{each % 3}"))])
+    taken = await everything(buffer)
+    for number, each in enumerate(taken):
+        if number % 10:
+            buffer.done(each)
+    return {number: each for number, each in enumerate(taken) if number % 10 == 0}
+
+
+def numbers(taken: list[Taking]) -> list[int]:
+    return [int(each.split()[0]) for each in texts(taken)]
+
+
+def test_what_is_settled_beside_what_is_under_way_frees_its_room(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        under_way = await pinned(buffer)
+        segments = len(list(tmp_path.glob("*.segment")))
+        before = buffer.bytes
+        reclaimed = 0
+        while await buffer.reclaim():
+            reclaimed += 1
+        assert reclaimed == segments > 1
+        assert buffer.bytes < before / 5
+        assert buffer.bytes == sum(each.stat().st_size for each in tmp_path.glob("*.segment"))
+        buffer.done(under_way.pop(0))
+        buffer.save()
+        assert numbers(await everything(opened(tmp_path))) == list(under_way), "in order, and none that is settled"
+        for each in under_way.values():
+            buffer.done(each)
+        assert [each.name for each in tmp_path.iterdir()] == ["cursor"] and not buffer.pods
+
+    run(test)
+
+
+def test_what_is_damaged_behind_what_is_under_way_is_put_aside_at_once_where_room_is_wanted(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path)
+        await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each) for each in range(40)])
+        [path] = tmp_path.glob("*.segment")
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
+        taken: list[Taking] = []
+        lost = 0
+        while buffer.unread:
+            more, gone = await buffer.take(1)
+            taken += more
+            lost += gone.total()
+        assert len(taken) + lost == 40 and lost > 10
+        for each in taken[1:]:
+            buffer.done(each)
+        assert await buffer.reclaim()
+        assert buffer.bytes < 2 * taken[0].size
+        assert (tmp_path / "damaged").stat().st_size == size
+        assert numbers(await everything(opened(tmp_path))) == [0]
+
+    run(test)
+
+
+def test_a_segment_that_cannot_be_read_for_now_is_not_passed_by_the_cursor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was removed at the second start after, as if all of it were settled, and nobody counted it."""
+
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        for each in range(100):
+            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each)])
+        await buffer.close()
+        first = min(tmp_path.glob("*.segment"))
+
+        def survey_but_first(path: Path, start: int) -> tuple[int, Counter[PodName]]:
+            if path == first:
+                raise PermissionError(13, "Permission denied", str(path))
+            return survey(path, start)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(buffer_module, "survey", survey_but_first)
+            buffer = DiskBuffer(tmp_path, MOST, 1 << 16)
+            assert len(buffer.open()) == 1
+            taken = await everything(buffer)
+            for each in taken[:-1]:
+                buffer.done(each)
+            await buffer.close()
+        found = numbers(await everything(opened(tmp_path)))
+        assert set(range(100 - len(taken))) | {99} <= set(found)
+
+    run(test)
+
+
+RECLAIMER = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from tests.unit.logs.delivery.test_buffer import opened, pinned
+
+folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
+step = 0
+
+def dying(call):
+    def first(*arguments, **named):
+        global step
+        if str(folder) in str(arguments[0]) or isinstance(arguments[0], int):
+            step += 1
+            if step == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **named)
+    return first
+
+async def main():
+    buffer = opened(folder, segment=1 << 16)
+    under_way = await pinned(buffer)
+    buffer.done(under_way.pop(0))
+    buffer.save()
+    for name in ("open", "write", "fsync", "close", "link", "unlink", "rename"):
+        setattr(os, name, dying(getattr(os, name)))
+    while await buffer.reclaim():
+        buffer.save()
+
+asyncio.run(main())
+"""
+
+
+def test_who_is_killed_at_any_step_of_writing_a_segment_anew_loses_nothing(tmp_path: Path) -> None:
+    under_way = set(range(10, 100, 10))
+    step = 0
+    killed = True
+    while killed:
+        step += 1
+        folder = tmp_path / str(step)
+        command = [sys.executable, "-c", RECLAIMER, str(folder), str(step)]
+        killed = subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+        buffer = opened(folder)
+        found = numbers(asyncio.run(everything(buffer)))
+        assert under_way <= set(found) and found == sorted(found), f"killed before call {step}"
+        assert not (folder / buffer_module.ANEW).exists()
+    assert step > 20

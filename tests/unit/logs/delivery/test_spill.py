@@ -191,6 +191,31 @@ def test_a_full_buffer_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
     run(test)
 
 
+def test_what_is_under_way_is_no_reason_to_drop_what_is_newer(tmp_path: Path) -> None:
+    """A sink that asks for one record of each segment again: the oldest go that are not under way."""
+
+    def answer(texts: list[bytes]) -> Outcome:
+        return Taken([row for row, each in enumerate(texts) if int(each.split()[0]) % 25 == 0], why="500")
+
+    async def test() -> None:
+        sink = ScriptedSink(down)
+        async with running(tmp_path, sink, most=1 << 19, full="dropOldest") as scene:
+            await scene.offer_many(600, 1200)
+            sink.answer = answer
+            await until(lambda: not scene.buffer.unread and not scene.spill.waiting)
+            dropped = scene.lane.counts.total().dropped[FULL]
+            sink.answer = down
+            await scene.offer_many(200, 1200)
+            assert scene.lane.counts.total().dropped[FULL] == dropped
+            assert scene.buffer.bytes <= 1 << 19
+            sink.answer = up
+            await until(lambda: not scene.spill.active and scene.lane.held == 0)
+            assert set(range(600, 800)) <= set(scene.taken())
+            scene.identity()
+
+    run(test)
+
+
 def test_a_disk_that_cannot_be_written_blocks_and_the_sink_gets_what_is_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
