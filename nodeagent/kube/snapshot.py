@@ -273,7 +273,7 @@ def _endpoint_slice(found: EndpointSliceObject) -> KubeObject:
     endpoints = [
         {
             "addresses": [each.address],
-            "conditions": {"ready": each.ready},
+            "conditions": {"ready": each.ready, "serving": each.ready or each.ending, "terminating": each.ending},
             **({"targetRef": {"kind": "Pod", "name": each.pod}} if each.pod else {}),
             **({"nodeName": each.node} if each.node else {}),
         }

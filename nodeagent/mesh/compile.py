@@ -101,7 +101,9 @@ class _Chosen:
     """Pods that are endpoints of a Service, and of each with the same that they *rest on*."""
 
     rests_on: Hashable
-    pods: list[_Reached]
+    ready: list[_Reached]
+    ending: list[_Reached]
+    """Those that serve on while they end."""
 
 
 @dataclass(slots=True)
@@ -454,48 +456,56 @@ class Mesh:
             service.publish_not_ready,
             service.internal_local,
         )
-        chosen = _Chosen(rests_on, self._alike.once(("chosen", rests_on), lambda: self._chosen(key, service)))
+        ready, ending = self._alike.once(("chosen", rests_on), lambda: self._chosen(key, service))
+        chosen = _Chosen(rests_on, ready, ending)
         ports = tuple(
             ServicePort(port.port, port.name, rules.port_protocol(port), self._served(key, service, port, chosen))
             for port in service.ports
             if port.transport == "TCP"
         )
         host = f"{service.name}.{service.namespace}.svc.cluster.local"
-        return Service(
-            service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", [])
-        )
+        path = path_setting(service.annotations, "", [])
+        return Service(service.name, service.namespace, host, service.addresses, ports, path, service.created)
 
-    def _chosen(self, key: NamespacedName, service: objects.ServiceObject) -> list[_Reached]:
-        """Return the pods that are endpoints of *service*, known as *key*, and their addresses: where none
-        is ready, those that serve on while they end, as kube-proxy does (KEP-1669).
+    def _chosen(self, key: NamespacedName, service: objects.ServiceObject) -> tuple[list[_Reached], list[_Reached]]:
+        """Return the pods that are endpoints of *service*, known as *key*, with their addresses: those that
+        are ready, and those that serve on while they end.
         """
-        pods = [(pod, self._state.pods[pod]) for pod in sorted(self._state.selection.pods_of(key))]
-        near = [
-            each for each in pods if not finished(each[1]) and (not service.internal_local or self._is_here(each[1]))
-        ]
-        meant = [each for each in near if service.publish_not_ready or _serving(each[1])]
-        return [(pod, self._reachable(where, pod)) for where, pod in meant or near if meant or pod.ready]
+        ready: list[_Reached] = []
+        ending: list[_Reached] = []
+        for where in sorted(self._state.selection.pods_of(key)):
+            pod = self._state.pods[where]
+            if finished(pod) or not self._takes(service, pod.node):
+                continue
+            if service.publish_not_ready or _serving(pod):
+                ready.append((pod, self._reachable(where, pod)))
+            elif pod.ready:
+                ending.append((pod, self._reachable(where, pod)))
+        return ready, ending
 
-    def _is_here(self, pod: objects.PodObject) -> bool:
-        return pod.node == self._node
+    def _takes(self, service: objects.ServiceObject, node: str) -> bool:
+        """Say whether this node's pods may get an endpoint of *service* that is on *node*."""
+        return node == self._node or not service.internal_local
 
     def _served(
         self, key: NamespacedName, service: objects.ServiceObject, port: objects.ServiceObjectPort, chosen: _Chosen
     ) -> tuple[Endpoint, ...]:
-        """Return where *port* of the Service *key* is served: by the *chosen* pods, and as its EndpointSlices say."""
-        selected = self._alike.once(
+        """Return where *port* of the Service *key* is served: by the *chosen* pods, and as its EndpointSlices
+        say; where none is ready, by those that serve on while they end, as kube-proxy does (KEP-1669).
+        """
+        ready, ending = self._alike.once(
             ("endpoints", chosen.rests_on, port.target),
-            lambda: tuple(dict.fromkeys(_endpoints(port, chosen.pods))),
+            lambda: (_endpoints(port, chosen.ready), _endpoints(port, chosen.ending)),
         )
         if not self._state.slices.known(key):
-            return selected
-        found = dict.fromkeys(selected)
-        for endpoint, number in self._state.slices.ready(key, port.name):
-            if service.internal_local and endpoint.node != self._node:
-                continue
-            uid = self._state.pod_at(endpoint.address, key[0], endpoint.pod)
-            found[Endpoint(endpoint.address, number, uid)] = None
-        return tuple(found)
+            return ready or ending
+        found = dict.fromkeys(ready)
+        others = dict.fromkeys(ending)
+        for endpoint, number in self._state.slices.endpoints(key, port.name):
+            if self._takes(service, endpoint.node):
+                uid = self._state.pod_at(endpoint.address, key[0], endpoint.pod)
+                (found if endpoint.ready else others)[Endpoint(endpoint.address, number, uid)] = None
+        return tuple(found or others)
 
     def _reachable(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._state.owned(key, pod)
@@ -510,8 +520,10 @@ def _serving(pod: objects.PodObject) -> bool:
     return pod.ready and not pod.terminating and not finished(pod)
 
 
-def _endpoints(port: objects.ServiceObjectPort, pods: Iterable[_Reached]) -> Iterable[Endpoint]:
+def _endpoints(port: objects.ServiceObjectPort, pods: Iterable[_Reached]) -> tuple[Endpoint, ...]:
+    found: dict[Endpoint, None] = {}
     for pod, addresses in pods:
         number = rules.target_port(port, pod)
         if number is not None:
-            yield from (Endpoint(address, number, pod.uid) for address in addresses)
+            found.update(dict.fromkeys(Endpoint(address, number, pod.uid) for address in addresses))
+    return tuple(found)

@@ -62,13 +62,15 @@ class EndpointSlices:
         """Return the Services that have an endpoint at *address*, ready or not."""
         return {_service(self._slices[key]) for key in self._at.get(address)}
 
-    def ready(self, service: NamespacedName, port: str) -> Iterator[tuple[SliceEndpoint, int]]:
-        """Yield the ready endpoints of *service*, each with the number of the port called *port* there."""
+    def endpoints(self, service: NamespacedName, port: str) -> Iterator[tuple[SliceEndpoint, int]]:
+        """Yield the endpoints of *service* that are ready, or serve while they end, each with the number of the
+        port called *port* there.
+        """
         for key in sorted(self._of.get(service)):
             found = self._slices[key]
             number = next((each.number for each in found.ports if each.name == port), None)
             if number is not None:
-                yield from ((endpoint, number) for endpoint in found.endpoints if endpoint.ready)
+                yield from ((endpoint, number) for endpoint in found.endpoints if endpoint.ready or endpoint.ending)
 
 
 def _service(found: EndpointSliceObject) -> NamespacedName:

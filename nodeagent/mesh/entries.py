@@ -153,6 +153,8 @@ class Service:
     ports: tuple[ServicePort, ...]
     path: PathSetting | None = None
     """``nodeagent.io/path`` of the Service; None: it does not say, and the namespace's holds."""
+    created: str = ""
+    """RFC 3339, which sorts by time; empty: not said."""
 
     @property
     def key(self) -> str:
@@ -191,9 +193,13 @@ class UnreadPolicies:
 Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit | UnreadPolicies
 
 
-def by_key(services: Iterable[Service]) -> tuple[Service, ...]:
-    """Return *services* in the order that decides whose a ClusterIP is that several have: the last one's."""
-    return tuple(sorted(services, key=lambda service: service.key))
+def by_age(services: Iterable[Service]) -> tuple[Service, ...]:
+    """Return *services* in the order that decides whose a ClusterIP is that several have: the last one's.
+
+    The API gives an address away only when who had it is gone, so the younger one has it. Of one second the
+    key decides; a resourceVersion does not say it, as each update makes it another.
+    """
+    return tuple(sorted(services, key=lambda service: (service.created, service.key)))
 
 
 def policies_of(workload: Workload, known: Callable[[str], Entry | None]) -> tuple[Entry, ...]:

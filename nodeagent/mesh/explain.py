@@ -15,7 +15,7 @@ from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
 from nodeagent.istio import AMBIENT_REDIRECTION, TUNNEL, TUNNEL_PORT, outbound_name
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, by_key, policies_of, takes_mtls
+from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, by_age, policies_of, takes_mtls
 from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.mesh_settings import MeshSettings
@@ -167,7 +167,7 @@ def _service(entries: list[Entry], name: str) -> Service | None:
         namespace, own = name.split("/", 1)
     else:
         own, _, namespace = name.removesuffix(_CLUSTER).removesuffix(".svc").partition(".")
-    services = reversed(by_key(entry for entry in entries if isinstance(entry, Service)))
+    services = reversed(by_age(entry for entry in entries if isinstance(entry, Service)))
     return next(
         (
             each

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Final, Literal
 
 from nodeagent.errors import ResourceError
-from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload, by_key, policies_of
+from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload, by_age, policies_of
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
 from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, RequestAuthentication
@@ -271,7 +271,7 @@ def _balanced(
 ) -> Iterable[tuple[Where, KernelService]]:
     """Yield the ClusterIPs behind which some endpoint is on the kernel path; the others are the proxy's altogether."""
     holders: dict[Address, Service] = {}
-    for service in by_key(services):
+    for service in by_age(services):
         holders.update(dict.fromkeys(service.addresses, service))
     for address, service in holders.items():
         for port in service.ports:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.istio import outbound_name
-from nodeagent.mesh.entries import Delta, Endpoint, Entry, Protocol, Service, Workload, by_key, policies_of
+from nodeagent.mesh.entries import Delta, Endpoint, Entry, Protocol, Service, Workload, by_age, policies_of
 from nodeagent.vocabulary import Address, PodUid
 
 TARGETS: Final = 4096
@@ -55,7 +55,7 @@ class ClusterView:
         self._services: dict[str, Service] = {}
         self._by_address: dict[Address, Workload] = {}
         self._by_vip: dict[Address, tuple[Service, ...]] = {}
-        """Who says that a ClusterIP is theirs; while one passes to another Service both may, and the last has it."""
+        """Who says that a ClusterIP is theirs; while one passes to another Service both may, and the younger has it."""
         self._targets: dict[tuple[str, int], Resolved] = {}
         self._turns: dict[tuple[str, int], int] = {}
         """Of a provider's endpoints the one that was given last, by the Service's key and the port."""
@@ -78,7 +78,7 @@ class ClusterView:
             elif isinstance(entry, Service):
                 self._services[entry.key] = entry
                 for address in entry.addresses:
-                    self._by_vip[address] = by_key((*self._by_vip.get(address, ()), entry))
+                    self._by_vip[address] = by_age((*self._by_vip.get(address, ()), entry))
             else:
                 self._policies[entry.key] = entry
                 verdicts = True

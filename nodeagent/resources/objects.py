@@ -125,6 +125,8 @@ class SliceEndpoint:
     """The pod of the slice's namespace that it refers to; empty: none."""
     node: str = ""
     """Where it is; empty: not said."""
+    ending: bool = False
+    """It is not ready, as it ends, and serves until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +346,11 @@ def _slice_endpoint(item: Field) -> SliceEndpoint | None:
     conditions = item.part("conditions")
     target = item.part("targetRef")
     pod = target.text("name", "") if target.text("kind", "") == "Pod" else ""
+    # What is not said is as kube-proxy takes it (pkg/proxy/endpointslicecache.go).
     ready = conditions.flag("ready") or not conditions.has("ready")
-    return SliceEndpoint(addresses[0], ready, pod, item.text("nodeName", ""))
+    serving = conditions.flag("serving") or not conditions.has("serving")
+    ending = not ready and serving and conditions.flag("terminating")
+    return SliceEndpoint(addresses[0], ready, pod, item.text("nodeName", ""), ending)
 
 
 def _node(root: Field, metadata: Field) -> NodeObject:

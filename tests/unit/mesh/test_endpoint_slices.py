@@ -85,6 +85,61 @@ def test_only_ready_endpoints_with_the_ports_name_serve() -> None:
     assert entry(made, "service/default/db").ports[1].endpoints == ()
 
 
+@pytest.mark.parametrize("terminating", [True, False, None])
+@pytest.mark.parametrize("serving", [True, False, None])
+@pytest.mark.parametrize("ready", [True, False, None])
+def test_conditions_are_read_as_kube_proxy_reads_them(
+    ready: bool | None, serving: bool | None, terminating: bool | None
+) -> None:
+    """Input: an endpoint with each combination, alone, beside one that is ready, and beside one that ends and serves.
+    Verdict: what is ready is taken; where nothing is, what serves on while it ends. Not said is ready, serving
+    and not terminating.
+    """
+    conditions = {"ready": ready, "serving": serving, "terminating": terminating}
+    judged = slice_of("a", "192.0.2.1", conditions=conditions)
+    ends = {"ready": False, "serving": True, "terminating": True}
+    which = "ready" if ready is not False else "neither"
+    if (ready, serving, terminating) in ((False, True, True), (False, None, True)):
+        which = "ending"
+    alone = endpoints(mesh(service("db", None), judged))
+    beside_ready = endpoints(mesh(service("db", None), judged, slice_of("b", "192.0.2.2")))
+    beside_ending = endpoints(mesh(service("db", None), judged, slice_of("b", "192.0.2.2", conditions=ends)))
+    told = tuple([address for address, _, _ in found] for found in (alone, beside_ready, beside_ending))
+    one, other = "192.0.2.1", "192.0.2.2"
+    wanted = {
+        "ready": ([one], [one, other], [one]),
+        "ending": ([one], [other], [one, other]),
+        "neither": ([], [other], [other]),
+    }
+    assert told == wanted[which]
+
+
+def test_of_pods_and_slices_together_those_that_end_serve_only_where_none_is_ready() -> None:
+    """Input: a Service with a selector and a slice. Verdict: a ready endpoint of either keeps those of both that
+    end from being taken; of a port that it has not, it says nothing.
+    """
+    ends = {"ready": False, "serving": True, "terminating": True}
+    pod_ending = pod("a", "10.0.0.1", deleted="2026-01-03T00:00:00Z")
+    slice_ending = slice_of("more", OUTSIDE, of="web", port=80, conditions=ends)
+    web = service(ports=PORTS)
+    both = endpoints(mesh(pod_ending, web, slice_ending), "service/default/web")
+    assert both == [("10.0.0.1", 80, "uid-a"), (OUTSIDE, 80, "")]
+    ready = slice_of("ready", "192.0.2.9", of="web", port=80)
+    assert endpoints(mesh(pod_ending, web, slice_ending, ready), "service/default/web") == [("192.0.2.9", 80, "")]
+    other_port = [{"name": "http", "port": 80}, {"name": "admin", "port": 81}]
+    made = mesh(pod_ending, service(ports=other_port), ready)
+    assert [each.address for each in entry(made, "service/default/web").ports[1].endpoints] == ["10.0.0.1"]
+
+
+def test_an_endpoint_that_begins_to_end_changes_the_service() -> None:
+    ends = {"ready": False, "serving": True, "terminating": True}
+    made = mesh(service("db", None), slice_of("a", OUTSIDE), slice_of("b", "192.0.2.2"))
+    assert keys(made.apply([slice_of("a", OUTSIDE, conditions=ends)]).upserts) == ["service/default/db"]
+    assert [address for address, _, _ in endpoints(made)] == ["192.0.2.2"]
+    made.apply([slice_of("b", "192.0.2.2", conditions=ends)])
+    assert [address for address, _, _ in endpoints(made)] == [OUTSIDE, "192.0.2.2"]
+
+
 def test_slices_come_to_what_a_selector_names() -> None:
     """Input: a slice for a Service with a selector, with one of its pods in it. Verdict: both count, once."""
     made = mesh(pod("a", "10.0.0.1"), service(ports=PORTS), slice_of("more", "10.0.0.1", OUTSIDE, of="web", port=80))
