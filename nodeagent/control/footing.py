@@ -147,7 +147,7 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     volumes = CsiVolumes(config.node, kubernetes.kubelet, config.runtime_directory, HostMounts())
 
     def warnings() -> list[str]:
-        return [*source.warnings(), *marks.warnings(), *places.warnings()]
+        return [*source.warnings(), *places.warnings()]
 
     side = ClusterSide(client, source, places, marks, kept, PodUid(os.environ.get("POD_UID", "")))
     return Footing(source, places, marks, (side, volumes), places.faults_of, warnings, (side,))

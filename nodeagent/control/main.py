@@ -453,9 +453,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     config = beginning.config
     workers = beginning.workers
     store = beginning.store
-    concerns: tuple[Concern, ...] = (
-        workers,
-        heartbeat,
+    vital: tuple[Concern, ...] = (workers, heartbeat)
+    others: tuple[Concern, ...] = (
         made.left_alone,
         made.enrolment,
         made.certificates,
@@ -468,16 +467,16 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         *made.footing.concerns,
         *beginning.beside,
     )
-    missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
+    needed = [workers.untold, *(concern.missing for concern in others), beginning.parts.failing]
     drains = functools.partial(drains_beside, config.runtime_directory)
     not_captured = functools.partial(unusable, made.mesh.node_pods, made.footing.pod_faults)
     warnings: list[Missing] = [made.enrolment.warnings, not_captured, made.footing.warnings, drains]
     if beginning.logs is not None:
         warnings.append(beginning.logs.warnings)
-    readiness = Readiness(missing, warnings)
+    readiness = Readiness((concern.missing for concern in vital), needed, warnings)
     for each in made.footing.cluster:
         pods_told = functools.partial(told_pods, made, beginning.logs)
-        each.told_by(readiness.missing, pods_told, beginning.link.succession)
+        each.told_by(readiness.lacking, pods_told, beginning.link.succession)
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
     pods = PodsPage(
@@ -501,5 +500,5 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     )
     metrics = MetricsPages(store, functools.partial(report, beginning), collectors)
     pages = [page.routes() for page in (readiness, flows, mesh_pages, pods, metrics)]
-    routes = merged([concern.routes() for concern in concerns] + pages)
+    routes = merged([concern.routes() for concern in (*vital, *others)] + pages)
     await ports.open(routes, metrics.scraped(), readiness.page)

@@ -140,9 +140,12 @@ class Workers:
         """They were told by :meth:`apply`."""
 
     def missing(self) -> list[str]:
-        """Say that a slot has no worker that answers, and which entries cannot be told."""
-        down = [] if self.ready() else ["a worker is not up"]
-        return down + [f"{key} is not in the workers: {why}" for key, why in sorted(self._unsent.items())]
+        """Say that a slot has no worker that answers."""
+        return [] if self.ready() else ["a worker is not up"]
+
+    def untold(self) -> list[str]:
+        """Say which entries cannot be told the workers."""
+        return [f"{key} is not in the workers: {why}" for key, why in sorted(self._unsent.items())]
 
     def routes(self) -> Routes:
         """``nodeagent reload``."""

@@ -206,8 +206,6 @@ class NodeStatusMarks:
         self._owner: Mapping[str, object] = {}
         self._bereft = False
         """The object was taken away, with its Node perhaps."""
-        self._told = False
-        """They were once."""
         self._wrong = ""
         self._said_wrong = ""
         self._resigned = False
@@ -230,12 +228,8 @@ class NodeStatusMarks:
         self._resigned = True
 
     def missing(self) -> list[str]:
-        """Return, in words, why the other nodes cannot be told, and could never be."""
-        return [self._wrong] if self._wrong and not self._told else []
-
-    def warnings(self) -> list[str]:
-        """Return, in words, why the other nodes can be told no more: what they heard last ends with its lease."""
-        return [self._wrong] if self._wrong and self._told else []
+        """Return, in words, why the other nodes cannot be told: what they heard last ends with its lease."""
+        return [self._wrong] if self._wrong else []
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
@@ -269,7 +263,6 @@ class NodeStatusMarks:
             try:
                 await self._write()
                 pause = FIRST_PAUSE
-                self._told = True
                 self._wrong = ""
                 self._said_wrong = ""
             except ApiError as error:

@@ -26,9 +26,7 @@ is known then of a pod that came meanwhile: the runtime names it, without a serv
 has no identity; it is told by ``unread_pods``, and ``redirect.unknownPods`` says what it may do.
 
 Missing rights. A kind that may not be listed is treated as an API server that is away, and named in
-``missing`` with the RBAC rule that it takes. So a right that was taken away opens nothing. One that is
-taken from an agent that has listed the kind is a warning: who was not ready any more would be removed
-by the next rollout, which brings one that cannot serve at all.
+``missing`` with the RBAC rule that it takes. So a right that was taken away opens nothing.
 """
 
 from __future__ import annotations
@@ -217,18 +215,13 @@ class KubernetesSource:
         return frozenset(pod.uid for pod in (*known, *self._leaving.values()) if pod is not None)
 
     def missing(self) -> list[str]:
-        """Return, in words, what may not be read of the cluster, and was not before either."""
-        return [kind.wrong for kind in self._denied() if not kind.state]
+        """Return, in words, what may not be read of the cluster."""
+        return [kind.wrong for kind in self._kinds.values() if kind.wrong and kind.status in DENIED]
 
     def warnings(self) -> list[str]:
-        """Return, in words, what may be read no more, how long the API server has been away, and which pods
-        run here that nobody knows.
-        """
+        """Return, in words, how long the API server has been away, and which pods run here that nobody knows."""
         unread = [f"neither the API server nor what was kept knows {each}" for each in self.unread_pods()]
-        return [*(kind.wrong for kind in self._denied() if kind.state), *self.outages.warnings(), *unread]
-
-    def _denied(self) -> list[KindObjects]:
-        return [kind for kind in self._kinds.values() if kind.wrong and kind.status in DENIED]
+        return [*self.outages.warnings(), *unread]
 
     def close(self) -> None:
         """Stop following; idempotent."""

@@ -132,7 +132,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         assert len(parts()) > 3
         assert [part.more for part in parts()] == [True] * (len(parts()) - 1) + [False]
         assert sum(len(part.upserts) for part in parts()) == 3001
-        assert [why.split(": ")[0] for why in workers.missing()[1:]] == ["jwks/http://x is not in the workers"]
+        assert [why.split(": ")[0] for why in workers.untold()] == ["jwks/http://x is not in the workers"]
         assert workers.behind(generation) == ["worker 0 (pid 0)"]
         for number, left in ((generation - 1, True), (generation + 5, False)):
             end.send(GenerationInForce(number))

@@ -91,12 +91,38 @@ def test_routes_of_all_are_told_and_no_path_has_two_answers() -> None:
 def test_ready_is_who_lacks_nothing() -> None:
     async def scene() -> None:
         lacks = ["a worker is not up"]
-        readiness = Readiness([lambda: lacks, lambda: ["no heartbeat"] if lacks else []])
+        readiness = Readiness([lambda: lacks], [lambda: ["no heartbeat"] if lacks else []])
         assert await told(readiness.routes(), "/ready") == (503, "a worker is not up\nno heartbeat\n")
         lacks.clear()
         assert await told(readiness.routes(), "/ready") == (200, "ready\n")
-        warned = Readiness([lambda: lacks], [lambda: ["pod a: port 15006 is taken"]])
+        warned = Readiness([lambda: lacks], [], [lambda: ["pod a: port 15006 is taken"]])
         assert await told(warned.routes(), "/ready") == (200, "ready\nwarning: pod a: port 15006 is taken\n")
+
+    play(scene)
+
+
+def test_who_was_ready_once_is_so_while_it_carries_traffic() -> None:
+    """Input: a policy is wrong before the daemon is ready for the first time, and after that; then no worker is
+    up. Verdict: not ready; ready with a warning; not ready. A rollout removes at once whoever is not.
+    """
+
+    async def scene() -> None:
+        down: list[str] = []
+        wrong = ["a policy for the whole mesh is not seen"]
+        readiness = Readiness([lambda: down], [lambda: wrong], [lambda: ["pod a: port 15006 is taken"]])
+        page = readiness.routes()
+        assert await told(page, "/ready") == (503, "a policy for the whole mesh is not seen\n")
+        mended = wrong.copy()
+        wrong.clear()
+        assert readiness.missing() == []
+        wrong += mended
+        assert (readiness.missing(), readiness.lacking()) == ([], wrong)
+        said = "ready\nwarning: a policy for the whole mesh is not seen\nwarning: pod a: port 15006 is taken\n"
+        assert await told(page, "/ready") == (200, said)
+        down.append("a worker is not up")
+        assert await told(page, "/ready") == (503, "a worker is not up\n")
+        down.clear()
+        assert await told(page, "/ready") == (200, said)
 
     play(scene)
 

@@ -569,10 +569,10 @@ def test_an_entry_that_cannot_be_sent_takes_no_other_along_and_is_named() -> Non
         (part,) = told(end, SnapshotPart)
         assert isinstance(part, SnapshotPart)
         assert [each["uri"] for each in part.upserts] == ["http://y"]
-        assert len(stage.workers.missing()) == 1
-        assert stage.workers.missing()[0].startswith("jwks/http://x is not in the workers: ")
+        (words,) = stage.workers.untold()
+        assert words.startswith("jwks/http://x is not in the workers: ")
         stage.workers.apply(Delta((Jwks("http://x"),)))
-        assert stage.workers.missing() == []
+        assert stage.workers.untold() == []
 
     play(scene)
 
