@@ -217,7 +217,7 @@ class KindObjects:
             return
         try:
             with translated(ResourceError, "the object cannot be read"):
-                found = self._parsed(document)
+                found = self.parsed(document)
         except ResourceError as error:
             self._complain(name, held, document, str(error))
             return
@@ -232,7 +232,8 @@ class KindObjects:
         held.error = ""
         self._know(name, held, Change(self.kind.kind, *name, found, WHERE if isinstance(found, Policy) else ""))
 
-    def _parsed(self, document: KubeObject) -> KubernetesObject | Policy | None:
+    def parsed(self, document: KubeObject) -> KubernetesObject | Policy | None:
+        """Return what is read and kept of *document*. Raises ResourceError."""
         if self.kind.kind in security.KINDS:
             return security.parse(_without_server_fields(document))
         if self.kind is PODS and not self._is_here(document):

@@ -37,6 +37,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Final, Protocol
 
+from nodeagent.errors import ResourceError
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.discovery import Discovery
@@ -57,6 +58,7 @@ from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import Address, ObjectKey, PodUid
 
 FIRST_LOOK_SECONDS: Final = 1.0
+_LEAVING: Final = "@"
 log = logging.getLogger("nodeagent.kube")
 
 
@@ -251,9 +253,25 @@ class KubernetesSource:
             kind = self._kinds.get(str(document.get("kind")))
             if kind is not None:
                 kind.restored = True
-                kind.put(document)
+                if kind.kind is not PODS or not self._restored_leaving(kind, document):
+                    kind.put(document)
             elif document.get("kind") == FOREIGN:
                 self._foreign.restore(document)
+
+    def _restored_leaving(self, kind: KindObjects, document: KubeObject) -> bool:
+        """Take *document* where it is one that the API knew no more; say whether it is."""
+        metadata = document["metadata"]
+        name, mark, _ = metadata["name"].partition(_LEAVING)
+        if not mark:
+            return False
+        try:
+            found = kind.parsed({**document, "metadata": {**metadata, "name": name}})
+        except ResourceError as error:
+            log.error("Pod %s: %s; it is not known any more", metadata["name"], error)
+            return True
+        if isinstance(found, PodObject):
+            self._leave(found)
+        return True
 
     def _complete(self) -> bool:
         """Say whether a batch can be told; the first one when all kinds are known, if by the
@@ -283,8 +301,7 @@ class KubernetesSource:
         for kind in self._kinds.values():
             found += kind.objects.values()
         for pod in self._leaving.values():
-            if (pod.namespace, pod.name) not in self._kinds[PODS.kind].objects:
-                found.append(HeldObject(Change(PODS.kind, pod.namespace, pod.name, pod), ""))
+            found.append(HeldObject(Change(PODS.kind, pod.namespace, _leaving_name(pod), pod), ""))
         return found
 
     async def _follow_sandboxes(self) -> None:
@@ -425,7 +442,7 @@ def _name(pod: PodObject) -> Name:
 
 def _leaving_name(pod: PodObject) -> str:
     """Return the name under which *pod* is told that the API knows no more: no object has such a one."""
-    return f"{pod.name}@{pod.uid}"
+    return f"{pod.name}{_LEAVING}{pod.uid}"
 
 
 def runtime_uids(pod: PodObject) -> tuple[PodUid, ...]:
