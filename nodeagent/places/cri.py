@@ -9,6 +9,8 @@ nothing.
 
 A sandbox that is ready no more, as when the process that holds its namespaces was killed, is there for as
 long as its network namespace is: containers may run in it, until the kubelet has the network taken down.
+Where a process stood for the namespace, any other one of the pod that is in it does; who starts meanwhile
+asks for such sandboxes once.
 
 While the runtime does not answer (it restarts; pods go on), the last answer holds, and it is asked
 again after growing pauses.
@@ -22,12 +24,14 @@ import os
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from nodeagent.errors import KernelError
 from nodeagent.places.bundles import FOLDERS, Bundles, Network, Reader
+from nodeagent.places.cgroups import processes
 from nodeagent.places.place import Place
 from nodeagent.places.runtime import ContainerRuntime, EventsUnserved, QuestionRefused, RuntimeUnavailable
 from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport
@@ -73,6 +77,7 @@ STILL_SECONDS: Final = 1.5
 NETNS_FOLDERS: Final = (Path("/run/netns"), Path("/var/run/netns"))
 MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid that the kubelet and the runtime know the pod by."""
+_PROC: Final = "/proc/"
 log = logging.getLogger("nodeagent.places")
 
 
@@ -273,12 +278,44 @@ class CriPlaces:
         try:
             listed = await self._runtime.sandboxes()
             fresh = _newest(listed)
+            held = await self._read_ended(fresh.keys()) if not self._asked else {}
             await self._read_new(fresh.values())
         except RuntimeUnavailable as error:
             self._failed(str(error))
             return frozenset()
         self._well()
-        return self._take(fresh, {each.id for each in listed})
+        return self._take(fresh, {each.id for each in listed}, held)
+
+    async def _read_ended(self, others: Collection[PodUid]) -> dict[PodUid, Sandbox]:
+        """Return the sandboxes of pods that are not among *others* which are ready no more, and whose network is
+        there yet. Raises RuntimeUnavailable.
+        """
+        listed = _newest(await self._runtime.sandboxes(ready=False))
+        waiting = {self._loop.create_task(self._ask_ended(each)) for uid, each in listed.items() if uid not in others}
+        found: dict[PodUid, Sandbox] = {}
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=STILL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    log.warning("the container runtime does not tell of %d sandboxes that have ended", len(waiting))
+                    break
+                for sandbox in filter(None, (asking.result() for asking in done)):
+                    found[sandbox.uid] = sandbox
+        finally:
+            for asking in waiting:
+                asking.cancel()
+        return found
+
+    async def _ask_ended(self, listed: Listed) -> Sandbox | None:
+        """Return the sandbox *listed* as it was, None where nothing is left of it. Raises RuntimeUnavailable."""
+        try:
+            report = await self._reported(listed.id)
+            if report is None or report.ready or report.host_network:
+                return None
+            return self._read(listed, report)
+        except (QuestionRefused, SandboxError, OSError) as error:
+            log.debug("the sandbox of pod %r/%r has ended: %s", listed.namespace, listed.name, error)
+            return None
 
     async def _read_new(self, sandboxes: Iterable[Listed]) -> None:
         """Ask for those of *sandboxes* that are not known yet; what comes later than this look is told
@@ -320,7 +357,7 @@ class CriPlaces:
             self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
             self._fault(listed, str(error))
             return
-        if report is None:
+        if report is None or not report.ready:
             return
         self._retry.pop(listed.id, None)
         self._seen[listed.id] = None
@@ -353,8 +390,10 @@ class CriPlaces:
             self._faults[listed.uid] = why
             log.error("the sandbox of pod %r/%r cannot be used: %s", listed.namespace, listed.name, why)
 
-    def _take(self, fresh: Mapping[PodUid, Listed], ids: Collection[str]) -> frozenset[PodUid]:
-        """Make *fresh* what is known; forget all but *ids*. Return who differs."""
+    def _take(
+        self, fresh: Mapping[PodUid, Listed], ids: Collection[str], held: Mapping[PodUid, Sandbox]
+    ) -> frozenset[PodUid]:
+        """Make *fresh* what is known, and *held*, which have ended; forget all but *ids*. Return who differs."""
         before = self._current
         now: dict[PodUid, Sandbox] = {}
         for uid, each in fresh.items():
@@ -364,7 +403,9 @@ class CriPlaces:
                 now[uid] = found
         if self._bundles is not None:
             now |= self._bundles.early(ids)  # what is not told yet is later than what is
-        lost = {uid: each for uid, each in before.items() if uid not in now and self._has_network(each)}
+        self._networks |= _networks_of(held.values())
+        missed = {uid: each for uid, each in {**held, **before}.items() if uid not in now}
+        lost = {uid: found for uid, each in missed.items() if (found := self._kept(each)) is not None}
         self._lost = bool(lost)
         now |= lost
         differ = frozenset(uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid))
@@ -372,18 +413,28 @@ class CriPlaces:
         self._retry = {name: due for name, due in self._retry.items() if name in ids}
         self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh}
         self._current = now
-        known = {each.id: self._networks.get(each.id) or _network_of(each) for each in now.values()}
-        self._networks = {name: found for name, found in known.items() if found is not None}
+        unknown = _networks_of(each for each in now.values() if each.id not in self._networks)
+        ids_now = {each.id for each in now.values()}
+        self._networks = {name: found for name, found in (self._networks | unknown).items() if name in ids_now}
         for sandbox in now.values():
             self._building.pop(PurePosixPath(sandbox.place.netns).name, None)
         self._here = frozenset(fresh)
         self._expected = {uid: since for uid, since in self._expected.items() if uid not in fresh}
         return differ
 
-    def _has_network(self, sandbox: Sandbox) -> bool:
-        """Say whether the network namespace of *sandbox* is where it was."""
+    def _kept(self, sandbox: Sandbox) -> Sandbox | None:
+        """Return *sandbox*, which is ready no more, where its network namespace is now; None: it is gone."""
         known = self._networks.get(sandbox.id)
-        return known is not None and _network_of(sandbox) == known
+        if known is None:
+            return None
+        place = sandbox.place
+        if _network_at(place.netns) == known:
+            return sandbox
+        if not place.netns.startswith(_PROC):
+            return None
+        paths = (f"{_PROC}{pid}/ns/net" for pid in processes(Path(place.cgroup)))
+        path = next((path for path in paths if _network_at(path) == known), None)
+        return replace(sandbox, place=replace(place, netns=path)) if path is not None else None
 
     def _failed(self, why: str) -> None:
         self._failures += 1
@@ -448,13 +499,19 @@ class CriPlaces:
         self._wake.set()
 
 
-def _network_of(sandbox: Sandbox) -> tuple[int, int] | None:
-    """Return the file that the network namespace of *sandbox* is, by device and number; None: it is gone."""
+def _network_at(path: str) -> tuple[int, int] | None:
+    """Return the file that the network namespace at *path* is, by device and number; None: there is none."""
     try:
-        found = os.stat(sandbox.place.netns)
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _networks_of(sandboxes: Iterable[Sandbox]) -> dict[str, tuple[int, int]]:
+    """Return which network namespace each of *sandboxes* has, by the runtime's id, as far as it is there."""
+    found = {each.id: _network_at(each.place.netns) for each in sandboxes}
+    return {name: network for name, network in found.items() if network is not None}
 
 
 def _newest(listed: Iterable[Listed]) -> dict[PodUid, Listed]:

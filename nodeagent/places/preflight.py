@@ -26,7 +26,7 @@ async def _asked(runtime: CriRuntime, reader: SandboxReader) -> str:
         used = 0
         for listed in await runtime.sandboxes():
             report = await runtime.report(listed.id)
-            if report is None or report.host_network:
+            if report is None or not report.ready or report.host_network:
                 continue
             try:
                 reader.read(listed, report)

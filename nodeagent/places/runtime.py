@@ -70,8 +70,8 @@ class ContainerRuntime(Protocol):
     async def version(self) -> str:
         """Return the runtime's name and version, as it says them."""
 
-    async def sandboxes(self) -> list[Listed]:
-        """Return the sandboxes that are ready."""
+    async def sandboxes(self, *, ready: bool = True) -> list[Listed]:
+        """Return the sandboxes that are *ready*, or those that are so no more."""
 
     async def report(self, sandbox: str) -> SandboxReport | None:
         """Return the verbose status of *sandbox*, None where there is none any more. Raises QuestionRefused."""
@@ -125,11 +125,12 @@ class CriRuntime:
     async def _version(self) -> cri.VersionResponse:
         return await self._ask("Version", cri.VersionRequest(), cri.VersionResponse, MAX_STATUS)
 
-    async def sandboxes(self) -> list[Listed]:
-        ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
-        request = cri.ListPodSandboxRequest(filter=ready)
+    async def sandboxes(self, *, ready: bool = True) -> list[Listed]:
+        state = cri.SANDBOX_READY if ready else cri.SANDBOX_NOTREADY
+        wanted = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=state))
+        request = cri.ListPodSandboxRequest(filter=wanted)
         answer = await self._ask("ListPodSandbox", request, cri.ListPodSandboxResponse, MAX_LIST)
-        return [_listed(item) for item in answer.items if item.state == cri.SANDBOX_READY]
+        return [_listed(item) for item in answer.items if item.state == state]
 
     async def report(self, sandbox: str) -> SandboxReport | None:
         request = cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
@@ -143,11 +144,10 @@ class CriRuntime:
                 f"kubernetes.runtime: {self._socket}: no status within {STATUS_SECONDS:g} s: does its shim hang?"
             ) from None
         status = answer.status
-        if status.state != cri.SANDBOX_READY:
-            return None
         further = (each.ip for each in status.network.additional_ips)
         host_network = status.linux.namespaces.options.network == cri.NODE
-        return SandboxReport((status.network.ip, *further), host_network, answer.info.get("info", ""))
+        ready = status.state == cri.SANDBOX_READY
+        return SandboxReport((status.network.ip, *further), host_network, answer.info.get("info", ""), ready)
 
     async def events(self) -> AsyncIterator[None]:
         answer = await self._version()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Final
 import orjson
 
 from nodeagent.errors import NodeagentError, shown
-from nodeagent.places.cgroups import pod_cgroup
+from nodeagent.places.cgroups import pod_cgroup, processes
 from nodeagent.places.place import Place
 from nodeagent.vocabulary import Address, Json, PodUid
 
@@ -59,6 +60,8 @@ class SandboxReport:
     addresses: tuple[str, ...]
     host_network: bool
     info: str
+    ready: bool = True
+    """Its own process, which holds its namespaces, runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +89,14 @@ class SandboxReader:
         """Return the sandbox *listed*, of which the runtime says *report*. Raises SandboxError."""
         info = _info(report.info)
         linux = _part(_part(info, "runtimeSpec"), "linux")
-        netns = self._netns(linux, info.get("pid"))
+        netns = self._netns(linux, info.get("pid")) if report.ready else ""
         cgroup = pod_cgroup(self._root, _text(linux, "cgroupsPath"), listed.uid)
         if not cgroup:
             raise SandboxError(
                 f"its cgroup is not below {self._root}, so nothing that it opens could be captured: the runtime says "
                 f"{shown(_text(linux, 'cgroupsPath'))}; see redirect.cgroup"
             )
-        place = Place(netns, cgroup, listed.id)
+        place = Place(netns or self._left(linux, Path(cgroup)), cgroup, listed.id)
         return Sandbox(listed.uid, listed.namespace, listed.name, listed.id, place, addresses(report.addresses))
 
     def _netns(self, linux: Mapping[str, Json], pid: Json) -> str:
@@ -119,6 +122,27 @@ class SandboxReader:
             f"{' and '.join(tried)} cannot be seen from here: mount the folder into the agent's pod with "
             "mountPropagation: HostToContainer"
         )
+
+    def _left(self, linux: Mapping[str, Json], cgroup: Path) -> str:
+        """Return the path of the network namespace of a sandbox whose own process has ended: where the runtime has
+        it mounted, else of a process of the pod, if all that are left in *cgroup* are in the same one. Raises
+        SandboxError where none is left, and where they are in several: a process can make one for itself.
+        """
+        own = os.stat(self._proc / "self/ns/net")
+        said = _netns_path(linux)
+        if said and not said.startswith("/proc/"):
+            with suppress(OSError):
+                found = os.stat(said)
+                if found.st_dev == own.st_dev and found.st_ino != own.st_ino:
+                    return said
+        paths: dict[int, str] = {}
+        for pid in processes(cgroup):
+            path = f"{self._proc}/{pid}/ns/net"
+            with suppress(OSError):
+                paths[os.stat(path).st_ino] = path
+        if len(paths) != 1 or own.st_ino in paths:
+            raise SandboxError(f"it has ended, and what is left of it is in {len(paths)} network namespaces")
+        return next(iter(paths.values()))
 
 
 def addresses(said: tuple[str, ...]) -> tuple[Address, ...]:

@@ -104,8 +104,10 @@ class FakeCri:
         self.lists += 1
         if self.refuse is not None:
             context.abort(self.refuse, "it was told to")
-        only_ready = request.filter.HasField("state")
-        return cri.ListPodSandboxResponse(items=[_item(one) for one in self.sandboxes if one.ready or not only_ready])
+        items = [_item(one) for one in self.sandboxes]
+        wanted = request.filter.state.state
+        chosen = [item for item in items if not request.filter.HasField("state") or item.state == wanted]
+        return cri.ListPodSandboxResponse(items=chosen)
 
     def _status(
         self, request: cri.PodSandboxStatusRequest, context: grpc.ServicerContext

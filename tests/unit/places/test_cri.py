@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +90,7 @@ def test_what_is_there_what_comes_goes_and_is_made_anew(fake: FakeCri) -> None:
         fake.sandboxes[0].ready = False
         assert await places.changed() == {FIRST}
         assert set(places.all()) == {SECOND}
-        assert fake.statuses == 3, "a sandbox is asked for once"
+        assert fake.statuses == 4, "a sandbox is asked for once, also one that has ended"
 
     run(fake, script)
 
@@ -205,6 +207,78 @@ def test_a_sandbox_that_is_ready_no_more_is_there_while_its_network_is(fake: Fak
         (tmp_path / name).touch()
     fake.sandboxes = [FakeSandbox("a", FIRST), FakeSandbox("b", SECOND)]
     asyncio.run(script())
+
+
+def test_who_starts_while_a_sandbox_is_ready_no_more_finds_it_while_its_network_is_there(
+    fake: FakeCri, tmp_path: Path
+) -> None:
+    """Input: sandboxes that have ended before anybody looks: one with its network, one without, one that is broken, one
+    whose pod has another. Verdict: the first is where it was, and goes with its network; it is expected all the same.
+    """
+
+    def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
+        found = read(listed, report)
+        return replace(found, place=replace(found.place, netns=str(tmp_path / listed.id)))
+
+    async def script() -> None:
+        places = CriPlaces(CriRuntime(fake.path), read_here, folders=(tmp_path,), uniform=lambda low, high: low)
+        async with asyncio.timeout(DEADLINE):
+            assert await places.changed() == {FIRST, SECOND}
+            assert {found.id for found in places.all().values()} == {"a", "new"}
+            assert places.of(pod(FIRST)) == Place(str(tmp_path / "a"), "/kubepods/podu-1", "a")
+            assert places.faults() == {} and places.missing() == []
+            places.expect({FIRST})
+            assert set(places._expected) == {FIRST}, "its next one is looked for"
+            (tmp_path / "a").unlink()
+            assert await places.changed() == {FIRST}
+            assert set(places.all()) == {SECOND}
+        places.close()
+
+    for name in ("a", "old", "new"):
+        (tmp_path / name).touch()
+    fake.sandboxes = [
+        FakeSandbox("a", FIRST, ready=False),
+        FakeSandbox("b", "u-3", ready=False),
+        FakeSandbox("c", "u-4", ready=False, broken=True),
+        FakeSandbox("old", SECOND, ready=False),
+        FakeSandbox("new", SECOND, attempt=1),
+    ]
+    asyncio.run(script())
+
+
+def test_where_a_process_stood_for_the_network_another_one_of_the_pod_does(fake: FakeCri, tmp_path: Path) -> None:
+    """Input: the sandbox's own process ends, while one of the pod's containers is in its network, and then that one.
+    Verdict: the place is that other process's; then there is none.
+    """
+    waits = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    own, container = (subprocess.Popen(waits, stdin=subprocess.PIPE) for _ in range(2))
+    group = tmp_path / "pod"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(f"{own.pid}\n{container.pid}\n")
+
+    def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
+        found = read(listed, report)
+        return replace(found, place=Place(f"/proc/{own.pid}/ns/net", str(group), listed.id))
+
+    async def script() -> None:
+        places = CriPlaces(CriRuntime(fake.path), read_here, folders=(tmp_path,), uniform=lambda low, high: low)
+        async with asyncio.timeout(DEADLINE):
+            assert await places.changed() == {FIRST}
+            own.communicate()
+            fake.sandboxes[0].ready = False
+            assert await places.changed() == {FIRST}
+            assert places.of(pod(FIRST)) == Place(f"/proc/{container.pid}/ns/net", str(group), "a")
+            container.communicate()
+            assert await places.changed() == {FIRST}
+            assert places.all() == {}
+        places.close()
+
+    fake.sandboxes = [FakeSandbox("a", FIRST)]
+    try:
+        asyncio.run(script())
+    finally:
+        for process in (own, container):
+            process.communicate()
 
 
 def test_the_newest_of_several_sandboxes_is_the_pods(fake: FakeCri) -> None:

@@ -84,6 +84,27 @@ def test_a_file_that_is_no_namespace_here_is_not_entered(node: Node) -> None:
     assert node.read(json.dumps(info)) == node.place, "of another filesystem than this process's namespace"
 
 
+def test_of_a_sandbox_that_has_ended_what_is_left_says_where_it_was(node: Node) -> None:
+    """Input: its process is gone, and its number another one's by now. Verdict: the namespace is that of the pod's
+    processes if they are in one together; in none, in several, or in the node's: it is not known.
+    """
+
+    def left(*processes: str) -> str:
+        (node.cgroup / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in processes))
+        report = SandboxReport((), False, containerd_info(f"/proc/{PID}/ns/net", PATH, PID), ready=False)
+        return SandboxReader(node.root, node.proc).read(LISTED, report).place.netns
+
+    for pid in ("21", "22", "23"):
+        (node.proc / pid / "ns").mkdir(parents=True)
+    (node.proc / "21/ns/net").touch()
+    (node.proc / "22/ns/net").hardlink_to(node.proc / "21/ns/net")
+    (node.proc / "23/ns/net").touch()
+    assert left("21", "22", "99") in (f"{node.proc}/21/ns/net", f"{node.proc}/22/ns/net")
+    for processes in ((), ("99",), ("21", "23"), ("21", "1"), ("1",)):
+        with pytest.raises(SandboxError, match="has ended"):
+            left(*processes)
+
+
 def test_a_cgroup_that_is_not_captured_is_named(node: Node) -> None:
     with pytest.raises(SandboxError, match=r"not below .*kubepods.*'/system.slice/5af1'; see redirect\.cgroup"):
         node.read(containerd_info("", "/system.slice/5af1", PID), Listed("5af1", PodUid("u-2"), "default", "web", 0, 1))
