@@ -39,7 +39,7 @@ def inject(
         return skipped
     annotated.refuse_unknown(read.annotations)
     chosen = template.load(settings.template)
-    known = values.read(chosen.defaults, settings.values)
+    known = values.read({**values.images(settings.own_image), **chosen.defaults}, settings.values)
     _refuse_unused(chosen, known, settings.values)
     native = annotated.flag(read.annotations, annotated.NATIVE, settings.native)
     hold, concurrency = annotated.proxy_config(read.annotations)

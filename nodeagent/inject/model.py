@@ -34,6 +34,7 @@ class InjectionSettings:
     the default one. ``native``: the proxy is an init container that keeps running (Kubernetes
     1.29), so it is there before the other init containers and does not keep a Job from ending.
     ``hold``: applications start after the proxy is ready. ``values`` are the template's, by name.
+    ``own_image`` is nodeagent's image where neither they nor the template name it; empty: that of a release.
     """
 
     template: str = "envoy"
@@ -41,6 +42,7 @@ class InjectionSettings:
     native: bool = False
     hold: bool = False
     values: Mapping[str, object] = field(default_factory=dict)
+    own_image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

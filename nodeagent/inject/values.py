@@ -152,6 +152,11 @@ def read(defaults: Mapping[str, object], given: Mapping[str, object]) -> Values:
         raise InjectionError("values: allowed: what JSON can hold") from None
 
 
+def images(own: str) -> Mapping[str, object]:
+    """Return which values are nodeagent's *own* image by default; empty: those are ours."""
+    return {"image": own, "initImage": own} if own else {}
+
+
 def as_variables(values: Values) -> Document:
     """Return *values* as a template refers to them: names in camelCase, values as JSON holds them."""
     return values.model_dump(mode="json", by_alias=True)

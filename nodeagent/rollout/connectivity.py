@@ -30,6 +30,7 @@ from nodeagent.errors import ControlError
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.rollout import placement
 from nodeagent.rollout.check import ClusterFinding
+from nodeagent.rollout.lending import pull_secrets
 from nodeagent.rollout.manifests import ObjectName
 from nodeagent.rollout.node_choice import chosen
 from nodeagent.rollout.on_nodes import agent_container
@@ -127,6 +128,8 @@ class Connectivity:
         self._objects = objects
         self._say = say
         self._namespace = f"{PREFIX}{secrets.token_hex(3)}"
+        self._pull_secrets: list[KubeObject] = []
+        """Of its pods: those that could be copied."""
 
     async def run(self) -> list[ClusterFinding]:
         """Return a finding for each attempt. Raises ControlError, ApiError when it cannot be made;
@@ -136,10 +139,13 @@ class Connectivity:
         agents = await self._objects.get(name)
         if agents is None:
             raise ControlError(f"{name} is not there: nodeagent install comes first")
-        nodes = await self._nodes(agents["spec"]["template"]["spec"])
+        spec = agents["spec"]["template"]["spec"]
+        nodes = await self._nodes(spec)
         kinds = [kind for kind in ("PeerAuthentication", "AuthorizationPolicy") if await self._version(kind)]
-        container = agent_container(agents["spec"]["template"]["spec"])
+        container = agent_container(spec)
         try:
+            await self._make_namespace()
+            await self._copy_pull_secrets(name.namespace, spec)
             await self._make(nodes, kinds, container)
             return await self._try(list(attempts(nodes, kinds)), nodes[0], container)
         finally:
@@ -163,10 +169,30 @@ class Connectivity:
                 return f"{SECURITY}/{version}"
         return ""
 
-    async def _make(self, nodes: Sequence[str], kinds: Sequence[str], container: KubeObject) -> None:
-        """Make everything but the clients, and wait until the servers are ready."""
-        labels = {"nodeagent.io/dataplane": "enabled", "app.kubernetes.io/part-of": "nodeagent"}
+    async def _make_namespace(self) -> None:
+        labels = {
+            "nodeagent.io/dataplane": "enabled",
+            "app.kubernetes.io/part-of": "nodeagent",
+            "pod-security.kubernetes.io/enforce": "restricted",
+        }
         await self._apply("v1", "Namespace", self._namespace, {}, labels=labels, namespaced=False)
+
+    async def _copy_pull_secrets(self, namespace: str, spec: KubeObject) -> None:
+        """Have the Secrets by which the image of the agents in *namespace*, whose pods are as *spec* says, is pulled:
+        those that are there. A node may have the image, so one that may not be read is only told.
+        """
+        account = ObjectName("v1", "ServiceAccount", namespace, spec.get("serviceAccountName") or "default")
+        try:
+            for name in pull_secrets(spec, await self._objects.get(account)):
+                found = await self._objects.get(ObjectName("v1", "Secret", namespace, name))
+                if found is not None:
+                    await self._apply("v1", "Secret", name, {"type": found["type"], "data": found.get("data") or {}})
+                    self._pull_secrets.append({"name": name})
+        except ApiError as error:
+            self._say(f"  what the agents' image is pulled by cannot be copied: {error}")
+
+    async def _make(self, nodes: Sequence[str], kinds: Sequence[str], container: KubeObject) -> None:
+        """Make everything else but the clients, and wait until the servers are ready."""
         for account in ("client", "server", "outsider"):
             await self._apply("v1", "ServiceAccount", account, {})
         for kind in kinds:
@@ -247,6 +273,7 @@ class Connectivity:
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 1,
             "containers": [one],
+            "imagePullSecrets": self._pull_secrets,
         }
 
     async def _apply(

@@ -5,7 +5,7 @@ is lent it, and is left as it was.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,22 +25,25 @@ TRIED: Final = "-check"
 async def lent(
     objects: ClusterObjects, documents: Sequence[KubeObject], template: KubeObject, seconds: float
 ) -> AsyncIterator[KubeObject]:
-    """Within, the cluster has what pods of *template* need of *documents*: namespaces and accounts that are not there,
-    and the ConfigMaps that *template* mounts, whatever is there under their names. Yield the template by which
-    pods get these. Afterwards what was made is removed, and a namespace waited for at most *seconds*.
+    """Within, the cluster has what pods of *template* need of *documents*: namespaces, accounts and pull secrets that
+    are not there, and the ConfigMaps that *template* mounts, whatever is there under their names. Yield the template
+    by which pods get these. Afterwards what was made is removed, and a namespace waited for at most *seconds*.
 
     Raises ConfigError, ControlError, ApiError.
     """
     made: list[ObjectName] = []
     own: KubeObject = copy.deepcopy(template)
     mounts = [volume["configMap"] for volume in own["spec"].get("volumes") or () if "configMap" in volume]
+    pulled = set(pull_secrets(own["spec"], None))
+    for account in (each for each in documents if each.get("kind") == "ServiceAccount"):
+        pulled.update(pull_secrets(own["spec"], account))
     try:
         for document in documents:
             name = name_of(document)
             asked = [mount for mount in mounts if name.kind == "ConfigMap" and mount.get("name") == name.name]
             if asked:
                 name = replace(name, name=f"{name.name}{TRIED}")
-            elif name.kind not in ("Namespace", "ServiceAccount") or await objects.get(name) is not None:
+            elif not _is_lent(name, pulled) or await objects.get(name) is not None:
                 continue
             made.append(name)
             await objects.apply(document | {"metadata": document["metadata"] | {"name": name.name}}, force=True)
@@ -53,3 +56,15 @@ async def lent(
                 await objects.delete(name)
                 if name.kind == "Namespace":  # an installation would wait for it, too
                     await waited(partial(objects.remains, name), lambda _: None, seconds, str(name))
+
+
+def pull_secrets(spec: KubeObject, account: KubeObject | None) -> list[str]:
+    """Return the names of the Secrets by which images of pods as *spec* are pulled: their own, or else those of their
+    *account*, as the API server gives them to a pod that names none.
+    """
+    own = spec.get("imagePullSecrets") or (account or {}).get("imagePullSecrets") or ()
+    return [each["name"] for each in own]
+
+
+def _is_lent(name: ObjectName, pulled: Collection[str]) -> bool:
+    return name.kind in ("Namespace", "ServiceAccount") or (name.kind == "Secret" and name.name in pulled)

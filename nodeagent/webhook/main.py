@@ -20,6 +20,7 @@ from nodeagent.telemetry.formats import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
+from nodeagent.webhook.own_image import own_image
 from nodeagent.webhook.registration import RegistrationKeeper
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
 from nodeagent.webhook.server import WebhookServer
@@ -35,13 +36,18 @@ class Webhook:
     """
 
     def __init__(
-        self, config: WebhookConfig, authority: CertificateAuthority, kept: ClusterAuthority | None = None
+        self,
+        config: WebhookConfig,
+        authority: CertificateAuthority,
+        kept: ClusterAuthority | None = None,
+        own_image: str = "",
     ) -> None:
-        """Prepare it by *config*, with a certificate of *authority*, which follows *kept*. Raises
-        IdentityError where it gives none, ConfigError where no pod could be injected.
+        """Prepare it by *config*, with a certificate of *authority*, which follows *kept*; pods begin with *own_image*
+        where *config* names none. Raises IdentityError where the authority gives none, ConfigError where no pod
+        could be injected.
         """
         self._config = config
-        self._settings = config.injection.settings(os.environ.get(API_SERVER, ""))
+        self._settings = config.injection.settings(os.environ.get(API_SERVER, ""), own_image)
         self._authority = authority
         self._kept = kept
         self._serving = ServingCertificate(authority, config.names)
@@ -140,7 +146,11 @@ async def run(config: WebhookConfig) -> None:
         authority = await kept.open()
     else:
         authority = CertificateAuthority.open_or_create(config.directory, config.trust_domain)
-    webhook = Webhook(config, authority, kept)
+    own = ""
+    if config.kubernetes is not None:
+        client = KubeClient(open_access(config.kubernetes.kubeconfig))
+        own = await own_image(client, config.injection.values, os.environ)
+    webhook = Webhook(config, authority, kept, own)
     await webhook.start()
     try:
         await until_signal(webhook.run())

@@ -44,17 +44,18 @@ class Injection(ConfigSection):
     values: dict[str, object] = Field(default_factory=dict)
     """The template's."""
 
-    def settings(self, api_server: str = "") -> InjectionSettings:
+    def settings(self, api_server: str = "", own_image: str = "") -> InjectionSettings:
         """Return these settings as the injector takes them. Raises ConfigError when it could inject no
         pod with them.
 
         *api_server*: the address of the API server's Service, which speaks no mTLS of the mesh: it is added to
-        ``plaintextRanges`` where it is within ``meshRanges``. Empty: it is not known.
+        ``plaintextRanges`` where it is within ``meshRanges``. *own_image*: the webhook's own, with which injected
+        pods begin where no value names one. Empty: it is not known.
         """
         values = dict(self.values)
         if _within(api_server, values.get("meshRanges")):
             values["plaintextRanges"] = [*_listed(values.get("plaintextRanges")), str(ip_network(api_server))]
-        settings = InjectionSettings(self.template, self.revision, self.native, self.hold, values)
+        settings = InjectionSettings(self.template, self.revision, self.native, self.hold, values, own_image)
         trial = {
             "metadata": {"labels": {REVISION_LABEL: self.revision}},
             "spec": {"containers": [{"name": "trial", "image": "trial"}]},

@@ -238,6 +238,26 @@ def test_check_names_a_definition_that_is_too_old(cluster: Cluster) -> None:
     assert "the cluster has v1alpha0 only; v1alpha1 is read: apply daemonset/base/crds" in row["detail"]
 
 
+def test_check_names_a_namespace_in_which_no_agent_may_be(cluster: Cluster, tmp_path: Path) -> None:
+    """Input: somebody has made it before, as ``restricted``. Verdict: each node says what is refused."""
+    where = f"/api/v1/namespaces/{SYSTEM}"
+    if cluster.call("GET", where)[0] == 404:
+        cluster.namespace(SYSTEM)
+    level = "pod-security.kubernetes.io/enforce"
+    cluster.kubectl("label", "--overwrite", "namespace", SYSTEM, f"{level}=restricted")
+    cluster.call("POST", f"{where}/serviceaccounts", {"metadata": {"name": "default"}})
+    cluster.ok("POST", "/api/v1/nodes", {"metadata": {"name": "rollout-a"}})
+    documents = tmp_path / "agents.yaml"
+    documents.write_text(yaml.safe_dump(agents()))
+    try:
+        done = nodeagent("check", "--cluster", "-f", documents, "-o", "json", kubeconfig=cluster.kubeconfig)
+    finally:
+        cluster.kubectl("label", "namespace", SYSTEM, f"{level}-")
+    (row,) = [row for row in yaml.safe_load(done.stdout) if row["where"] == "rollout-a"]
+    assert row["state"] == "missing"
+    assert 'violates PodSecurity "restricted:latest"' in row["detail"], row
+
+
 def test_check_names_the_rule_that_the_agents_lack(cluster: Cluster) -> None:
     done = nodeagent("check", "--cluster", "-o", "json", kubeconfig=cluster.kubeconfig)
     rights = [row["detail"] for row in yaml.safe_load(done.stdout) if row["feature"] == "agents' rights"]

@@ -18,7 +18,8 @@ import pytest
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.inject import STATUS
 from tests.kube.cluster import ROOT, Cluster
-from tests.kube.webhook import REGISTRATION, Webhook, wait
+from tests.kube.webhook import NAMESPACE as SYSTEM
+from tests.kube.webhook import OWN_IMAGE, REGISTRATION, Webhook, wait
 
 INJECT, INJECTION, REVISION = "sidecar.istio.io/inject", "istio-injection", "istio.io/rev"
 NAMESPACES: dict[str, dict[str, str]] = {
@@ -126,6 +127,14 @@ def test_a_controllers_pod_is_injected(webhook: Webhook) -> None:
     assert sidecars(found) == ["initContainers"], "native, as webhook.yaml says"
     assert found["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"] == 15020
     assert STATUS in found["metadata"]["annotations"]
+
+
+def test_an_injected_pod_begins_with_the_webhooks_own_image(webhook: Webhook) -> None:
+    """Input: the manifest's settings, which name none. Verdict: a kustomization's ``images:`` reaches injected pods."""
+    spec = stored(webhook.cluster, "enabled", pod())["spec"]
+    images = {each["name"]: each["image"] for each in spec["initContainers"]}
+    assert images["istio-init"] == OWN_IMAGE
+    assert images["istio-proxy"] != OWN_IMAGE, "Envoy is another program"
 
 
 def test_an_injected_pod_that_comes_again_stays_as_it_is(webhook: Webhook) -> None:
@@ -278,14 +287,14 @@ def test_the_root_is_exchanged_without_a_refused_pod(webhook: Webhook) -> None:
 
 
 def test_its_account_may_do_no_more_than_it_needs(webhook: Webhook) -> None:
-    def may(verb: str, resource: str, name: str = "") -> bool:
+    def may(verb: str, resource: str, name: str = "", namespace: str = "enabled") -> bool:
         group, _, plural = resource.rpartition("/")
         attributes = {
             "verb": verb,
             "group": group,
             "resource": plural,
             "name": name,
-            "namespace": "" if group else "enabled",
+            "namespace": "" if group else namespace,
         }
         spec = {"user": "system:serviceaccount:nodeagent-system:nodeagent-webhook", "resourceAttributes": attributes}
         return bool(
@@ -300,6 +309,8 @@ def test_its_account_may_do_no_more_than_it_needs(webhook: Webhook) -> None:
     assert not may("delete", registrations, own)
     assert not may("get", "secrets", "any")
     assert not may("create", "pods")
+    assert may("get", "pods", "any", SYSTEM)
+    assert not may("get", "pods", "any") and not may("list", "pods", "", SYSTEM)
 
 
 def test_the_manifests_hold_together(webhook: Webhook) -> None:

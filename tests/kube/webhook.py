@@ -5,6 +5,7 @@ address is another.
 from __future__ import annotations
 
 import base64
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from tests.waiting import eventually
 
 REGISTRATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/nodeagent-sidecar-injector"
 NAMESPACE, ACCOUNT = "nodeagent-system", "nodeagent-webhook"
+OWN_POD = "nodeagent-webhook-0"
+OWN_IMAGE = "registry.example/mesh/nodeagent:own"
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
@@ -61,6 +64,11 @@ class Webhook:
             "port": self.port,
             "telemetryPort": self.telemetry_port,
         }
+        pod = {
+            "metadata": {"name": OWN_POD, "labels": {"sidecar.istio.io/inject": "false"}},
+            "spec": {"serviceAccountName": ACCOUNT, "containers": [{"name": "webhook", "image": OWN_IMAGE}]},
+        }
+        cluster.ok("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", pod)
         config["registration"]["kubeconfig"] = str(kubeconfig)
         config["kubernetes"]["kubeconfig"] = str(kubeconfig)
         self._config = cluster.folder / "webhook.yaml"
@@ -70,7 +78,10 @@ class Webhook:
         """Run it until it serves and the API server trusts it."""
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "nodeagent", "webhook", "-c", str(self._config)]
-            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            own = {**os.environ, "POD_NAME": OWN_POD, "POD_NAMESPACE": NAMESPACE}
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=own
+            )
         wait(lambda: self._ready() and self.trusted(), "the webhook's start")
 
     @property

@@ -77,6 +77,23 @@ def test_a_trial_reads_what_is_to_be_applied_and_leaves_the_cluster_as_it_was(
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("by", ["template", "account"])
+def test_what_the_image_is_pulled_by_is_lent_too(by: str) -> None:
+    pulling = {"imagePullSecrets": [{"name": "keys"}]}
+    account = ACCOUNT | (pulling if by == "account" else {})
+    template = {"spec": TEMPLATE["spec"] | (pulling if by == "template" else {})}
+    keys = document("Secret", "keys", type="kubernetes.io/dockerconfigjson")
+
+    async def scene() -> None:
+        cluster = Cluster()
+        async with lent(cluster, (NAMESPACE, account, keys, document("Secret", "other")), template, 1):
+            there = {name.name for name in cluster.there if name.kind == "Secret"}
+            assert there == {"keys"}
+        assert not cluster.there
+
+    asyncio.run(scene())
+
+
 def test_what_is_installed_is_tried_as_it_is() -> None:
     async def scene() -> None:
         cluster = Cluster(NAMESPACE, OLD)
