@@ -34,6 +34,10 @@ OWN: Final = ("admin.sock", SOCKET, COUNTS_SOCKET, "pods", "last-good", *STATE)
 """What the daemon makes in its runtime directory."""
 POSITIONS: Final = "positions"
 """How the names begin of the files in which the collector of logs keeps how far it has read."""
+WANTED: Final = (
+    'the agent\'s ClusterRole wants the rule {apiGroups: ["nodeagent.io"], resources: [nodestatuses], verbs: [delete]}'
+)
+"""What it takes to take back what the node tells others."""
 CURSOR: Final = "cursor"
 """How far a buffer was delivered: of no use without what is in it."""
 log = logging.getLogger("nodeagent.uninstall")
@@ -111,7 +115,8 @@ def _node_status(node: str, kubernetes: Kubernetes) -> Iterator[Removed]:
         asyncio.run(KubeClient(open_access(kubernetes.kubeconfig)).delete(path))
     except ApiError as error:
         if error.status != 404:
-            log.warning("NodeStatus %s stays, and says nothing once its lease has ended: %s", node, error)
+            hint = f"; {WANTED}" if error.status == 403 else ""
+            log.warning("NodeStatus %s stays, and says nothing once its lease has ended: %s%s", node, error, hint)
         return
     yield Removed("mark", path)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from nodeagent import uninstall
+from nodeagent.config import Kubernetes
 from nodeagent.kube import pod_messages
 from nodeagent.kube.access import ApiError, open_access
 from nodeagent.kube.client import MERGE, PROTOBUF, KubeClient
@@ -22,6 +24,7 @@ from nodeagent.kube.taint import TAINT, untaint
 from nodeagent.parts import Parts
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import PodObject, parse
+from nodeagent.uninstall import Removed
 from nodeagent.vocabulary import PodUid
 from tests.kube.cluster import ROOT, Cluster
 from tests.waiting import DEADLINE, eventually, until
@@ -319,6 +322,64 @@ def _refusal(cluster: Cluster, ask: Callable[[KubeClient], Awaitable[object]]) -
         return ""
 
     return asyncio.run(main())
+
+
+STATUSES = "/apis/nodeagent.io/v1alpha1/nodestatuses"
+
+
+@pytest.fixture
+def statuses(rights: Cluster) -> Iterator[Cluster]:
+    """Two nodes that say something, as their agents did."""
+    names = ("node1", "node2")
+    for name in names:
+        rights.call("DELETE", f"{STATUSES}/{name}")
+        spoken: dict[str, Any] = {
+            "apiVersion": "nodeagent.io/v1alpha1",
+            "kind": "NodeStatus",
+            "metadata": {"name": name},
+        }
+        spoken["status"] = {"enrolled": ["a"], "leaseDurationSeconds": 40, "renewTime": "2026-01-01T00:00:00.000000Z"}
+        rights.ok("POST", STATUSES, spoken)
+    yield rights
+    for name in names:
+        rights.call("DELETE", f"{STATUSES}/{name}")
+
+
+def told_no_more(cluster: Cluster, node: str) -> list[Removed]:
+    """Take back what *node* tells the others, as the agent's account may; return what went."""
+    kubernetes = Kubernetes.model_validate({"kubeconfig": str(account(cluster))})
+    return list(uninstall._node_status(node, kubernetes))
+
+
+def test_a_node_that_is_cleaned_tells_nothing_any_more_and_no_other_node_is_touched(
+    statuses: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [each.path for each in told_no_more(statuses, "node1")] == [f"{STATUSES}/node1"]
+    assert told_no_more(statuses, "node1") == [] and caplog.text == "", "it may be done again"
+    assert told_no_more(statuses, "node2") == []
+    assert "own node alone" in caplog.text
+    listed = statuses.ok("GET", STATUSES)["items"]
+    assert [each["metadata"]["name"] for each in listed] == ["node2"]
+
+
+def test_without_the_right_to_delete_what_a_node_tells_stays_and_the_rule_is_named(
+    statuses: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/nodeagent"
+    rules = statuses.ok("GET", path)["rules"]
+    (rule,) = [each for each in rules if "delete" in each["verbs"]]
+    statuses.ok("PATCH", path, {"rules": [each for each in rules if each != rule]}, MERGE)
+    tried = f"{STATUSES}/node1?dryRun=All"
+    try:
+        eventually(lambda: "is forbidden" in _refusal(statuses, lambda client: client.delete(tried)))
+        assert told_no_more(statuses, "node1") == []
+    finally:
+        statuses.ok("PATCH", path, {"rules": rules}, MERGE)
+    named = f'{{apiGroups: ["{rule["apiGroups"][0]}"], resources: [{rule["resources"][0]}], verbs: [delete]}}'
+    assert "NodeStatus node1 stays" in caplog.text and named in caplog.text
+    assert statuses.call("GET", f"{STATUSES}/node1")[0] == 200
+    eventually(lambda: not _refusal(statuses, lambda client: client.delete(tried)), "the right is back")
+    assert [each.path for each in told_no_more(statuses, "node1")] == [f"{STATUSES}/node1"]
 
 
 def test_events_are_told_in_nobody_elses_name(rights: Cluster) -> None:
