@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -100,6 +101,12 @@ class FakeNode:
             subprocess.run(["ip", "netns", "delete", sandbox], check=True)
         self._runtime.happen()
 
+    def end(self, sandbox: str) -> None:
+        """The process of *sandbox* was killed, as a runtime finds by itself."""
+        self._processes[sandbox].wait()
+        for one in self._runtime.sandboxes:
+            one.ready = one.ready and one.id != sandbox
+
     def remove(self) -> None:
         for sandbox in list(self._processes):
             self.remove_pod(sandbox)
@@ -181,6 +188,38 @@ def test_a_sandbox_made_anew_is_another_place(node: Node) -> None:
         await asyncio.to_thread(node.remove_pod, first)
         after = places.all()[uid]
         assert after.id != first
+
+    follow(node, script)
+
+
+def test_a_sandbox_whose_process_was_killed_is_where_it_was_also_for_who_starts_then(node: Node) -> None:
+    """Verdict: as long as its network is there; then it is gone for both."""
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        killed, other = (PodUid(str(uuid.uuid4())) for _ in range(2))
+        sandbox = await asyncio.to_thread(node.run_pod, killed)
+        assert await places.changed() == {killed}
+        before = places.all()[killed].place
+        for pid in cgroup.processes(Path(before.cgroup)):
+            os.kill(pid, signal.SIGKILL)
+        if isinstance(node, FakeNode):
+            await asyncio.to_thread(node.end, sandbox)
+        asked = CriRuntime(node.socket)
+        while killed in {each.uid for each in await asked.sandboxes()}:
+            await asyncio.sleep(0.05)  # as long as the runtime takes to notice
+        asked.close()
+        await asyncio.to_thread(node.run_pod, other, name="other")
+        assert await places.changed() == {other}
+        starts = CriPlaces(CriRuntime(node.socket), SandboxReader(node.root).read)
+        try:
+            assert await starts.changed() == {killed, other}
+            assert {places.all()[killed].place, starts.all()[killed].place} == {before}
+            assert starts.missing() == []
+            await asyncio.to_thread(node.remove_pod, sandbox)
+            assert (await places.changed(), await starts.changed()) == ({killed}, {killed})
+        finally:
+            starts.close()
 
     follow(node, script)
 
