@@ -9,6 +9,7 @@ compared with the last one: an event that was lost, doubled or late changes noth
 A pod that makes and removes files as fast as it can is looked at no oftener for it: after a look that
 took long, the next one waits for a multiple of that. A look goes in slices of some milliseconds, so that nothing
 of control waits for thousands of names; what is told meanwhile and makes it wrong ends it, and it begins anew.
+Milliseconds of the processor: where a node has none to spare, a look that waited for it did nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SURE_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.5
 """Likewise, where folders cannot be watched."""
 SHARE: Final = 0.05
-"""Of the time that looks at one pod may take."""
+"""Of a processor, that looks at one pod may take."""
 IDLE_SOURCES: Final = 64
 """Of a pod that are remembered though they have no open file."""
 GONE_SECONDS: Final = 30.0
@@ -63,12 +64,14 @@ class LogFinder:
         tells: Tells,
         *,
         clock: Callable[[], float] = time.monotonic,
+        work: Callable[[], float] = time.thread_time,
     ) -> None:
-        """*clock*, in seconds, is injected for tests."""
+        """*clock* and *work*, what this thread took of a processor, in seconds, are injected for tests."""
         self._settings = settings
         self._folders = folders
         self._tells = tells
         self._clock = clock
+        self._work = work
         self._pods: dict[PodUid, FollowedPod] = {}
         self._known: dict[FileId, PodUid] = {}
         self._watches = LogWatches(self._happened)
@@ -266,7 +269,7 @@ class LogFinder:
             return
         told = followed.told
         followed.alarmed = False
-        time_slice = TimeSlice(self._clock)
+        time_slice = TimeSlice(self._work)
         look = LogLook()
         try:
             with self._watches.look(uid):
@@ -336,7 +339,7 @@ class LogFinder:
         """Tell what differs from the last look; the oldest file of a source first."""
         followed.refusals = look.told()
         files = [(_key(followed, each.kind, each.within), each.opened.descriptor) for each in look.found]
-        starts = starts_of(files, self._positions)
+        starts = starts_of(files, self._positions, followed.words)
         for found in sorted(look.found, key=lambda each: each.modified):
             source = self._found_source(followed, found)
             if source is None:

@@ -48,6 +48,8 @@ class FollowedPod:
     """
     others: frozenset[FileId] = frozenset()
     """Files of it that were not taken in its last look, as they are known for another pod's, which may be gone."""
+    words: dict[str, int] = field(default_factory=dict)
+    """When a Fluentd that had read these sources before wrote its positions last."""
     refusals: tuple[str, ...] = ()
     since: float = 0.0
     """When a folder of it began to be missing; 0: none is."""

@@ -13,7 +13,9 @@ KEPT: Final = 16
 MOST: Final = 3 / 4
 """Of what others neither have nor are kept, that one pod may have: pods that come later find some."""
 SLICE_SECONDS: Final = 0.004
-"""Of control's time at once."""
+"""Of a processor, at once."""
+SLICE_STEPS: Final = 500
+"""At once, however little each takes of a processor: those that wait for a disk take none."""
 
 
 def room_of(limits: LogLimits, open_files: int, others: Iterable[int], gone: int = 0) -> int:
@@ -31,27 +33,31 @@ def room_of(limits: LogLimits, open_files: int, others: Iterable[int], gone: int
 
 
 class TimeSlice:
-    """Tells when others of control are to have their turn, and how much time was spent in all."""
+    """Tells when others of control are to have their turn, and how much work was done in all."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """*clock* tells seconds."""
+    def __init__(self, work: Callable[[], float]) -> None:
+        """*work* tells what was taken of a processor, in seconds."""
         self.spent = 0.0
         """Seconds, of the slices that are over."""
-        self._clock = clock
-        self._begun = clock()
+        self._work = work
+        self.begin()
 
     def is_over(self) -> bool:
-        """Say whether this slice has lasted long enough; then it is counted, and :meth:`begin` begins the next."""
-        passed = self._clock() - self._begun
-        if passed < SLICE_SECONDS:
+        """Say, after each step, whether this slice was long enough; then it is counted, and :meth:`begin` begins the
+        next.
+        """
+        self._steps += 1
+        passed = self._work() - self._begun
+        if passed < SLICE_SECONDS and self._steps < SLICE_STEPS:
             return False
         self.spent += passed
         return True
 
     def begin(self) -> None:
         """The next slice begins."""
-        self._begun = self._clock()
+        self._begun = self._work()
+        self._steps = 0
 
     def end(self) -> float:
         """Return the seconds that were spent, this slice included."""
-        return self.spent + self._clock() - self._begun
+        return self.spent + self._work() - self._begun

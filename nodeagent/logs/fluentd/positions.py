@@ -107,17 +107,18 @@ def start_of(descriptor: int, positions: Mapping[int, FluentdPosition]) -> int:
     return position.offset
 
 
-def starts_of(files: Iterable[tuple[str, int]], positions: Mapping[int, FluentdPosition]) -> dict[int, int]:
+def starts_of(
+    files: Iterable[tuple[str, int]], positions: Mapping[int, FluentdPosition], words: dict[str, int]
+) -> dict[int, int]:
     """Return, by descriptor, up to where Fluentd has read each of *files*: its log and its descriptor.
 
     Fluentd forgets what was rotated, so what stands beside a file that it has a position of, and was not changed since
-    its last word, was read whole.
+    its last word, was read whole. *words* has those last words by log, for files that come later, and gets more.
     """
     logs = {descriptor: log for log, descriptor in files}
     if not positions:
         return dict.fromkeys(logs, 0)
     starts = {descriptor: start_of(descriptor, positions) for descriptor in logs}
-    words: dict[str, int] = {}
     for descriptor, start in starts.items():
         if start:
             words[logs[descriptor]] = positions[os.fstat(descriptor).st_ino].written

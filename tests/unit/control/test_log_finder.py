@@ -94,7 +94,7 @@ class Node:
         docker = {"dockerContainers": str(root / "docker")}
         self.settings = LogSettings.model_validate({"sinks": sinks, **docker, **settings})
         folders = LogFolders(self.outputs, self.volumes, kubelet=False)
-        self.finder = LogFinder(self.settings, folders, self.heard, clock=lambda: self.now)
+        self.finder = LogFinder(self.settings, folders, self.heard, clock=lambda: self.now, work=lambda: 0.0)
         self.pods: dict[PodUid, PodObject] = {}
 
     def pod(self, name: str = "cart", uid: str = "u1", **more: Any) -> PodObject:
@@ -255,10 +255,16 @@ def test_what_fluentd_has_read_and_what_was_rotated_before_is_told_with_where_it
     os.utime(old, (9, 9))
     (tmp_path / "positions").write_text(f"/var/log/containers/a.log\t{4:016x}\t{path.stat().st_ino:016x}\n")
     os.utime(tmp_path / "positions", ns=(1 << 62, 1 << 62))
-    made = LogFinder(node.settings, LogFolders(node.outputs, node.volumes, kubelet=False), node.heard)
+    folders = LogFolders(node.outputs, node.volumes, kubelet=False)
+    made = LogFinder(node.settings, folders, node.heard, clock=lambda: node.now)
     made.follow(node.pods)
     made.look_at_all()
     assert node.heard.starts == {"0.log": 4, old.name: 4}
+    older = node.output("0.log.20251231-000000", b"older\n")
+    os.utime(older, (9, 9))
+    node.now += 60
+    made.look_at_all()
+    assert node.heard.starts[older.name] == 6, "found later, as what there was no room for is"
     node.heard.close()
 
 
@@ -525,19 +531,20 @@ def test_every_pod_has_its_share_in_whatever_order_they_come(files: int, per_pod
 
 
 class _Ticking:
-    """A clock on which each look at it takes a millisecond."""
+    """A clock on which each look at it takes a millisecond, or *seconds*."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.001) -> None:
         self.now = 1000.0
+        self._seconds = seconds
 
     def __call__(self) -> float:
-        self.now += 0.001
+        self.now += self._seconds
         return self.now
 
 
 def sliced(node: Node, heard: Heard, meanwhile: Callable[[LogFinder, int], None], looks: int) -> LogFinder:
     """Look at all pods so often, with *meanwhile* called between slices with their number."""
-    finder = LogFinder(node.settings, LogFolders(node.outputs, node.volumes, kubelet=False), heard, clock=_Ticking())
+    finder = LogFinder(node.settings, LogFolders(node.outputs, node.volumes, kubelet=False), heard, work=_Ticking())
     finder.follow(node.pods)
     between = 0
     for _ in range(looks):
@@ -557,6 +564,19 @@ def test_a_look_at_many_names_lets_others_have_their_turn(node: Node) -> None:
     sliced(node, node.heard, lambda _finder, number: between.append(number), looks=1)
     assert len(node.heard.files) == names
     assert between[-1] > names / 2, "each of three steps for a name takes a millisecond here, and a slice some"
+
+
+def test_on_a_starved_machine_a_look_does_as_much_at_once_and_the_next_one_comes_as_soon(node: Node) -> None:
+    node.pod(annotations=FILES)
+    for number in range(90):
+        node.file(f"varlog/app/{number}.log")
+    folders = LogFolders(node.outputs, node.volumes, kubelet=False)
+    slow = _Ticking(1.0)
+    finder = LogFinder(node.settings, folders, node.heard, clock=slow, work=lambda: 0.0)
+    finder.follow(node.pods)
+    assert sum(1 for _ in finder._look(PodUid("u1"))) == 0
+    (followed,) = finder.pods()
+    assert followed.not_before <= slow.now < followed.next_look
 
 
 def test_what_is_told_while_a_look_goes_on_begins_it_anew(node: Node) -> None:
@@ -580,7 +600,7 @@ def test_an_event_while_a_look_goes_on_has_it_looked_at_again(node: Node) -> Non
     for number in range(30):
         node.file(f"varlog/app/{number}.log")
     folders = LogFolders(node.outputs, node.volumes, kubelet=False)
-    finder = LogFinder(node.settings, folders, node.heard, clock=_Ticking())
+    finder = LogFinder(node.settings, folders, node.heard, work=_Ticking())
     finder.follow(node.pods)
     for number, _ in enumerate(finder._look(PodUid("u1"))):
         if number == 1:

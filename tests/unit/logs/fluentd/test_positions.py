@@ -113,7 +113,7 @@ def test_what_was_rotated_before_fluentds_last_word_was_read(
             positions[(tmp_path / "0.log").stat().st_ino] = FluentdPosition(offset, written)
         if known:
             positions[(tmp_path / "0.log.1").stat().st_ino] = FluentdPosition(known, written)
-        found = starts_of([*files, ("output/u/other", other)], positions)
+        found = starts_of([*files, ("output/u/other", other)], positions, {})
         size = len(contents["0.log.0.gz"])
         assert [found[each] for _, each in files] == [size if each == "whole" else each for each in starts]
         assert found[other] == (known or 0), "of another log nothing is known"

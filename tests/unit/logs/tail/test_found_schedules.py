@@ -58,7 +58,7 @@ class FoundRig(Rig):
         folders = LogFolders(self.volume / "none", self.volume.parents[1], kubelet=False)
         limits = {"filesPerPod": self.most}
         made = LogSettings.model_validate({"containers": "none", "sinks": sinks, "limits": limits})
-        self.finder = LogFinder(made, folders, self, clock=lambda: self.now)
+        self.finder = LogFinder(made, folders, self, clock=lambda: self.now, work=lambda: 0.0)
 
     def scan(self, source: LogSource = SOURCE) -> None:
         assert self.finder is not None
