@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 from nodeagent.logs.delivery.counts import PodCounts, SinkCounts
@@ -19,7 +20,7 @@ Count: TypeAlias = tuple[Metric, Labels, int]
 """The series; the sum until now."""
 Counter: TypeAlias = tuple[tuple[str, ...], object, int, Callable[[], Iterable[Count]]]
 """Who counts, so that what it told before is known; what holds its sums, another one begins at 0; a number that grows
-with each of its sums; the sums.
+with each of its sums; the sums, always in the same order, to which more come at the end.
 """
 
 
@@ -29,25 +30,26 @@ class CountsTold:
     """
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, ...], tuple[object, int, dict[tuple[str, Labels], int]]] = {}
+        self._told: dict[tuple[str, ...], tuple[object, int, tuple[int, ...]]] = {}
 
     def report(self, counters: Iterable[Counter]) -> dict[str, Any]:
         """Return what control's store merges (``telemetry/reports.py``). Who is not among *counters* any more is
         forgotten.
         """
         rows: list[list[object]] = []
-        told: dict[tuple[str, ...], tuple[object, int, dict[tuple[str, Labels], int]]] = {}
+        told: dict[tuple[str, ...], tuple[object, int, tuple[int, ...]]] = {}
         for who, holder, grown, counts in counters:
             found = self._told.get(who)
             if found is None or found[0] is not holder or grown < found[1]:
-                found = (holder, 0, {})
+                found = (holder, 0, ())
             _, before, sums = told[who] = found
             if grown == before:
                 continue
-            told[who] = holder, grown, {(metric.name, labels): value for metric, labels, value in counts()}
-            for (name, labels), value in told[who][2].items():
-                if value > sums.get((name, labels), 0):
-                    rows.append([name, list(labels), value - sums.get((name, labels), 0)])
+            now = tuple(counts())
+            told[who] = holder, grown, tuple(value for _, _, value in now)
+            for (metric, labels, value), past in zip(now, chain(sums, repeat(0)), strict=False):
+                if value > past:
+                    rows.append([metric.name, list(labels), value - past])
         self._told = told
         return {"counts": rows}
 

@@ -40,6 +40,8 @@ log = logging.getLogger("nodeagent.logs")
 class FileStream:
     """Takes the chunks of one generation: the tail's Taker."""
 
+    __slots__ = ("_coverage", "_followed", "_processor")
+
     def __init__(self, followed: FollowedSource, coverage: Coverage) -> None:
         self._followed = followed
         self._coverage = coverage
@@ -93,6 +95,20 @@ class FileStream:
 
 class FollowedSource:
     """A source, with what its files have in common."""
+
+    __slots__ = (
+        "_recipes",
+        "counts",
+        "facts",
+        "gone",
+        "holding",
+        "lanes",
+        "left_out",
+        "origin",
+        "reading",
+        "streams",
+        "unknown",
+    )
 
     def __init__(
         self,

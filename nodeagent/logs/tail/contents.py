@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import insort
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Protocol
 
+from nodeagent.logs.tail.by_inode import ByInode
 from nodeagent.logs.tail.coverage import Mark
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import BEGINNING, NOWHERE, Generation, restored
-from nodeagent.logs.tail.identity import TAIL_BYTES, Inode, tail_hash
+from nodeagent.logs.tail.identity import TAIL_BYTES, FileKey, Inode, tail_hash
 from nodeagent.logs.tail.interfaces import LogSource, OpenTaker, TailCounts, TailSettings
 from nodeagent.logs.tail.positions import PositionEntry, done_entry
 
@@ -47,6 +49,19 @@ class TailMeans(Protocol):
 class Contents:
     """The files of one source and their contents. Nothing here raises for what a pod does to its files."""
 
+    __slots__ = (
+        "_done",
+        "aside",
+        "counts",
+        "files",
+        "left_out",
+        "orphans",
+        "restored_at",
+        "source",
+        "tail",
+        "unclaimed",
+    )
+
     def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[PositionEntry], now: float) -> None:
         """*entries*: what the positions file has of this source."""
         self.source = source
@@ -56,31 +71,33 @@ class Contents:
         """In the order in which they are read."""
         self.orphans: list[Generation] = []
         """Contents whose file is gone or holds another one now, the oldest first."""
-        self.unclaimed: list[Generation] = []
+        self.unclaimed: ByInode[Generation] = ByInode()
         """Contents from before the start whose file was not handed over yet."""
         self.left_out = False
         """Nothing of it is wanted now; its pod lives."""
         self.restored_at = now
-        self._done: dict[Inode, int] = {}
-        self._aside: set[Inode] = set()
+        self.aside: dict[FileKey, Inode] = {}
         """Files that were closed though they are there: what is known of them is not forgotten."""
+        self._done: ByInode[int] = ByInode()
         self.learn(entries, now)
 
     def learn(self, entries: Iterable[PositionEntry], now: float) -> None:
         """Know what the positions file has of files that are handed over as this source's."""
         for each in entries:
             if each.done != NOWHERE:
-                self._done[each.where()] = each.done
+                self._done.add(each.where(), each.done)
                 continue
             found = restored(each, self.tail.changed)
             found.since = now
-            (self.orphans if each.gone else self.unclaimed).append(found)
+            if each.gone:
+                self.orphans.append(found)
+            else:
+                self.unclaimed.add(found.inode, found)
 
     def unlearn(self, inode: Inode) -> list[PositionEntry]:
         """That file is another source's now: forget what a restart left of it here, and return that."""
         key = self.source.key
-        entries = [each.entry(key, gone=False) for each in self.unclaimed if each.inode.is_still(inode)]
-        self.unclaimed = [each for each in self.unclaimed if not each.inode.is_still(inode)]
+        entries = [each.entry(key, gone=False) for each in self.unclaimed.take(inode)]
         done = self._was_done(inode)
         return entries if done == NOWHERE else [*entries, done_entry(key, inode, "", done)]
 
@@ -89,8 +106,7 @@ class Contents:
         nothing.
         """
         self.left_out = False
-        self.files.append(file)
-        self.sort()
+        insort(self.files, file, key=_place)
         done = self._was_done(file.inode)
         if file.size <= done:
             file.done = done
@@ -109,9 +125,8 @@ class Contents:
 
     def _was_done(self, inode: Inode) -> int:
         """Return up to which size a file had nothing new before a restart, and forget it; NOWHERE: none was."""
-        self._aside.discard(inode)
-        known = inode if inode in self._done else next(filter(inode.is_still, self._done), None)
-        return NOWHERE if known is None else self._done.pop(known)
+        self.aside.pop(inode.key, None)
+        return max(self._done.take(inode), default=NOWHERE)
 
     def growing(self) -> OpenFile:
         """Return the file that is written to: the youngest, but for copies that have another one's name with
@@ -123,23 +138,23 @@ class Contents:
         return (own or self.files)[-1]
 
     def sort(self) -> None:
-        self.files.sort(key=lambda file: (not file.compressed, file.born, file.added))
+        """Have the files in their order after one turned out to be compressed."""
+        self.files.sort(key=_place)
 
     def _claim(self, file: OpenFile) -> bool:
         """Find what was known of *file* before a restart, or before it was closed; return whether that says what it
         holds.
         """
         inode = file.inode
-        for each in self.unclaimed:
-            if not each.inode.is_still(inode):
-                continue
-            self.unclaimed.remove(each)
-            if self._fits(file, each):
-                self._hold(file, each)
+        if known := self.unclaimed.still(inode):
+            before = known[0]
+            self.unclaimed.remove(before.inode, before)
+            if self._fits(file, before):
+                self._hold(file, before)
                 return True
-            each.overwritten = True
-            self.orphan(each)
-            self.begin(file, each.truncated + 1)
+            before.overwritten = True
+            self.orphan(before)
+            self.begin(file, before.truncated + 1)
             self.counts.truncations += 1
             return True
         if self._claim_by_content(file):
@@ -157,9 +172,9 @@ class Contents:
 
     def _claim_by_content(self, file: OpenFile) -> bool:
         """Find what was known of *file* by what it holds, where a device's new number hides whether it is the same."""
-        for each in self.unclaimed:
-            if each.inode.may_be(file.inode) and each.reached.offset and self._fits(file, each):
-                self.unclaimed.remove(each)
+        for each in self.unclaimed.may_be(file.inode):
+            if each.reached.offset and self._fits(file, each):
+                self.unclaimed.remove(each.inode, each)
                 self._hold(file, each)
                 return True
         return False
@@ -237,28 +252,26 @@ class Contents:
     def put_aside(self, file: OpenFile) -> None:
         """*file*, which is settled, is closed though it is there."""
         self.files.remove(file)
-        self._aside.add(file.inode)
+        self.aside[file.inode.key] = file.inode
         generation, file.generation = file.generation, None
         if generation is not None:
             generation.finish()
         if file.done != NOWHERE:
-            self._done[file.inode] = file.done
+            self._done.add(file.inode, file.done)
         elif generation is not None:
-            self.unclaimed.append(generation)
+            self.unclaimed.add(file.inode, generation)
 
-    def lose(self, gone: Callable[[Inode], bool], now: float, *, there: bool = False) -> None:
-        """Those of the files that were put aside that are *gone* will not be handed over soon; they may still be
-        *there*, and be wanted again.
+    def lose(self, files: Collection[FileKey], now: float, *, there: bool = False) -> None:
+        """Those of the *files* that were put aside will not be handed over soon; they may still be *there*, and be
+        wanted again.
         """
-        lost = set(filter(gone, self._aside))
-        self._aside -= lost
-        for each in [each for each in self.unclaimed if each.inode in lost]:
-            each.since = now
+        for inode in [self.aside.pop(each) for each in files if each in self.aside]:
+            for each in self.unclaimed.still(inode):
+                each.since = now
             if not there:
-                self.unclaimed.remove(each)
-                self.orphan(each)  # a copy of it may come
-        if not there:
-            self._done = {inode: done for inode, done in self._done.items() if inode not in lost}
+                self._done.take(inode)
+                for each in self.unclaimed.take(inode):
+                    self.orphan(each)  # a copy of it may come
         self.tail.changed()
 
     def twin(self, file: OpenFile, original: Generation, length: int) -> None:
@@ -272,9 +285,9 @@ class Contents:
 
     def hand_on(self, generation: Generation, file: OpenFile) -> None:
         """*generation*, whose file is gone or holds something else, goes on in *file*."""
-        for rows in (self.orphans, self.unclaimed):
-            if generation in rows:
-                rows.remove(generation)
+        if generation in self.orphans:
+            self.orphans.remove(generation)
+        self.unclaimed.remove(generation.inode, generation)
         generation.inode = file.inode
         generation.name = file.name
         generation.overwritten = False
@@ -295,24 +308,33 @@ class Contents:
         """Forget what can be of no use any more."""
         seconds = self.tail.settings.forget_seconds
         long = LONG * seconds
-        for row, bound in ((self.orphans, long if self.left_out else seconds), (self.unclaimed, long)):
-            for old in [each for each in row if now - each.since >= bound and not self._awaited(each)]:
-                row.remove(old)
-                self._forget(old)
-        if len(self._done) > len(self._aside) and now - self.restored_at >= long:
-            self._done = {inode: done for inode, done in self._done.items() if inode in self._aside}
-            self.tail.changed()
+        bound = long if self.left_out else seconds
+        for old in [each for each in self.orphans if now - each.since >= bound and not self._awaited(each)]:
+            self.orphans.remove(old)
+            self._forget(old)
+        for inode, each in self.unclaimed:
+            if now - each.since >= long and not self._awaited(each):
+                self.unclaimed.remove(inode, each)
+                self._forget(each)
+        if now - self.restored_at >= long:
+            self._forget_done()
+
+    def _forget_done(self) -> None:
+        for inode, done in self._done:
+            if self.aside.get(inode.key) != inode:
+                self._done.remove(inode, done)
+                self.tail.changed()
 
     def _awaited(self, generation: Generation) -> bool:
         """Say whether its file was put aside, or a twin is only known by *generation*, which is not settled yet."""
-        if generation.inode in self._aside:
+        if self.aside.get(generation.inode.key) == generation.inode:
             return True
         return generation.coverage.under_way and any(each.original is generation for each in self.files)
 
     @property
     def settled(self) -> bool:
         """Whether every content has its file."""
-        return not (self.orphans or self.unclaimed or self._done or self._aside)
+        return not (self.orphans or self.unclaimed or self._done or self.aside)
 
     def entries(self) -> Iterator[PositionEntry]:
         """Return what has to be known after a restart."""
@@ -325,12 +347,17 @@ class Contents:
         for each in self.orphans:
             if each.worth_keeping:
                 yield each.entry(key, gone=True)
-        for each in self.unclaimed:
+        for _, each in self.unclaimed:
             yield each.entry(key, gone=False)
-        for inode, done in self._done.items():
+        for inode, done in self._done:
             yield done_entry(key, inode, "", done)
 
     @staticmethod
     def _stands_alone(file: OpenFile) -> bool:
         held = file.original or file.generation
         return held is None or held.coverage.mark.offset >= file.length
+
+
+def _place(file: OpenFile) -> tuple[bool, int, float]:
+    """Return what says where *file* stands among those of its log."""
+    return not file.compressed, file.born, file.added

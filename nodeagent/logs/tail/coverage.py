@@ -4,7 +4,6 @@ those that are settled from its beginning on.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,12 +20,18 @@ class Mark:
 
 
 class _Stretch:
-    __slots__ = ("end", "mark", "settled")
+    __slots__ = ("_coverage", "end", "mark", "settled")
 
-    def __init__(self, end: int) -> None:
+    def __init__(self, coverage: Coverage, end: int) -> None:
+        self._coverage = coverage
         self.end = end
         self.mark: Mark | None = None
         self.settled = False
+
+    def settle(self) -> None:
+        """All its records are settled."""
+        self.settled = True
+        self._coverage.advance()
 
 
 class Coverage:
@@ -45,7 +50,7 @@ class Coverage:
         self.read = mark
         """Up to where the taker was given it."""
         self._advanced = advanced
-        self._open: deque[_Stretch] = deque()
+        self._open: list[_Stretch] = []  # few, and a deque takes as much as seventy
         self._taking = False
         self._unmarked: list[_Stretch] = []
 
@@ -53,18 +58,13 @@ class Coverage:
         """Begin a stretch that goes up to *end*, which no earlier one goes beyond; return what is to be called
         once all its records are settled (as :class:`~nodeagent.logs.records.Receipt` wants it).
         """
-        begun = _Stretch(end)
+        begun = _Stretch(self, end)
         self._open.append(begun)
         if self._taking:
             self._unmarked.append(begun)
         elif end == self.read.offset:
             begun.mark = self.read
-
-        def settled() -> None:
-            begun.settled = True
-            self._advance()
-
-        return settled
+        return begun.settle
 
     @property
     def under_way(self) -> bool:
@@ -88,23 +88,24 @@ class Coverage:
         for each in self._unmarked:
             each.mark = marks.get(each.end)
         self._unmarked.clear()
-        self._advance()
+        self.advance()
 
     def pass_over(self, mark: Mark) -> None:
         """Go on at *mark*: nothing is to be delivered of what stands before it and was not read."""
-        begun = _Stretch(mark.offset)
+        begun = _Stretch(self, mark.offset)
         begun.mark = mark
         begun.settled = True
         self._open.append(begun)
         self.read = mark
-        self._advance()
+        self.advance()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Go on to the end of what is settled from the position on."""
         if self._taking:
             return  # marks come first
         before = self.mark
         while self._open and self._open[0].settled:
-            done = self._open.popleft()
+            done = self._open.pop(0)
             self.settled = max(self.settled, done.end)
             if done.mark is not None and done.mark.offset > self.mark.offset:
                 self.mark = done.mark

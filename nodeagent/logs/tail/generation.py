@@ -4,7 +4,6 @@ recognized, and what of it is under way.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -75,7 +74,7 @@ class Generation:
         self._advanced = advanced
         self.coverage = Coverage(at, advanced)
         self.taker: Taker | None = None
-        self.marks: deque[Mark] = deque(maxlen=_KEPT_MARKS)
+        self.marks: tuple[Mark, ...] = ()
         """Ends of the chunks that were read last: a shorter copy is recognized by an earlier one."""
         self.foretold = 0
         """How far the positions file told how it looks before anything there was delivered."""
@@ -133,12 +132,16 @@ class Generation:
             return False
         self.foretold = stop
         checksum = isal_zlib.crc32(memoryview(data)[before:end], self.read.checksum)
-        self.marks.append(Mark(stop, checksum, tail_hash(data[max(end - TAIL_BYTES, 0) : end])))
+        self._remember(Mark(stop, checksum, tail_hash(data[max(end - TAIL_BYTES, 0) : end])))
         return True
+
+    def _remember(self, mark: Mark) -> None:
+        if mark not in self.marks[-1:]:  # it may be foretold
+            self.marks = (*self.marks, mark)[-_KEPT_MARKS:]
 
     def shorten(self, size: int) -> None:
         """It goes on in a file that ends after *size* bytes: what was read beyond it is in no file any more."""
-        self.marks = deque((each for each in self.marks if each.offset <= size), _KEPT_MARKS)
+        self.marks = tuple(each for each in self.marks if each.offset <= size)
 
     def deliver(self, data: bytes, before: int, end: int) -> None:
         """Give what stands in *data* between *before*, which is at :attr:`read`, and *end* to the taker."""
@@ -176,7 +179,7 @@ class Generation:
             checksum = isal_zlib.crc32(view[at:index], checksum)
             at = index
             marks[each] = Mark(each, checksum, tail_hash(view[max(index - TAIL_BYTES, 0) : index]))
-        self.marks.append(marks[stop])
+        self._remember(marks[stop])
         self.coverage.end_chunk(marks, marks[stop])
 
     def finish(self) -> None:
@@ -224,7 +227,7 @@ def restored(entry: PositionEntry, advanced: Callable[[], None]) -> Generation:
     found.hollow = entry.hollow
     found.cuts = list(entry.cuts)
     found.overwritten = entry.overwritten
-    found.marks.extend(sorted({entry.mark(), *(Mark(*each) for each in entry.marks)}, key=_offset))
+    found.marks = tuple(sorted({entry.mark(), *(Mark(*each) for each in entry.marks)}, key=_offset))[-_KEPT_MARKS:]
     furthest = found.reached.offset
     found.foretold = furthest if furthest > found.begin else 0
     return found

@@ -7,7 +7,7 @@ import functools
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeAlias
 
 TAIL_BYTES: Final = 1024
 """So many bytes before an offset say whether it is the same content."""
@@ -20,6 +20,9 @@ _STATX_SIZE: Final = 256
 _BTIME_AT: Final = 80
 """``struct statx`` in the kernel's ``include/uapi/linux/stat.h``."""
 
+FileKey: TypeAlias = tuple[int, int]
+"""Device and number of an inode."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inode:
@@ -29,6 +32,11 @@ class Inode:
     number: int
     birth: int
     """Nanoseconds since the epoch; 0: the file system does not say."""
+
+    @property
+    def key(self) -> FileKey:
+        """What tells it from all files that are there now."""
+        return self.device, self.number
 
     def is_still(self, now: Inode) -> bool:
         """Say whether it is the file that is *now* seen, as far as the file system says: a device may have another

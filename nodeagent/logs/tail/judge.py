@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from nodeagent.logs.tail.compressed import CompressedError
 from nodeagent.logs.tail.contents import Contents
 from nodeagent.logs.tail.files import OpenFile
-from nodeagent.logs.tail.generation import Generation
 from nodeagent.logs.tail.twins import Comparison
 
 _SUSPICIONS: Final = 12
@@ -18,20 +16,22 @@ _SUSPICIONS: Final = 12
 class Judge:
     """Decides for the unknown files of one log, a step at a time."""
 
-    def __init__(self, contents: Contents, anew: Callable[[OpenFile, float], None]) -> None:
-        """*anew* is called for a file that is found to hold another content than it did."""
+    __slots__ = ("_comparisons", "_contents")
+
+    def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._anew = anew
         self._comparisons: dict[OpenFile, Comparison] = {}
 
     def again(self) -> None:
         """Begin all comparisons anew: contents have come or gone."""
         self._comparisons.clear()
 
-    def overwritten(self, file: OpenFile, old: Generation) -> None:
-        """*file* does not hold *old* any more: what is its copy so far is a copy of *old*. All others are compared
-        again, with what *old* left: they may have been compared with what came after it.
+    def anew(self, file: OpenFile, size: int, now: float) -> None:
+        """The content of *file*, which had *size* bytes, is another one: what is its copy so far is a copy of the one
+        that it was. All others are compared again, with what that left: they may have been compared with what came
+        after it.
         """
+        old = self._contents.anew(file, size, now)
         for copy, comparison in self._comparisons.items():
             copy.look_again()
             if file in comparison.rivals and comparison.complete and comparison.at < old.read.offset:
@@ -63,7 +63,8 @@ class Judge:
             held = [
                 each.generation for each in self._contents.files if each.generation is not None and each is not file
             ]
-            return Comparison(file, [*held, *self._contents.orphans, *self._contents.unclaimed], ())
+            unclaimed = [each for _, each in self._contents.unclaimed]
+            return Comparison(file, [*held, *self._contents.orphans, *unclaimed], ())
         rivals = [each for each in self._contents.files if self._may_be_copied(each, file)]
         return Comparison(file, [each for each in self._contents.orphans if each.overwritten], rivals)
 
@@ -83,7 +84,7 @@ class Judge:
         originals = [each for each in self._contents.files if self._may_be_copied(each, copy)]
         found = [each for each in originals if each.generation and not self._contents.holds(each, each.generation)]
         for each in found:
-            self._anew(each, now)
+            self.anew(each, each.size, now)
         return bool(found)
 
     def _waits_for_original(self, file: OpenFile, comparison: Comparison) -> bool:
@@ -117,7 +118,7 @@ class Judge:
             if not self._find_overwritten(file, now):
                 self._contents.begin(file, 0)
             return True
-        if found in self._contents.unclaimed and now - self._contents.restored_at < seconds:
+        if found in self._contents.unclaimed.still(found.inode) and now - self._contents.restored_at < seconds:
             return False
         del self._comparisons[file]
         if comparison.complete and comparison.at <= found.read.offset:

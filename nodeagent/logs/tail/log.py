@@ -31,6 +31,8 @@ class Turn(Enum):
 class FollowedLog:
     """All files of one source. Nothing here raises for what a pod does to its files."""
 
+    __slots__ = ("_judge", "_tail", "blocked", "contents", "source")
+
     def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[PositionEntry], now: float) -> None:
         """*entries*: what the positions file has of this source."""
         self.source = source
@@ -38,7 +40,7 @@ class FollowedLog:
         self.blocked = False
         """Whether there was no room behind it in its last turn."""
         self._tail = tail
-        self._judge = Judge(self.contents, lambda file, now: self._anew(file, file.size, now))
+        self._judge = Judge(self.contents)
 
     def add(self, file: OpenFile, start: int) -> None:
         """Take *file* in; *start*: up to where somebody else read it, if nothing is known of it here."""
@@ -58,7 +60,7 @@ class FollowedLog:
             offset = found.read.offset
             shrank = file.size < found.reached.offset
             if shrank or (file.size == offset and not self.contents.holds(file, found)):
-                self._anew(file, size, now)
+                self._judge.anew(file, size, now)
         if file.hole != NOWHERE:
             file.look_again()
         if file.unread_since is None and file.size > size:
@@ -67,10 +69,6 @@ class FollowedLog:
             file.done = NOWHERE  # it was no finished copy after all
             file.original = None
         return True
-
-    def _anew(self, file: OpenFile, size: int, now: float) -> None:
-        old = self.contents.anew(file, size, now)
-        self._judge.overwritten(file, old)
 
     @property
     def readable(self) -> bool:
@@ -136,7 +134,7 @@ class FollowedLog:
             self.look(file, now)
             return Turn.READ
         if not generation.recognized(data[:before]) or not self.contents.agrees(file, generation):
-            self._anew(file, file.size, now)
+            self._judge.anew(file, file.size, now)
             return Turn.READ
         if data[before : before + 1] == b"\0" and (passed := self._pass_over(file, generation, data[before:])):
             return passed
@@ -344,11 +342,9 @@ class FollowedLog:
 
     def leave(self, now: float, *, left_out: bool) -> None:
         """Nothing more comes of it: what its files have is read, then they are closed, with a name or without one. One
-        that is *left_out* may be wanted again. What was put aside is known until it is said to be gone.
+        that is *left_out* may be wanted again.
         """
         self.contents.left_out = left_out
-        if left_out:
-            self.contents.lose(lambda _: True, now, there=True)
         for each in self.contents.files:
             if each.removed is None:
                 each.removed = now

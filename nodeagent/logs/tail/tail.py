@@ -15,7 +15,7 @@ from typing import Final
 from nodeagent.errors import shown
 from nodeagent.logs.tail.contents import LONG
 from nodeagent.logs.tail.files import OpenFile
-from nodeagent.logs.tail.identity import Inode
+from nodeagent.logs.tail.identity import FileKey, Inode
 from nodeagent.logs.tail.interfaces import FileStatus, LogSource, OpenTaker, SourceKey, TailCounts, TailSettings
 from nodeagent.logs.tail.log import FollowedLog, Turn
 from nodeagent.logs.tail.positions import PositionEntry, PositionsFile
@@ -53,9 +53,9 @@ class Tail:
         self._clock = clock
         self._positions = PositionsFile(folder)
         self._logs: dict[SourceKey, FollowedLog] = {}
-        self._files: dict[tuple[int, int], tuple[FollowedLog, OpenFile]] = {}
-        self._closed: list[tuple[int, int]] = []
-        self._aside: dict[tuple[int, int], FollowedLog] = {}
+        self._files: dict[FileKey, tuple[FollowedLog, OpenFile]] = {}
+        self._closed: list[FileKey] = []
+        self._aside: dict[FileKey, FollowedLog] = {}
         """Whose files were closed to make room."""
         self._looks = Looks(self.settings.idle_seconds)
         self._ready: dict[PodUid, dict[SourceKey, FollowedLog]] = {}
@@ -99,7 +99,7 @@ class Tail:
             log.warning("%s: %s is not followed: %s", source.key, shown(name), error)
             os.close(descriptor)
             return False
-        key = file.inode.device, file.inode.number
+        key = file.inode.key
         if key in self._files:
             file.close()
             self._files[key][1].removed = None  # it is wanted again
@@ -110,6 +110,9 @@ class Tail:
             entries = self._entries.pop(source.key, [])
             found = self._logs[source.key] = FollowedLog(source, self, entries, now)
         file.look(now)
+        aside = self._aside.get(key)
+        if aside is not None and aside.contents.aside[key] != file.inode:
+            self._lose_aside(key)  # and its number is this one's now
         found.contents.learn(self._of_others(file.inode, source.key), now)
         aside = self._aside.pop(key, found)
         if aside is not found:
@@ -141,10 +144,7 @@ class Tail:
         """That file is called *name* now."""
         pair = self._files.get((device, inode))
         if pair is None:
-            aside = self._aside.pop((device, inode), None)
-            if aside is not None:
-                aside.contents.lose(lambda each: (each.device, each.number) == (device, inode), self._clock())
-                self._stir(aside)
+            self._lose_aside((device, inode))
             return
         if pair[1].name == name:
             return
@@ -154,6 +154,13 @@ class Tail:
         if file.generation is not None:
             file.generation.name = name
         self.changed()
+
+    def _lose_aside(self, key: FileKey) -> None:
+        """What was put aside of that file is gone, if something was."""
+        found = self._aside.pop(key, None)
+        if found is not None:
+            found.contents.lose([key], self._clock())
+            self._stir(found)
 
     def make_room(self, uid: PodUid, files: int) -> list[OpenFile]:
         """Close up to so many *files* of a pod of which all is settled and that nobody seems to write to, the oldest
@@ -169,14 +176,14 @@ class Tail:
         spare = chain.from_iterable(each.spare(now) for each in logs)
         closed = sorted((each for each in spare if each is not newest), key=attrgetter("changed"))[:files]
         for file in closed:
-            key = file.inode.device, file.inode.number
+            key = file.inode.key
             found, _ = self._files.pop(key)
             found.put_aside(file)
             self._looks.remove(file)
             self._aside[key] = found
         return closed
 
-    def closed(self) -> list[tuple[int, int]]:
+    def closed(self) -> list[FileKey]:
         """Return the devices and inodes of files that were closed since the last call, and are not open again."""
         closed, self._closed = self._closed, []
         return [key for key in closed if key not in self._files]
@@ -188,20 +195,24 @@ class Tail:
         """
         found = self._logs.get(source)
         if found is not None:
-            found.leave(self._clock(), left_out=left_out)
             if left_out:
-                self._aside = {key: each for key, each in self._aside.items() if each is not found}
+                self._forget_aside(found)
+            found.leave(self._clock(), left_out=left_out)
             self._stir(found)
 
     def disregard(self, others: Collection[str]) -> None:
         """Nobody knows what was put aside of sources that are not among *others*: it may be wanted again, or be gone
         and never be said to be.
         """
-        unknown = {found for found in self._aside.values() if found.source.key not in others}
-        for found in unknown:
-            found.contents.lose(lambda _: True, self._clock(), there=True)
+        for found in {found for found in self._aside.values() if found.source.key not in others}:
+            self._forget_aside(found)
             self._stir(found)
-        self._aside = {key: each for key, each in self._aside.items() if each not in unknown}
+
+    def _forget_aside(self, found: FollowedLog) -> None:
+        """What was put aside of *found* may be there, and nobody will say that it is gone."""
+        for key in found.contents.aside:
+            del self._aside[key]
+        found.contents.lose(list(found.contents.aside), self._clock(), there=True)
 
     # -- what a log asks --
 
@@ -303,7 +314,7 @@ class Tail:
 
     def _forget_file(self, file: OpenFile) -> None:
         self._looks.remove(file)
-        key = file.inode.device, file.inode.number
+        key = file.inode.key
         del self._files[key]
         self._closed.append(key)
 
