@@ -26,6 +26,9 @@ class MonotonicClock:
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
         """Return when *event* is set, or *seconds* have passed (None: never)."""
+        if seconds is None:
+            await event.wait()
+            return
         try:
             async with asyncio.timeout(seconds):
                 await event.wait()

@@ -121,8 +121,9 @@ class Spill:
 
     def look(self) -> None:
         """The sink has taken something: there may be room, and more may be fed."""
-        self._feed.set()
-        self._wake.set()
+        if self.active or self.trouble or self.buffer.unread:  # else it wakes two tasks in vain, for each request
+            self._feed.set()
+            self._wake.set()
 
     async def run(self, counts: SinkCounts, lane: Feeding) -> None:
         """Write and feed until cancelled."""

@@ -11,5 +11,7 @@ _memmem.restype = ctypes.c_void_p
 
 
 def has(text: bytes, part: bytes) -> bool:
-    """Return ``part in text``, by memmem(3): for a chunk of lines, which has none, in a third of the time."""
-    return _memmem(text, len(text), part, len(part)) is not None
+    """Return ``part in text``, by memchr(3) if one of its bytes is nowhere, else by memmem(3): for a chunk of lines,
+    which has none, in a thirtieth, or a third, of the time.
+    """
+    return all(byte in text for byte in part) and _memmem(text, len(text), part, len(part)) is not None
