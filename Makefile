@@ -107,8 +107,9 @@ nodes: setup kube image ## what the agents of two nodes with 250 pods cost, 110 
 sinks: $(SEARCH)/classpath $(RECEIVERS) packages $(VENV)/.complete ## sinks of logs against real servers: OpenSearch behind nginx with TLS and a login, OpenTelemetry's receivers of OTLP, forward and Loki's API (root)
 	@SEARCH=$(SEARCH) RECEIVERS=$(RECEIVERS) tests/room.sh $(PYTHON) -m pytest -q -p no:cacheprovider tests/sinks/contract.py tests/sinks/receivers.py
 
-log-kills: setup ## a reader of logs is killed a hundred times while a writer goes on and its files are rotated in every way: no line is missing; two minutes
-	@NODEAGENT_KILLS=$(LOG_KILLS) $(PYTHON) -m pytest -q -p no:cacheprovider tests/unit/logs/tail/test_kills.py
+log-kills: setup ## the logs' collector is killed a hundred times while applications write and have their files rotated in every way, its sink fails, its buffer is full, and its disk is full: no line is missing; some minutes (root)
+	@NODEAGENT_KILLS=$(LOG_KILLS) $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/unit/logs/tail/test_kills.py tests/unit/logs/test_kills.py
+	@NODEAGENT_KILLS=$(LOG_KILLS) tests/room.sh $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/netns/test_log_kills.py
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)

@@ -31,7 +31,7 @@ class Turn(Enum):
 class FollowedLog:
     """All files of one source. Nothing here raises for what a pod does to its files."""
 
-    __slots__ = ("_judge", "_tail", "blocked", "contents", "source")
+    __slots__ = ("_judge", "_judged", "_tail", "blocked", "contents", "source")
 
     def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[PositionEntry], now: float) -> None:
         """*entries*: what the positions file has of this source."""
@@ -39,6 +39,8 @@ class FollowedLog:
         self.contents = Contents(source, tail, entries, now)
         self.blocked = False
         """Whether there was no room behind it in its last turn."""
+        self._judged = True
+        """Whether files that are unknown had their turn since time was to tell what they are, and those behind them."""
         self._tail = tail
         self._judge = Judge(self.contents)
 
@@ -79,7 +81,7 @@ class FollowedLog:
         """Return whether *file* has something to read."""
         found = file.generation
         if found is None:
-            return not file.known and file.kind != 0
+            return not file.known and file.kind != 0 and file.size != file.partial
         if file.size == file.partial or file.failed or file.done != NOWHERE:
             return False
         return file.compressed or file.size > found.read.offset
@@ -97,10 +99,12 @@ class FollowedLog:
                     return Turn.READ
                 file.partial = file.size  # until something changes, or time tells
                 continue
+            self._judged = True
             came = self._try_to_read(file, file.generation, now)
             self.blocked = came is Turn.BLOCKED
             if came is not Turn.NOTHING:
                 return came
+        self._judged = True
         return Turn.NOTHING
 
     def _former_grew(self, file: OpenFile, now: float) -> bool:
@@ -264,11 +268,12 @@ class FollowedLog:
 
     def age(self, now: float) -> list[OpenFile]:
         """Do what is due; return the files that were closed."""
+        judged, self._judged = self._judged, False
         for file in self.contents.files:
             if file.again and now >= file.again:
                 file.failed = ""
             if not file.known:
-                file.partial = NOWHERE  # time may tell what it is
+                file.partial = NOWHERE if judged else file.partial  # time may tell what it is
             elif file.original is not None:
                 self._age_twin(file)
             elif file.generation is not None:

@@ -1,8 +1,8 @@
 """The positions file: how far every generation is settled, and how it is recognized after a restart.
 
 Written whole, under another name, synced and renamed; its first line has a version and the rest's hash.
-One that is torn, of another version or no positions file is put aside as ``positions.refused`` and said:
-everything is then read from its beginning, and ids make that harmless.
+One that is torn, of another version, no positions file or cannot be read is put aside as ``positions.refused``
+and said: everything is then read from its beginning, and ids make that harmless.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class PositionsFile:
         except FileNotFoundError:
             return []
         except OSError as error:
-            log.error("%s: cannot be read, all files are read from their beginning: %s", self._path, error)
+            self._put_aside(f"it cannot be read: {error.strerror or error}")  # or it is overwritten within a second
             return []
         try:
             if len(content) > LARGEST:

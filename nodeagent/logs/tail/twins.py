@@ -25,7 +25,7 @@ STEP: Final = 256 << 10
 class Comparison:
     """One unknown file against all that it may be a copy of; a step at a time."""
 
-    __slots__ = ("_at", "_checksum", "_targets", "complete", "file", "matches", "rivals")
+    __slots__ = ("_at", "_checksum", "_refuted", "_targets", "complete", "file", "matches", "rivals")
 
     def __init__(self, file: OpenFile, generations: Iterable[Generation], rivals: Iterable[OpenFile]) -> None:
         """*generations* are compared by their marks, *rivals* byte by byte."""
@@ -38,6 +38,8 @@ class Comparison:
         """Whether it was compared up to its end as it is now."""
         self._at = 0
         self._checksum = 0
+        self._refuted: set[Generation] = set()
+        """They begin alike, and differ further on."""
         self._targets = sorted(_targets(generations), key=lambda target: -target[0].offset)
 
     @property
@@ -55,28 +57,33 @@ class Comparison:
         if not self._targets and self.rivals:
             # Where all have a hole, all are alike.
             self._at = min(each.data_from(self._at) for each in (self.file, *self.rivals))
-        stop = self._targets[-1][0].offset if self._targets else self._at + STEP
-        length = min(stop - self._at, STEP)
+        stop = self._at + STEP
+        while True:
+            more = self._compare_to(min(self._targets[-1][0].offset, stop) if self._targets else stop)
+            if not more or self._at >= stop:
+                return more
+
+    def _compare_to(self, stop: int) -> bool:
+        """Compare up to *stop*; return whether going on may tell more now."""
+        length = stop - self._at
         piece = self.file.read(self._at, length)
         self.complete = len(piece) < length
         if piece:
             self.rivals = [each for each in self.rivals if each.read(self._at, len(piece)) == piece]
             self._checksum = isal_zlib.crc32(piece, self._checksum)
             self._at += len(piece)
-        while self._targets and self._targets[-1][0].offset <= self._at:
+        while self._targets and (self._targets[-1][0].offset <= self._at or self._targets[-1][1] in self._refuted):
             mark, generation = self._targets.pop()
+            if generation in self._refuted:
+                continue
             if mark.checksum == self._checksum:
                 self.matches.append((mark, generation))
             else:
-                self._refute(generation)
+                self._refuted.add(generation)
+                self.matches = [each for each in self.matches if each[1] is not generation]
         if not self._targets and not self.rivals and not self.file.compressed:
             return False
         return not self.complete
-
-    def _refute(self, generation: Generation) -> None:
-        """They begin alike, and differ further on."""
-        self._targets = [each for each in self._targets if each[1] is not generation]
-        self.matches = [each for each in self.matches if each[1] is not generation]
 
     def agreeing(self) -> list[Generation]:
         """Return the generations that agree with the file up to any of their marks."""

@@ -99,6 +99,21 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     assert PositionsFile(tmp_path).read() == []
 
 
+def test_one_that_cannot_be_read_now_is_kept_for_whoever_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    PositionsFile(tmp_path).write([ENTRY])
+
+    def failing(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", failing)
+        assert PositionsFile(tmp_path).read() == []
+    assert decoded((tmp_path / REFUSED).read_bytes()) == [ENTRY]
+    assert "Input/output error" in caplog.text and REFUSED in caplog.text
+
+
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     made = Rig(tmp_path)
