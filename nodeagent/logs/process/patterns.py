@@ -7,6 +7,9 @@ matches over a line's end, as ``\\s`` may, is found out and looked at line by li
 
 RE2 goes by bytes here. What it finds begins and ends with a character, but for nothing, which it finds between a
 character's bytes too, and for ``\\C``, a byte of one: nothing is not replaced, and ``\\C`` is no pattern.
+
+Of what may find nothing, as ``x*``, each search finds that at once: a call a byte. In ``(?:(x*)|.)*`` it finds what
+it can, since a round of nothing goes no further; of the whole line, in one call, whether that is anything.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Final, Protocol, cast
 
@@ -21,8 +25,8 @@ from nodeagent.errors import ConfigError
 
 
 class _Match(Protocol):
-    def start(self) -> int: ...
-    def end(self) -> int: ...
+    def start(self, group: int = 0) -> int: ...
+    def end(self, group: int = 0) -> int: ...
     def groupdict(self) -> Mapping[bytes, bytes | None]: ...
 
 
@@ -30,6 +34,7 @@ class _Compiled(Protocol):
     groupindex: Mapping[bytes, int]
 
     def search(self, text: bytes, pos: int | None = None) -> _Match | None: ...
+    def fullmatch(self, text: bytes) -> _Match | None: ...
     def finditer(self, text: bytes) -> Iterator[_Match]: ...
 
 
@@ -83,7 +88,16 @@ class LinePattern:
 
     def replaced_in(self, text: bytes, replacement: bytes) -> bytes:
         """Return *text* with each match, but for those of nothing, replaced by *replacement*, as it stands."""
-        return b"".join(_replaced(self._one, text, replacement))
+        made = _replaced(self._one, text, replacement)
+        if made is not None:
+            return made
+        return b"".join(_some_replaced(self._one, text, replacement)) if self._finds_any(text) else text
+
+    def _finds_any(self, text: bytes) -> bool:
+        """Return whether it may find anything but nothing in *text*."""
+        found_or_any = _found_or_any(self.text)
+        match = found_or_any.fullmatch(text) if found_or_any is not None else None
+        return match is None or match.start(1) < match.end(1)
 
     def lines_with(self, texts: Sequence[bytes]) -> list[int]:
         """Return the indices of those of *texts*, UTF-8 each, that it is in."""
@@ -118,8 +132,8 @@ class LinePattern:
         if self._by_line.search(joined) is None:
             return None
         if b"\n" not in replacement and joined.count(b"\n") == len(texts) - 1:
-            made = b"".join(_replaced(self._by_line, joined, replacement))
-            if made.count(b"\n") == len(texts) - 1:
+            made = _replaced(self._by_line, joined, replacement)
+            if made is not None and made.count(b"\n") == len(texts) - 1:
                 return made.split(b"\n")
         return [self.replaced_in(text, replacement) for text in texts]
 
@@ -127,7 +141,31 @@ class LinePattern:
         return [at for at, text in enumerate(texts) if self._one.search(text) is not None]
 
 
-def _replaced(pattern: _Compiled, text: bytes, replacement: bytes) -> Iterator[bytes]:
+@lru_cache(256)
+def _found_or_any(pattern: str) -> _Compiled | None:
+    """Return what matches all of a text, the last thing that *pattern* finds there as group 1, if not nothing; None:
+    no such pattern can be made of it.
+    """
+    try:
+        return _compile(f"(?:({pattern})|(?s:.))*")
+    except ConfigError:  # it ends in a quotation, or is as large as may be
+        return None
+
+
+def _replaced(pattern: _Compiled, text: bytes, replacement: bytes) -> bytes | None:
+    """Return *text* with *replacement* for each match; None: it may find nothing."""
+    pieces: list[bytes] = []
+    at = 0
+    for match in pattern.finditer(text):
+        if match.start() == match.end():
+            return None
+        pieces += (text[at : match.start()], replacement)
+        at = match.end()
+    pieces.append(text[at:])
+    return b"".join(pieces)
+
+
+def _some_replaced(pattern: _Compiled, text: bytes, replacement: bytes) -> Iterator[bytes]:
     """Yield *text* in pieces, with *replacement* for each match that is not empty."""
     at = 0
     for match in pattern.finditer(text):

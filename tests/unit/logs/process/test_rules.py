@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
+import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +65,41 @@ def test_what_is_redacted_stays_text(texts: list[str], pattern: LinePattern, rep
     assert len(found) == len(texts)
     assert all(each.decode() is not None for each in found)
     assert found == [pattern.replaced_in(each, replacement.encode()) for each in encoded]
+
+
+@given(
+    st.text("xaé注\n 1.", max_size=12), st.sampled_from([*ODD, *map(LinePattern, (r"(|x)a?", r"(?i)\d*\.?\d*", "a|$"))])
+)
+def test_what_may_be_nothing_is_found_as_one_search_after_the_other_finds_it(text: str, pattern: LinePattern) -> None:
+    found = re2.compile(pattern.text.encode()).finditer(text.encode())
+    spans = [(each.start(), each.end()) for each in found if each.start() < each.end()]
+    left = bytearray(text.encode())
+    for begin, end in reversed(spans):
+        left[begin:end] = b"*"
+    assert pattern.replaced_in(text.encode(), b"*") == left
+
+
+@pytest.mark.parametrize("pattern", [r"(password=\S+)?", "x*", r"\b(secret)?", r"\QEND\E*", r"(?i)\d*\.?\d*$"])
+def test_a_pattern_that_may_find_nothing_is_not_asked_for_each_byte(pattern: str) -> None:
+    class Counted:
+        def __init__(self, compiled: Any) -> None:
+            self.compiled = compiled
+            self.found = 0
+
+        def finditer(self, text: bytes) -> Iterator[Any]:
+            for match in self.compiled.finditer(text):
+                self.found += 1
+                yield match
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.compiled, name)
+
+    made = LinePattern(pattern)
+    counted = [Counted(made._one), Counted(made._by_line)]
+    made._one, made._by_line = cast("Any", counted)
+    texts = [b"a line without any such thing, but long"] * 50
+    assert (made.replace(texts, b"***") or texts) == texts
+    assert sum(each.found for each in counted) <= 2 * len(texts)
 
 
 @pytest.mark.parametrize(
