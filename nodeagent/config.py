@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_va
 
 from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
-from nodeagent.extension_providers import ExtensionProvider
+from nodeagent.extension_providers import ExtensionProvider, provider_names
 from nodeagent.places import cgroups
 from nodeagent.policy.mesh_settings import MeshSettings, PathNormalization
 from nodeagent.resources import yaml_text
@@ -351,6 +351,7 @@ class AgentConfig(ConfigSection):
             identity.trust_domain_aliases,
             self.path_normalization.form(),
             self.proxy.num_trusted_proxies,
+            provider_names(self.extension_providers),
         )
 
     def enroll(self) -> Literal["all", "labelled", "none"]:

@@ -355,6 +355,13 @@ EXTERNAL_ERROR = Reason(
     "ext_authz_error",
     "the external authorizer did not answer: is its Service up? See extensionProviders",
 )
+EXTERNAL_MISSING = Reason(
+    "external_missing",
+    403,
+    "UAEX",
+    "ext_authz_error",
+    "no external authorizer has the name that the policy says: see nodeagent get policies and extensionProviders",
+)
 RATE_LIMITED = Reason(
     "rate_limited",
     429,

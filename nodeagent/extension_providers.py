@@ -5,11 +5,13 @@ Istio's mesh config.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nodeagent.policy.header_names import TOKEN, name_pattern
+from nodeagent.policy.mesh_settings import ProviderNames
 from nodeagent.policy.substitutions import substituted_text
 from nodeagent.sections import ConfigSection, Duration
 
@@ -136,3 +138,12 @@ class ExtensionProvider(ConfigSection):
         if kinds.count(None) != len(kinds) - 1:
             raise ValueError("exactly one of envoyExtAuthzGrpc, envoyExtAuthzHttp and rateLimitGrpc must be given")
         return self
+
+
+def provider_names(providers: Iterable[ExtensionProvider]) -> ProviderNames:
+    """Return the names of *providers*, by what they are asked for."""
+    limiters = {each.name: each.rate_limit_grpc is not None for each in providers}
+    return ProviderNames(
+        frozenset(name for name, limits in limiters.items() if not limits),
+        frozenset(name for name, limits in limiters.items() if limits),
+    )

@@ -288,6 +288,7 @@ def make_mesh(config: AgentConfig, places: Places) -> Mesh:
         root_namespace=config.mtls.root_namespace,
         membership=MembershipRules(config.enroll(), config.redirect.ambient_labels),
         scrapes=config.telemetry.scrapes == "declared",
+        providers=config.mesh_settings().providers,
     )
 
 
@@ -470,7 +471,10 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     needed = [workers.untold, *(concern.missing for concern in others), beginning.parts.failing]
     drains = functools.partial(drains_beside, config.runtime_directory)
     not_captured = functools.partial(unusable, made.mesh.node_pods, made.footing.pod_faults)
-    warnings: list[Missing] = [made.enrolment.warnings, not_captured, made.footing.warnings, drains]
+    warnings: list[Missing] = [
+        *(made.enrolment.warnings, not_captured, made.footing.warnings, drains),
+        made.reader.warnings,
+    ]
     if beginning.logs is not None:
         warnings.append(beginning.logs.warnings)
     readiness = Readiness((concern.missing for concern in vital), needed, warnings)
@@ -478,7 +482,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         pods_told = functools.partial(told_pods, made, beginning.logs)
         each.told_by(readiness.lacking, pods_told, beginning.link.succession)
     flows = Flows(workers, made.kernel_paths, store)
-    mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
+    mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain, made.network.addresses)
     pods = PodsPage(
         made.enrolment,
         flows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from nodeagent.config import AgentConfig
 from nodeagent.errors import ConfigError
@@ -21,11 +21,13 @@ class MeshPages:
         config: AgentConfig,
         entries: Callable[[], Iterable[Entry]],
         kernel_path: Callable[[Workload | None, Workload, int], str],
+        node_addresses: Callable[[], Collection[str]],
     ) -> None:
-        """*kernel_path* says in words which path a connection takes, and why."""
+        """*kernel_path* says in words which path a connection takes, and why; *node_addresses* returns the node's."""
         self._config = config
         self._entries = entries
         self._kernel_path = kernel_path
+        self._node_addresses = node_addresses
 
     def routes(self) -> Routes:
         """``nodeagent get endpoints``, ``get routes`` and ``explain``."""
@@ -92,6 +94,7 @@ class MeshPages:
                 setting=config.redirect.delivery,
                 kernel_path=self._kernel_path,
                 hbone=config.proxy.hbone,
+                node_addresses=self._node_addresses(),
             )
         except ConfigError as error:
             return Response(f"{error}\n".encode(), 400)

@@ -89,7 +89,11 @@ class NodeNetwork:
 
     def tell(self) -> None:
         """Tell what is known."""
-        self._tell(node_addresses(self._own, self._internal(), self._pods))
+        self._tell(self.addresses())
+
+    def addresses(self) -> tuple[Address, ...]:
+        """Return what is known."""
+        return node_addresses(self._own, self._internal(), self._pods)
 
     async def _follow(self) -> None:
         changed = asyncio.Event()

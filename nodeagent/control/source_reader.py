@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from typing import Protocol
+from typing import Final, Protocol
 
 from nodeagent.control.concern import Concern, Snapshot
 from nodeagent.control.in_force import Behind, InForce
@@ -21,11 +21,13 @@ from nodeagent.memory import uncollected
 from nodeagent.mesh.compile import MANY, Mesh
 from nodeagent.mesh.entries import Delta, Entry
 from nodeagent.parts import Parts
-from nodeagent.resources.changes import AnyChange
+from nodeagent.resources.changes import AnyChange, Refused
 from nodeagent.resources.source import Source
 from nodeagent.steps import Steps, in_turns
 from nodeagent.telemetry.http_request import Response, Routes
 
+WARNINGS: Final = 20
+"""So many policies are named by readiness."""
 log = logging.getLogger("nodeagent.control")
 
 
@@ -111,6 +113,13 @@ class SourceReader:
         stays = [f"{whose} stays as it was: {why}" for whose, why in sorted(self._mesh.faults.items())]
         return stays + self._mesh.left_open()
 
+    def warnings(self) -> list[str]:
+        """Say which documents have no effect as they stand, and which policies ask somebody who cannot answer."""
+        refused = [_in_words(each) for each in self._source.refused() if not each.ignored]
+        found = [*refused, *self._mesh.unanswered(self._workers.snapshot().get)]
+        more = len(found) - WARNINGS
+        return [*found[:WARNINGS], f"and {more} more: see nodeagent get policies"] if more > 0 else found
+
     def routes(self) -> Routes:
         """``nodeagent get policies``."""
         return {("GET", "/policies"): self._policies}
@@ -121,7 +130,8 @@ class SourceReader:
         """
         while not self._settled.is_set():  # the next batch may have begun before this has its turn
             await self._settled.wait()
-        return Response.json(self._in_force.tell(self._mesh.policies(self._source.refused()), self._behind))
+        rows = self._mesh.policies(self._source.refused(), self._workers.snapshot().get)
+        return Response.json(self._in_force.tell(rows, self._behind))
 
     def _behind(self, generation: int) -> list[str]:
         found: list[str] = []
@@ -173,3 +183,8 @@ class SourceReader:
             self._reconcile()
             await asyncio.sleep(0)  # a turn for who waits for this, or batch after batch would keep it waiting
             await self.read()
+
+
+def _in_words(refused: Refused) -> str:
+    whose = f"{refused.kind} {refused.namespace}/{refused.name}: " if refused.kind else ""
+    return f"{whose}{refused.file}: {refused.error}"

@@ -41,7 +41,7 @@ worker hears only of what differs for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -51,7 +51,7 @@ from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.memory import uncollected
-from nodeagent.mesh import rules
+from nodeagent.mesh import policy_notes, rules
 from nodeagent.mesh.alike import Alike
 from nodeagent.mesh.cluster_state import ClusterState, NamedPort
 from nodeagent.mesh.entries import (
@@ -77,10 +77,11 @@ from nodeagent.mesh.local import (
 )
 from nodeagent.mesh.membership import EVERY_POD, MembershipRules
 from nodeagent.mesh.node_pods import NodePods
-from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row, strangers
+from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.mesh.service_ports import Translated, ports_of
 from nodeagent.places.place import Places
+from nodeagent.policy.mesh_settings import NOBODY, ProviderNames
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
@@ -141,7 +142,7 @@ class Mesh:
     sockets. *aliases* are other names of the trust domain.
     *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
     *root_namespace* are for the whole mesh. *membership* tells which pods of the node are in it, *scrapes* whether
-    pods' metrics are open to everybody where they declare them.
+    pods' metrics are open to everybody where they declare them. Policies may ask *providers*.
     """
 
     def __init__(
@@ -155,12 +156,14 @@ class Mesh:
         root_namespace: str = ROOT_NAMESPACE,
         membership: MembershipRules = EVERY_POD,
         scrapes: bool = True,
+        providers: ProviderNames = NOBODY,
     ) -> None:
         self._node = node
         self._trust_domain = trust_domain
         self._aliases = aliases
         self._places = places
         self._scrapes = scrapes
+        self._providers = providers
         self._state = ClusterState(node, default_mtls, root_namespace, self._runs_here)
         self.node_pods = NodePods(node, trust_domain, places, self._state, membership, root_namespace)
         """The pods of this node, as they are after the last :meth:`apply`."""
@@ -206,31 +209,93 @@ class Mesh:
         """Return the whole snapshot as a delta to an empty one: for a worker that starts."""
         return Delta(tuple(self._entries[key] for key in sorted(self._entries)))
 
-    def policies(self, refused: Sequence[Refused] = ()) -> list[dict[str, object]]:
-        """Return a row for each policy and for each of the *refused* documents, for ``nodeagent get policies``."""
-        local = {
+    def policies(
+        self, refused: Sequence[Refused] = (), known: Callable[[str], Entry | None] = lambda _: None
+    ) -> list[dict[str, object]]:
+        """Return a row for each policy and for each of the *refused* documents, for ``nodeagent get policies``;
+        *known* returns what was fetched for policies, by the entry's key.
+        """
+        local = self._governed_here()
+        others = list(refused)
+        rows = []
+        for key, policy in sorted(self._state.policies.known.items()):
+            row = self._row(key, self._state.affected(key) & local, known)
+            own = next((each for each in others if _is_told_by(each, policy, str(row["file"]))), None)
+            if own is not None:
+                others.remove(own)
+                if own.stays:
+                    row |= {"state": f"last good one in force; refused: {own.error}"}
+            rows.append(row)
+        return rows + [refused_row(each) for each in others]
+
+    def unanswered(self, known: Callable[[str], Entry | None]) -> list[str]:
+        """Return, in words, which policies of this node's pods ask somebody who cannot answer; *known* is as above."""
+        local = self._governed_here()
+        found = []
+        for key, policy in sorted(self._state.policies.known.items()):
+            why = policy_notes.unanswered(policy.spec, self._providers, known)
+            if why and self._state.affected(key) & local:
+                found += [f"{policy.kind} {policy.namespace}/{policy.name}: {each}" for each in why]
+        return found
+
+    def _governed_here(self) -> set[NamespacedName]:
+        return {
             key
             for key, pod in self._state.pods.items()
             if pod.node == self._node and not pod.host_network and key in self._made
         }
-        wrong: dict[ObjectKey, Refused] = {
-            (each.kind, each.namespace, each.name): each for each in refused if each.kind
-        }
-        rows = []
-        for key in sorted(self._state.policies.known):
-            row = self._state.policies.row(key, self._state.affected(key) & local)
-            if (strange := self._state.strange_ports(key)) and str(row["state"]).startswith("in force"):
-                row["state"] = f"{row['state']}; {strange}"
-            if foreign := strangers(self._state.policies.known[key], (self._trust_domain, *self._aliases)):
-                row["state"] = f"{row['state']}; {foreign}"
-            if fault := self.faults.get(Change(*key, None).title):
-                row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
-            error = wrong.pop(key, None)
-            if error is not None and error.stays:
-                row |= {"state": f"last good one in force; refused: {error.error}", "file": error.file}
-            rows.append(row)
-        unnamed = [each for each in refused if not each.kind]
-        return rows + [refused_row(each) for each in (*wrong.values(), *unnamed)]
+
+    def _row(
+        self, key: ObjectKey, local: Set[NamespacedName], known: Callable[[str], Entry | None]
+    ) -> dict[str, object]:
+        """Return the row of the policy *key*, which is for the pods *local* of this node."""
+        row = self._state.policies.row(key, local)
+        policy = self._state.policies.known[key]
+        notes = policy_notes.never_matched(policy.spec, (self._trust_domain, *self._aliases))
+        if str(row["state"]).startswith("in force"):
+            strange = self._state.strange_ports(key) or self._undeclared(policy, local)
+            notes = [*([strange] if strange else []), *notes]
+            notes += policy_notes.unanswered(policy.spec, self._providers, known)
+        row["state"] = "; ".join([str(row["state"]), *notes])
+        if fault := self.faults.get(Change(*key, None).title):
+            row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
+        return row
+
+    def _undeclared(self, policy: Policy, pods: Set[NamespacedName]) -> str:
+        """Return, in words, which ports of *policy* none of the *pods* has, which it selects; empty: none is such, or
+        not all of them say which they have.
+        """
+        if policy.targets or not isinstance(policy.spec, AuthorizationPolicy):
+            return ""
+        declared = [self._declared(key) for key in pods]
+        strange = sorted(ports_of(policy.spec) - {0}.union(*declared))
+        if not strange or not all(declared):
+            return ""
+        leads: set[str] = set()
+        for key in pods:
+            leads.update(self._led_to(key, strange))
+        where = f" ({', '.join(sorted(leads))})" if leads else ""
+        return f"ports: {', '.join(map(str, strange))}: no port of a pod of this node that it selects{where}"
+
+    def _declared(self, key: NamespacedName) -> set[int]:
+        """Return the ports that the pod *key* has as it and its Services say."""
+        pod = self._state.pods[key]
+        found: set[int] = set()
+        for container in pod.containers:
+            found.update(port.number for port in container.ports)
+        entry = self._entries.get(self._made[key])
+        if isinstance(entry, Workload):
+            found |= {number for number, _ in entry.ports}
+            found |= {probe.port for probe in (*entry.probes, *entry.scrapes)}
+        return found
+
+    def _led_to(self, key: NamespacedName, ports: Sequence[int]) -> Iterator[str]:
+        """Yield, in words, to which port of the pod *key* those of *ports* lead that are of Services that select it."""
+        for service in self._state.selection.services_of(key):
+            for port in self._state.services[service].ports:
+                number = rules.target_port(port, self._state.pods[key])
+                if number is not None and port.port in ports:
+                    yield f"Service {service[1]}'s {port.port} is {number} there"
 
     def left_open(self) -> list[str]:
         """Return, in words, the wrong documents that nothing stands in for, as they may be for the whole mesh."""
@@ -513,6 +578,16 @@ class Mesh:
 
 def _policies_of(key: NamespacedName) -> str:
     return f"the policies of Pod {'/'.join(key)}"
+
+
+def _is_told_by(refused: Refused, policy: Policy, file: str) -> bool:
+    """Say whether the row of *policy*, which stands in *file*, tells of *refused*: what is in force is of that
+    document, an earlier version of it or what stands in for it.
+    """
+    if refused.ignored or refused.displaced or (refused.kind, refused.namespace, refused.name) != policy.key:
+        return False
+    stands_in = bool(policy.refused) and refused.error.endswith(policy.refused)
+    return refused.file == file and (refused.stays or stands_in)
 
 
 def _serving(pod: objects.PodObject) -> bool:

@@ -6,7 +6,7 @@ The steps are in the order in which the proxy takes them, and decided by the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -14,8 +14,19 @@ from typing import Final
 from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
 from nodeagent.istio import AMBIENT_REDIRECTION, TUNNEL, TUNNEL_PORT, outbound_name
+from nodeagent.mesh.declared import is_among, open_at
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, by_age, policies_of, takes_mtls
+from nodeagent.mesh.entries import (
+    UNREAD,
+    DeclaredProbe,
+    Entry,
+    Service,
+    ServicePort,
+    Workload,
+    by_age,
+    policies_of,
+    takes_mtls,
+)
 from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.mesh_settings import MeshSettings
@@ -48,10 +59,11 @@ def explain(
     kernel_path: PathInWords | None = None,
     claims: Claims | None = None,
     hbone: bool = False,
+    node_addresses: Collection[str] = (),
 ) -> Explanation:
-    """Return what happens to *question* by *entries*, the snapshot of *node* in *mesh*; *claims* are
-    those of the request's token, were it verified. *setting* is ``redirect.delivery`` of agent.yaml,
-    *hbone* ``proxy.hbone``.
+    """Return what happens to *question* by *entries*, the snapshot of *node* in *mesh*, which is known by
+    *node_addresses*; *claims* are those of the request's token, were it verified. *setting* is
+    ``redirect.delivery`` of agent.yaml, *hbone* ``proxy.hbone``.
 
     Raises ConfigError when the source or the destination is not known.
     """
@@ -62,9 +74,13 @@ def explain(
         return Explanation(tuple(steps), server)
     principal, words, refused = _mtls(client, server, hbone=hbone)
     steps.append(Step("mtls", words))
+    workload = server.workload
+    if not principal and workload.enrolled and server.port not in workload.excluded_ports:
+        probes = open_at(workload, server.port, from_node=client.address in node_addresses)
+        if (spared := _spared(probes, question, only=refused)) is not None:
+            return Explanation((*steps, spared[1]), spared[0])
     if refused:
         return Explanation(tuple(steps), "refused")
-    workload = server.workload
     steps.append(Step("path", kernel_path(client.workload, workload, server.port) if kernel_path else _path(workload)))
     if _is_tunnelled(client, workload, hbone=hbone):
         steps.append(Step("policy", "the proxy of its own mesh decides, by what that knows of policies"))
@@ -82,8 +98,9 @@ def explain(
         unread = next((entry for entry in known if entry.key == UNREAD), None)
         found = delivery(setting, client.workload, workload, unread)
         steps.append(Step("delivery", f"the proxy dials {_DIALS[found.way]}: {found.why}"))
-    facts = Facts(client, server, question, principal, mesh, claims)
-    verdict, more = judged(facts, policies_of(workload, {entry.key: entry for entry in known}.get))
+    by_key = {entry.key: entry for entry in known}.get
+    facts = Facts(client, server, question, principal, mesh, claims, by_key)
+    verdict, more = judged(facts, policies_of(workload, by_key))
     return Explanation((*steps, *more), verdict)
 
 
@@ -255,6 +272,21 @@ def _mtls(client: ClientSide, server: ServerSide, *, hbone: bool) -> tuple[str, 
         else ""
     )
     return "", f"{said}: plaintext is taken; the client's identity is not known{presumed}", False
+
+
+def _spared(probes: Sequence[DeclaredProbe], question: Question, *, only: bool) -> tuple[Outcome, Step] | None:
+    """Return what becomes of *question* where the pod declares *probes* that this client may ask; None: they do
+    not decide. *only*: nothing else passes.
+    """
+    if is_among(probes, question.method.encode(), question.path.encode()):
+        words = f"the pod declares GET {question.path} at this port, which no mode and no policy refuses"
+        return "allowed", Step("verdict", f"allowed: {words}")
+    if not (only and probes):
+        return None
+    declared = ", ".join(dict.fromkeys(f"{probe.kind} {probe.path}".strip() for probe in probes))
+    if not question.method or any(probe.kind == "grpc" for probe in probes):
+        return "unknown", Step("verdict", f"it depends on the request: nothing passes but what is declared: {declared}")
+    return "refused", Step("verdict", f"refused with 403 (probe_refused): nothing passes but GET of {declared}")
 
 
 def _path(workload: Workload) -> str:

@@ -4,11 +4,20 @@ words: the part of ``mesh/explain.py`` that judges. Pure, and decided by the cod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from nodeagent.mesh.entries import HTTP, Entry, Protocol, Service, Workload
-from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
+from nodeagent.mesh.policy_notes import stale_keys
+from nodeagent.policy.authorization import (
+    Authorizer,
+    CompiledPolicy,
+    ConnectionFacts,
+    Decision,
+    RequestAuthorizer,
+    RequestFacts,
+)
 from nodeagent.policy.authorization_match import as_received
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.forwarded_for import client_address
@@ -70,6 +79,8 @@ class Facts:
     """What the server's side knows of the client."""
     mesh: MeshSettings
     claims: Claims | None
+    known: Callable[[str], Entry | None]
+    """Returns an entry of the snapshot by its key."""
 
     @property
     def http(self) -> bool:
@@ -117,11 +128,9 @@ def judged(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step
     request = facts.request()
     outcome = authorizer.connection(connection)
     decision = outcome if isinstance(outcome, Decision) else None
-    custom = ""
-    if isinstance(outcome, Decision):
-        custom = outcome.custom
-    elif request is not None:
-        custom = outcome.custom(request)
+    custom = _authorizer(outcome, request)
+    if custom and (missing := facts.mesh.providers.no_authorizer(custom)):
+        return "refused", _unasked(missing, http=facts.http)
     if custom:
         steps.append(Step("custom", f"the external authorizer {custom} is asked first, and must allow it"))
     if facts.http:
@@ -140,6 +149,19 @@ def judged(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step
             if isinstance(entry, RateLimit):
                 steps += _limits(entry)
     return ("unknown" if custom else "allowed"), steps
+
+
+def _authorizer(outcome: Decision | RequestAuthorizer, request: RequestFacts | None) -> str:
+    """Return whom CUSTOM policies ask first; empty: nobody."""
+    if isinstance(outcome, Decision):
+        return outcome.custom
+    return outcome.custom(request) if request is not None else ""
+
+
+def _unasked(missing: str, *, http: bool) -> list[Step]:
+    """Return what becomes of what somebody must allow who is *missing*."""
+    answer = "refused with 403 (external_missing)" if http else "refused: the connection is reset"
+    return [Step("custom", missing), Step("verdict", f"{answer}: nobody can be asked, and must allow it")]
 
 
 def _told(decision: Decision, http: bool) -> list[Step]:
@@ -188,6 +210,7 @@ def _jwt(facts: Facts, authentications: list[RequestAuthentication]) -> list[Ste
                 f"{issuers}; no token passes",
             )
         )
+        steps += [Step("jwt", words) for words in stale_keys(each, facts.known)]
     if authentications:
         token = (
             f"taken as a valid one of {facts.claims.principal}"

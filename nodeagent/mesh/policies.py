@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.mesh.selection import NamespacedName, PodLabels, Postings
-from nodeagent.policy.authorization_match import is_foreign
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.policy_scope import PolicyTarget
@@ -23,8 +22,6 @@ from nodeagent.vocabulary import ObjectKey
 _Term = tuple[str, str, str]
 """Namespace (empty: of the whole mesh), label and value; label and value empty: everything of the namespace."""
 _EVERYTHING: Final = ("", "")
-_NAMED: Final = 3
-"""So many principals are named in one note."""
 PEER_AUTHENTICATION: Final = "PeerAuthentication"
 
 
@@ -306,25 +303,6 @@ def _unverifying(policy: Policy) -> str:
     useless = [index for index, rule in enumerate(policy.spec.rules) if rule.jwks and not key_set(rule.jwks).usable]
     where = ", ".join(f"spec.jwtRules[{index}].jwks" for index in useless)
     return f"{where}: no key can verify a token (kty RSA, EC or OKP can): each is refused" if useless else ""
-
-
-def strangers(policy: Policy, trust_domains: tuple[str, ...]) -> str:
-    """Return, in words, which principals that *policy* names nobody of the mesh proves; empty: none."""
-    spec = policy.spec
-    if not isinstance(spec, AuthorizationPolicy):
-        return ""
-    named: list[str] = []
-    for rule in spec.rules:
-        for source in rule.sources:
-            named += source.principals + source.not_principals
-        for condition in rule.conditions:
-            named += condition.values + condition.not_values if condition.key == "source.principal" else ()
-    foreign = sorted({name for name in named if is_foreign(name, trust_domains)})
-    if not foreign:
-        return ""
-    more = f" and {len(foreign) - _NAMED} more" if foreign[_NAMED:] else ""
-    words = f"{', '.join(foreign[:_NAMED])}{more}: of no trust domain of this mesh"
-    return f"{words} ({', '.join(trust_domains)}: see identity.trustDomainAliases), so nobody's"
 
 
 def _services(policy: Policy) -> list[NamespacedName]:

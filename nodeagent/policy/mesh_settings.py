@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 PathNormalization = Literal["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderNames:
+    """Whom policies may ask: the names of ``extensionProviders``, by what they are asked for."""
+
+    authorizers: frozenset[str] = frozenset()
+    limiters: frozenset[str] = frozenset()
+
+    def no_authorizer(self, name: str) -> str:
+        """Say that no external authorizer is named *name*; empty: one is."""
+        return "" if name in self.authorizers else _missing("external authorizer", name)
+
+    def no_limiter(self, name: str) -> str:
+        """Say that no rate limit service is named *name*; empty: one is."""
+        return "" if name in self.limiters else _missing("rateLimitGrpc provider", name)
+
+
+NOBODY: Final = ProviderNames()
+
+
+def _missing(what: str, name: str) -> str:
+    return f"no {what} is named {name!r:.80} in extensionProviders of agent.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +42,7 @@ class MeshSettings:
     """The form in which policies compare paths, and applications receive them."""
     trusted_proxies: int = 0
     """So many last entries of X-Forwarded-For are of the mesh's own proxies, not of clients."""
+    providers: ProviderNames = NOBODY
 
     @property
     def trust_domains(self) -> tuple[str, ...]:

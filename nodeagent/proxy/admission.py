@@ -10,6 +10,7 @@ from time import time
 
 from nodeagent.errors import CERTIFICATE_ENDED, NO_ENDPOINTS, NOT_HBONE, PLAINTEXT_REFUSED
 from nodeagent.istio import TUNNEL_PORT
+from nodeagent.mesh.declared import open_at
 from nodeagent.mesh.entries import Workload
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.context import Context
@@ -46,8 +47,7 @@ def permitted(peer: Peer, workload: Workload, port: int, *, from_node: bool) -> 
     """
     if peer.security != "none":
         return OPEN
-    probes = (*workload.probes, *workload.scrapes) if from_node else workload.scrapes
-    declared = tuple(probe for probe in probes if probe.port == port)
+    declared = open_at(workload, port, from_node=from_node)
     if workload.mtls_at(port) != "STRICT":
         return Permit(declared) if declared else OPEN
     return Permit(declared, only_probes=True) if declared else NotAdmitted(PLAINTEXT_REFUSED)

@@ -18,6 +18,7 @@ from nodeagent.errors import (
     BODY_TOO_LARGE,
     EXTERNAL_DENIED,
     EXTERNAL_ERROR,
+    EXTERNAL_MISSING,
     JWT_REFUSED,
     POLICY_DENIED,
     POLICY_REFUSED,
@@ -275,7 +276,8 @@ class ClientGuard:
         if verdict.failed:
             words = f"{self.workload}: the external authorizer {provider}: {verdict.failed}"
             log.tell(f"{self.workload} {provider}", words)
-            return replace(EXTERNAL_ERROR, status=verdict.status, policy=provider)
+            reason = EXTERNAL_MISSING if verdict.missing else EXTERNAL_ERROR
+            return replace(reason, status=verdict.status, policy=provider)
         return replace(
             EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers, policy=provider
         )

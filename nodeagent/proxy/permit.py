@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.errors import Reason
+from nodeagent.mesh.declared import is_among
 from nodeagent.mesh.entries import DeclaredProbe
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -44,6 +45,4 @@ def asked_health(permit: Permit, early: bytes) -> frozenset[str]:
 
 def is_probe(permit: Permit, method: bytes, target: bytes) -> bool:
     """Say whether a request is one of the HTTP probes or scrapes that *permit* lets through."""
-    if method != b"GET":
-        return False
-    return any(probe.kind in ("http", "scrape") and target == probe.path.encode() for probe in permit.probes)
+    return is_among(permit.probes, method, target)

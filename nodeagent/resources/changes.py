@@ -58,3 +58,5 @@ class Refused:
     """Its last good version is still in force."""
     ignored: bool = False
     """It is somebody else's, or nobody carries its kind out here: nothing is wrong with it."""
+    displaced: bool = False
+    """Another document with the same policy goes before it."""

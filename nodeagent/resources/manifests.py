@@ -47,11 +47,20 @@ class _Outcome:
     """It is no YAML: what else stands there, or once stood there, is not seen."""
     ignored: bool = False
     """It is another API's: no policy is behind it."""
+    displaced: bool = False
+    """An earlier document of the file is the same policy."""
 
     def refused(self, path: Path, number: int, known: _File) -> Refused:
         """Return how a wrong one is told: *number* says where it stands in *path*."""
-        stays = not self.ignored and (self.key in known.documents if self.key else bool(known.held))
-        return Refused(*(self.key or ("", "", "")), str(path), f"document {number}: {self.error}", stays, self.ignored)
+        held = self.key in known.documents if self.key else bool(known.held)
+        return Refused(
+            *(self.key or ("", "", "")),
+            str(path),
+            f"document {number}: {self.error}",
+            stays=held and not self.ignored and not self.displaced,
+            ignored=self.ignored,
+            displaced=self.displaced,
+        )
 
 
 @dataclass(slots=True)
@@ -174,6 +183,7 @@ class Manifests:
         held: dict[ObjectKey, Policy] = {}
         documents: Documents = {}
         wrong: list[tuple[int, _Outcome]] = []
+        numbers: dict[ObjectKey, int] = {}
         for number, outcome in enumerate(_outcomes(known, text), 1):
             key = outcome.key
             if number > MAX_DOCUMENTS:
@@ -184,17 +194,13 @@ class Manifests:
             if outcome.policy is None:
                 wrong.append((number, outcome))
             elif outcome.policy.key in held:
+                first = numbers[outcome.policy.key]
+                why = f"stands in document {first} of {path} too, and that one is in force"
                 wrong.append(
-                    (
-                        number,
-                        _Outcome(
-                            None,
-                            key,
-                            f"metadata.name: {outcome.policy.name!r}: stands in an earlier document of the file",
-                        ),
-                    )
+                    (number, _Outcome(None, key, f"metadata.name: {outcome.policy.name!r}: {why}", displaced=True))
                 )
             else:
+                numbers[outcome.policy.key] = number
                 held[outcome.policy.key] = outcome.policy
                 documents[outcome.policy.key] = outcome.document
         doubtful = [outcome for _, outcome in wrong if not outcome.ignored]
@@ -236,7 +242,7 @@ class Manifests:
     @staticmethod
     def _instead(known: _File, refused: Refused) -> str:
         closing = known.held.get((refused.kind, refused.namespace, refused.name))
-        return closing.closing if closing is not None else "left out"
+        return closing.closing if closing is not None and not refused.displaced else "left out"
 
 
 def _unread(folders: Iterable[Path]) -> Iterator[tuple[Path, str]]:

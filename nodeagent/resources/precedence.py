@@ -51,7 +51,7 @@ class Precedence:
             first, *others = _ordered(holders)
             why = f"metadata.name: {key[2]!r}: stands in {first.file} too, and that one is in force"
             for other in others:
-                yield Refused(*key, str(other.file), why, True)
+                yield Refused(*key, str(other.file), why, False, displaced=True)
 
     def _claim_one(self, key: ObjectKey, origin: Origin, policy: Policy | None) -> Iterator[Change]:
         holders = self._holders.setdefault(key, {})

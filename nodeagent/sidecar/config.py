@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from nodeagent.config import Mtls, PathNormalizationConfig, ProxySettings, TrustDomainAliases
-from nodeagent.extension_providers import ExtensionProvider
+from nodeagent.extension_providers import ExtensionProvider, provider_names
 from nodeagent.policy.mesh_settings import MeshSettings
 from nodeagent.sections import ConfigSection
 
@@ -33,4 +33,5 @@ class SidecarConfig(ConfigSection):
             self.trust_domain_aliases,
             self.path_normalization.form(),
             self.proxy.num_trusted_proxies,
+            provider_names(self.extension_providers),
         )

@@ -96,8 +96,14 @@ class Sidecar:
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self.store = Store()
         self.metrics = WorkerMetrics()
+        mesh = config.mesh_settings(settings.trust_domain)
         self.mesh = Mesh(
-            pod.node, settings.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace
+            pod.node,
+            settings.trust_domain,
+            aliases=mesh.trust_domain_aliases,
+            default_mtls=config.mtls.mode,
+            root_namespace=config.mtls.root_namespace,
+            providers=mesh.providers,
         )
         self.source: Source = DirectorySource(settings.source, config.resources)
         self.certificate: Certificate | None = None
@@ -110,7 +116,7 @@ class Sidecar:
         context = Context(
             loop=self.loop,
             settings=config.proxy.model_copy(update={"shared_connections": False}),  # agents have them
-            mesh=config.mesh_settings(settings.trust_domain),
+            mesh=mesh,
             cluster_id=config.cluster,
             metrics=self.metrics,
             access_log=self.access_log,

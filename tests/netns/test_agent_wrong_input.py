@@ -99,7 +99,9 @@ def test_no_document_ends_control_and_policies_stay(policies: Policies) -> None:
     )
     assert status(lab, "client", url(policies)) == 403
     assert (control(lab, "node1"), workers(lab, "node1")) == pids
-    assert get(lab, "node1", 15021, "/ready") == (200, "ready\n")
+    code, words = get(lab, "node1", 15021, "/ready")
+    assert (code, words.splitlines()[0]) == (200, "ready")
+    assert "warning: AuthorizationPolicy default/good: " in words
 
 
 @pytest.mark.parametrize("kind", ["AuthorizationPolicy", "RequestAuthentication", "RateLimit"])

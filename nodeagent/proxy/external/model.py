@@ -103,6 +103,8 @@ class CheckVerdict:
     """Of the refusal."""
     failed: str = ""
     """Why there was no answer; empty: this is the authorizer's own."""
+    missing: bool = False
+    """There was none as nobody has the name that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

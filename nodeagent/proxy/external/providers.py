@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nodeagent.extension_providers import ExtensionProvider, RequestBody
+from nodeagent.policy.mesh_settings import NOBODY
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.proxy.external.model import CheckVerdict, Descriptor, HttpFacts, Party, RateVerdict, Resolve
 
@@ -50,7 +51,7 @@ class Providers:
         """
         authorizer = self._authorizers.get(provider)
         if authorizer is None:
-            return CheckVerdict(False, failed=f"no external authorizer is named {provider!r:.80} in extensionProviders")
+            return CheckVerdict(False, failed=NOBODY.no_authorizer(provider), missing=True)
         return await authorizer.check(source, destination, http, sni, asker)
 
     async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor], asker: str = "") -> RateVerdict:
@@ -61,9 +62,7 @@ class Providers:
             return RateVerdict(True)
         service = self._limits.get(limit.provider)
         if service is None:
-            return RateVerdict.unanswered(
-                limit, f"no rateLimitGrpc provider is named {limit.provider!r:.80} in extensionProviders"
-            )
+            return RateVerdict.unanswered(limit, NOBODY.no_limiter(limit.provider))
         return await service.ask(limit, descriptors, asker)
 
     def close(self) -> None:

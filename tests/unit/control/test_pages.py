@@ -208,7 +208,7 @@ def test_what_is_wrong_with_pods_that_are_not_captured_is_told_of_them() -> None
 
 def test_what_cannot_be_explained_says_why() -> None:
     async def scene() -> None:
-        pages = MeshPages(CONFIG, lambda: [workload("a")], lambda client, server, port: "proxy")
+        pages = MeshPages(CONFIG, lambda: [workload("a")], lambda client, server, port: "proxy", tuple)
         status, text = await told(pages.routes(), "/explain", source="nobody", destination="nobody:1")
         assert status == 400
         assert text

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nodeagent.control.source_reader import SourceReader
+from nodeagent.control.source_reader import WARNINGS, SourceReader
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Workload
@@ -28,6 +28,7 @@ class Batches:
     def __init__(self) -> None:
         self.waiting: asyncio.Queue[list[AnyChange] | Exception] = asyncio.Queue()
         self.unread: tuple[str, ...] = ()
+        self.wrong: list[Refused] = []
 
     async def changes(self) -> list[AnyChange]:
         batch = await self.waiting.get()
@@ -36,7 +37,7 @@ class Batches:
         return batch
 
     def refused(self) -> Sequence[Refused]:
-        return ()
+        return self.wrong
 
     def unread_pods(self) -> Sequence[str]:
         return self.unread
@@ -283,6 +284,30 @@ def test_a_policy_of_the_whole_mesh_that_was_not_seen_is_named() -> None:
         assert [each.split(" closes nothing")[0] for each in stage.reader.missing()] == ["/".join(key)]
         stage.says(Change(*key, None))
         await stage.reader.read()
+        assert stage.reader.missing() == []
+
+    play(scene)
+
+
+def test_what_is_refused_is_a_warning_and_what_is_anothers_is_none() -> None:
+    """Input: documents that are wrong or displaced, one that is ignored, and more than anybody reads."""
+
+    async def scene() -> None:
+        stage = Stage()
+        await stage.begin()
+        whose = ("AuthorizationPolicy", "shop", "a")
+        twin = Refused(*whose, "/p/b.yaml", "metadata.name: 'a': stands in /p/a.yaml too", False, displaced=True)
+        stage.source.wrong = [
+            twin,
+            Refused("", "", "", "/p/c.yaml", "document 1: no YAML", False),
+            Refused(*whose, "/p/d.yaml", "agents read no such kind here", False, ignored=True),
+        ]
+        assert stage.reader.warnings() == [
+            "AuthorizationPolicy shop/a: /p/b.yaml: metadata.name: 'a': stands in /p/a.yaml too",
+            "/p/c.yaml: document 1: no YAML",
+        ]
+        stage.source.wrong = [twin] * (WARNINGS + 3)
+        assert stage.reader.warnings()[WARNINGS:] == ["and 3 more: see nodeagent get policies"]
         assert stage.reader.missing() == []
 
     play(scene)

@@ -8,17 +8,23 @@ import pytest
 
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Workload
 from nodeagent.mesh.explain import Explanation, explain
 from nodeagent.mesh.explain_policies import Question
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.mesh_settings import MeshSettings
+from nodeagent.policy.mesh_settings import MeshSettings, ProviderNames
+from nodeagent.policy.model import Jwks
+from nodeagent.proxy.admission import permitted
+from nodeagent.proxy.connection import Peer
+from nodeagent.proxy.permit import Permit, is_probe
 from nodeagent.resources.changes import Change, EnrolledChange
 from nodeagent.vocabulary import PodUid
 from tests.unit.mesh.test_compile import DOMAIN, pod, policy, service
 from tests.unit.mesh.test_endpoint_slices import slice_of
 
 CLIENT = "cluster.local/ns/default/sa/client"
+ASKED = ProviderNames(frozenset({"opa"}))
 GET_ITEMS = [
     {"from": [{"source": {"principals": [CLIENT]}}], "to": [{"operation": {"methods": ["GET"], "paths": ["/items*"]}}]}
 ]
@@ -40,7 +46,8 @@ def cluster(*policies: Change) -> Mesh:
 
 def asked(made: Mesh, source: str, destination: str, method: str = "", path: str = "/", **more: Any) -> Explanation:
     question = Question(source, destination, method, path, tuple(more.pop("headers", ())))
-    return explain(made.entries().upserts, question, node="node1", mesh=MeshSettings(DOMAIN), **more)
+    entries = (*made.entries().upserts, *more.pop("fetched", ()))
+    return explain(entries, question, node="node1", mesh=MeshSettings(DOMAIN, providers=ASKED), **more)
 
 
 def words(found: Explanation, stage: str) -> str:
@@ -147,6 +154,62 @@ def test_custom_jwt_audit_and_dry_run() -> None:
     taken = asked(made, "client", "web", "GET", claims=Claims("me", "sub", (), "", {"iss": "me", "sub": "sub"}))
     assert taken.verdict == "unknown", "the external authorizer has the last word"
     assert "me/sub" in words(taken, "jwt")
+
+
+def test_an_external_authorizer_that_nobody_is_refuses() -> None:
+    """Verdict: as the data plane: without it nothing of what the policy matches passes."""
+    spec = {"action": "CUSTOM", "provider": {"name": "oba"}, "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]}
+    made = cluster(policy("AuthorizationPolicy", spec))
+    found = asked(made, "client", "web", "GET", "/a")
+    assert found.verdict == "refused"
+    assert words(found, "custom") == "no external authorizer is named 'oba' in extensionProviders of agent.yaml"
+    assert words(found, "verdict").startswith("refused with 403 (external_missing)")
+    assert asked(made, "client", "web", "GET", "/b").verdict == "allowed"
+
+
+def test_a_key_set_that_cannot_be_fetched_is_told() -> None:
+    made = cluster(policy("RequestAuthentication", {"jwtRules": [{"issuer": "me", "jwksUri": "https://k"}]}))
+    found = asked(made, "client", "web", "GET", fetched=[Jwks("https://k", error="key set https://k: cannot connect")])
+    assert "key set https://k: cannot connect; each of its tokens is refused" in words(found, "jwt")
+
+
+SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": "8080"}
+
+
+@pytest.mark.parametrize("mode", ["STRICT", "PERMISSIVE"])
+@pytest.mark.parametrize(
+    ("source", "method", "path", "passes"),
+    [
+        ("bare", "GET", "/metrics", True),
+        ("-", "GET", "/metrics", True),
+        ("192.0.2.1", "GET", "/ready", True),
+        ("bare", "GET", "/ready", False),
+        ("192.0.2.1", "GET", "/metrics", True),
+        ("192.0.2.1", "POST", "/ready", False),
+        ("bare", "GET", "/other", False),
+    ],
+)
+def test_what_the_pod_declares_passes_as_in_the_data_plane(
+    mode: str, source: str, method: str, path: str, passes: bool
+) -> None:
+    """Input: a pod with a probe and metrics, a DENY of everything, and the node at 192.0.2.1. Verdict: explain's is
+    that of the data plane's own function.
+    """
+    everything = policy("AuthorizationPolicy", {"action": "DENY", "rules": [{}]}, name="deny")
+    peer = policy("PeerAuthentication", {"mtls": {"mode": mode}}, name="peer")
+    made = cluster(everything, peer, pod("web", "10.0.0.1", annotations=SCRAPED))
+    found = asked(made, source, "web", method, path, node_addresses=("192.0.2.1",))
+    assert found.verdict == ("allowed" if passes else "refused"), found
+    (server,) = (entry for entry in made.entries().upserts if isinstance(entry, Workload) and entry.pod == "web")
+    permit = permitted(Peer(source, 1, "", "none", None), server, 8080, from_node=source == "192.0.2.1")
+    assert isinstance(permit, Permit)
+    assert is_probe(permit, method.encode(), path.encode()) == passes
+
+
+def test_a_connection_to_what_declares_a_probe_depends_on_the_request() -> None:
+    found = asked(cluster(strict()), "192.0.2.1", "web", node_addresses=("192.0.2.1",))
+    assert found.verdict == "unknown"
+    assert words(found, "verdict").endswith("nothing passes but what is declared: http /ready")
 
 
 def test_a_connection_without_request_terms_needs_no_request() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.mesh.policies import Policies
 from nodeagent.places.annotation import AnnotationPlaces
-from nodeagent.policy.model import AuthorizationPolicy
+from nodeagent.policy.mesh_settings import ProviderNames
+from nodeagent.policy.model import AuthorizationPolicy, Jwks
+from nodeagent.resources import security
 from nodeagent.resources.changes import AnyChange, Change, Refused
+from nodeagent.resources.objects import PodObject
 from tests.unit.mesh.test_compile import DOMAIN, entry, gone, keys, mesh, namespace, pod, policy, service
 
 ROOT = "istio-system"
@@ -37,6 +41,12 @@ def peer(
 
 def allow(name: str = "a", where: str = "default", **spec: Any) -> Change:
     return policy("AuthorizationPolicy", {"rules": [{}], **spec}, name=name, namespace=where)
+
+
+def rate_limit(name: str, spec: dict[str, Any]) -> Change:
+    metadata = {"name": name, "namespace": "default"}
+    document = {"apiVersion": "nodeagent.io/v1alpha1", "kind": "RateLimit", "metadata": metadata, "spec": spec}
+    return Change("RateLimit", "default", name, security.parse(document))
 
 
 def compiled(*changes: AnyChange, **more: Any) -> Mesh:
@@ -252,7 +262,7 @@ def test_rows() -> None:
     made = mesh(
         pod("web", "10.0.0.1"),
         pod("far", "10.0.0.2", node="node2"),
-        allow("custom", action="CUSTOM", provider={"name": "opa"}, **WEB),
+        replace(allow("custom", action="CUSTOM", provider={"name": "opa"}, **WEB), file="/etc/a.yaml"),
         allow("else", where="other"),
         allow("gate", targetRefs=[{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}]),
         peer("STRICT", name="first", created=OLD, ports={"8080": "DISABLE"}, **WEB),
@@ -442,3 +452,110 @@ def test_principals_of_no_trust_domain_of_the_mesh_are_told(rules: Any, aliases:
     (row,) = made.policies()
     why = f"of no trust domain of this mesh ({DOMAIN}: see identity.trustDomainAliases), so nobody's"
     assert row["state"] == (f"in force; {said}: {why}" if said else "in force")
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            {"from": [{"source": {"principals": ["spiffe://cluster.local/ns/a/sa/b"]}}]},
+            "spiffe://cluster.local/ns/a/sa/b: written without spiffe://, so nobody's",
+        ),
+        (
+            {"from": [{"source": {"principals": ["cluster.local/ns/*/sa/b"]}}]},
+            "cluster.local/ns/*/sa/b: a star is any text at the beginning or the end alone",
+        ),
+        (
+            {"to": [{"operation": {"methods": ["get", "Post", "GET", "purge", "*"]}}]},
+            "Post, get: methods are compared with their case, so no request has it",
+        ),
+        (
+            {"to": [{"operation": {"notMethods": ["get"]}}]},
+            "get: methods are compared with their case, so no request has it",
+        ),
+        (
+            {"to": [{"operation": {"paths": ["/a/*/b", "/a/{*}/b", "/a/*", "*.css", "*"]}}]},
+            "/a/*/b: a star amid stands for itself ({*} is any segment, {**} any number of them)",
+        ),
+        (
+            {"to": [{"operation": {"paths": ["info", "/info"]}}]},
+            "info: a path begins with /, so no request has it",
+        ),
+        (
+            {"to": [{"operation": {"paths": ["/info?x=1"]}}]},
+            "/info?x=1: paths are compared without a query, so no request has it",
+        ),
+        (
+            {"to": [{"operation": {"hosts": ["a.*.com", "*.com"]}}]},
+            "a.*.com: a star is any text at the beginning or the end alone",
+        ),
+        (
+            {"to": [{"operation": {"ports": ["80", "8080"]}}]},
+            "ports: 80: no port of a pod of this node that it selects (Service web's 80 is 8080 there)",
+        ),
+        (
+            {"when": [{"key": "destination.port", "values": ["9999"]}]},
+            "ports: 9999: no port of a pod of this node that it selects",
+        ),
+        ({"from": [{"source": {"namespaces": ["a*b"]}}], "to": [{"operation": {"methods": ["M-SEARCH"]}}]}, ""),
+    ],
+)
+def test_what_nothing_can_match_is_told(rule: Any, said: str) -> None:
+    """Input: a policy that is right by its form. Verdict: in force as Istio has it, and its row names the value."""
+    (row,) = compiled(service(ports=[{"name": "http", "port": 80, "targetPort": 8080}]), allow(rules=[rule])).policies()
+    assert row["state"] == (f"in force; {said}" if said else "in force")
+
+
+def test_a_port_of_a_pod_that_says_nothing_of_its_ports_is_not_doubted() -> None:
+    silent = pod("web")
+    assert isinstance(silent.object, PodObject)
+    silent = replace(silent, object=replace(silent.object, containers=()))
+    made = compiled(silent, allow(rules=[{"to": [{"operation": {"ports": ["80"]}}]}]))
+    assert [row["state"] for row in made.policies()] == ["in force"]
+
+
+def test_each_of_several_documents_with_one_name_has_a_row() -> None:
+    """Input: one in force, three that stand elsewhere, one that is wrong elsewhere. Verdict: none is hidden."""
+    made = compiled(replace(allow("one"), file="/etc/a.yaml"))
+    whose = ("AuthorizationPolicy", "default", "one")
+    why = "metadata.name: 'one': stands in /etc/a.yaml too, and that one is in force"
+    refused = [Refused(*whose, f"/etc/{at}.yaml", why, False, displaced=True) for at in "bcd"]
+    refused.append(Refused(*whose, "/etc/e.yaml", "document 1: spec.x", False))
+    rows = [(row["policy"], row["state"], row["file"]) for row in made.policies(refused)]
+    assert rows == [
+        ("default/one", "in force", "/etc/a.yaml"),
+        *(("default/one", f"refused: {why}", f"/etc/{at}.yaml") for at in "bcd"),
+        ("default/one", "refused: document 1: spec.x", "/etc/e.yaml"),
+    ]
+
+
+def test_whom_a_policy_asks_and_who_cannot_answer_is_told() -> None:
+    """Input: authorizers, limiters and servers of keys, some of them not there. Verdict: rows and readiness say so."""
+    asked = {"domain": "d", "descriptors": [{"entries": [{"key": "k", "value": "v"}]}]}
+    made = compiled(
+        allow("there", action="CUSTOM", provider={"name": "opa"}),
+        allow("typo", action="CUSTOM", provider={"name": "oba"}),
+        allow("nobodys", where="other", action="CUSTOM", provider={"name": "oba"}),
+        rate_limit("limit", {"global": {"provider": "opa", **asked}}),
+        policy("RequestAuthentication", {"jwtRules": [{"issuer": "i", "jwksUri": "https://k"}]}, name="keys"),
+        providers=ProviderNames(frozenset({"opa"}), frozenset({"limits"})),
+    )
+    known = {entry.key: entry for entry in (Jwks("https://k", error="key set https://k: cannot connect"),)}
+    said = {str(row["policy"]): row["state"] for row in made.policies((), known.get)}
+    typo = "no external authorizer is named 'oba' in extensionProviders of agent.yaml"
+    limit = "no rateLimitGrpc provider is named 'opa' in extensionProviders of agent.yaml: failureMode decides"
+    keys = "key set https://k: cannot connect; each of its tokens is refused"
+    assert said == {
+        "default/there": "in force",
+        "default/typo": f"in force; {typo}",
+        "other/nobodys": "no effect: no pod of this node is meant",
+        "default/limit": f"in force; {limit}",
+        "default/keys": f"in force; {keys}",
+    }
+    assert made.unanswered(known.get) == [
+        f"AuthorizationPolicy default/typo: {typo}",
+        f"RateLimit default/limit: {limit}",
+        f"RequestAuthentication default/keys: {keys}",
+    ]
+    kept = Jwks("https://k", "{}", "key set https://k: cannot connect")
+    assert made.unanswered({kept.key: kept}.get)[-1].endswith("cannot connect; the last good keys stay in force")

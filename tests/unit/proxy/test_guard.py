@@ -585,6 +585,22 @@ def test_a_request_that_cannot_be_forwarded_after_an_authorizer_is_answered(
     play(show_head, scene, tls, protocol="http", policies=(ask,))
 
 
+def test_a_client_is_told_that_nobody_is_the_authorizer_that_a_policy_names(tls: dict[str, Contexts]) -> None:
+    """Input: no provider of that name. Verdict: refused, and not as by one that is there and does not answer."""
+
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(GET)
+        head, body = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 403 ")
+        assert body.startswith(b"external_missing (UAEX): no external authorizer has the name that the policy says")
+        writer.close()
+        await nodes.settled()
+
+    ask = AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz")
+    play(show_head, scene, tls, protocol="http", policies=(ask,))
+
+
 def test_what_is_delivered_to_nobody_is_never_unguarded() -> None:
     """A route to a protected application without its endpoint cannot be; were there one, nothing may pass."""
 

@@ -195,11 +195,14 @@ def test_the_same_policy_twice(folder: Folder) -> None:
 
     async def scenario(source: DirectorySource, step: Step) -> None:
         assert await step() == ["+one=PERMISSIVE"]
-        assert "document 2: metadata.name: 'one': stands in an earlier document" in source.refused()[0].error
+        (twin,) = source.refused()
+        where = f"document 1 of {folder.path / 'b.yaml'}"
+        assert twin.error == f"document 2: metadata.name: 'one': stands in {where} too, and that one is in force"
+        assert (twin.displaced, twin.stays) == (True, False)
         folder.write("a.yaml", peer("one", "STRICT"))
         assert await step() == ["+one=STRICT"]
         first, _ = source.refused()
-        assert (first.file, first.stays) == (str(folder.path / "b.yaml"), True)
+        assert (first.file, first.displaced, first.stays) == (str(folder.path / "b.yaml"), True, False)
         assert f"stands in {folder.path / 'a.yaml'} too" in first.error
         document = {
             "apiVersion": "security.istio.io/v1",

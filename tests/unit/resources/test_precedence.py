@@ -69,7 +69,7 @@ def test_the_displaced_are_told_with_what_is_in_force() -> None:
     precedence = Precedence()
     for origin in (SECOND, CLUSTER, FIRST):
         precedence.claim(origin, [policy()])
-    told_of = [(PurePath(each.file).name, each.error, each.stays) for each in precedence.displaced()]
+    told_of = [(PurePath(each.file).name, each.error, each.displaced) for each in precedence.displaced()]
     why = f"metadata.name: 'all': stands in {CLUSTER.file} too, and that one is in force"
     assert told_of == [("one.yaml", why, True), ("two.yaml", why, True)]
     precedence.claim(CLUSTER, [])
