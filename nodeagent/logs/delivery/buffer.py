@@ -63,7 +63,7 @@ class DiskBuffer:
         self._lock = asyncio.Lock()
         self._last = 0
         """The highest number that a segment ever had, as far as is known: a cursor must never mean another one."""
-        self._passed_over = False
+        self._passed_over = True
         """Whether a segment of an earlier process could not be read: the next one finds it as long as no cursor passes
         it.
         """
@@ -92,17 +92,14 @@ class DiskBuffer:
                 self._find(segment)
             except OSError as error:
                 unread.append(f"{path}: {error.strerror}")
+            except DamagedSegment as error:
+                unread.append(str(error))
         self._passed_over = bool(unread)
         return unread
 
     def _find(self, segment: KnownSegment) -> None:
-        """Take *segment* of an earlier process in, if it has anything. Raises OSError."""
-        try:
-            segment.size, segment.unread = survey(segment.path, segment.reached)
-        except DamagedSegment as error:
-            log.error("%s; what is there is lost", error)
-            self._put_aside(segment)
-            return
+        """Take *segment* of an earlier process in, if it has anything. Raises OSError and DamagedSegment."""
+        segment.size, segment.unread = survey(segment.path, segment.reached)
         self.pods.update(segment.unread)
         if segment.unread:
             self._segments.append(segment)
@@ -153,16 +150,17 @@ class DiskBuffer:
             segment = next((each for each in self._segments if each.unread), None)
             if segment is None:
                 return [], Counter()
-            taken, damage = await self._readable(segment, most)
+            taken, damage, over = await self._readable(segment, most)
             for each in taken:
                 segment.read_to = each.end
                 segment.out.append(each)
                 _less(segment.unread, _pod(each.records), len(each.records))
-            if not damage:
+            if damage and not segment.damaged:
+                log.error("%s; what is damaged there is lost, and counted", damage)
+                segment.damaged = True
+            if not (segment.damaged and over):
                 return taken, Counter()
-            log.error("%s; what follows there is lost, and counted", damage)
             lost = self._lose(segment)
-            segment.damaged = True
             self._leave_segment(segment)
             self._remove_settled(segment)
             return taken, lost
@@ -239,7 +237,7 @@ class DiskBuffer:
         except OSError as error:
             log.warning("%s: %s as it was closed; what counts of it was synced before", self._folder, error.strerror)
 
-    async def _readable(self, segment: KnownSegment, most: int) -> tuple[list[Taking], str]:
+    async def _readable(self, segment: KnownSegment, most: int) -> tuple[list[Taking], str, bool]:
         """Return as :meth:`_read` does. Raises OSError where another try may help."""
         try:
             taken = await on_disk(self._read, segment, most)
@@ -248,27 +246,40 @@ class DiskBuffer:
             given_up = error.errno == errno.EIO and segment.failed >= READS
             if not given_up and not isinstance(error, FileNotFoundError):
                 raise
-            return [], f"{segment.path}: {error.strerror}"
+            return [], f"{segment.path}: {error.strerror}", True
         segment.failed = 0
         return taken
 
-    def _read(self, segment: KnownSegment, most: int) -> tuple[list[Taking], str]:
-        """Return what is next in *segment*, and what is wrong with what follows; empty: nothing. Raises OSError."""
+    def _read(self, segment: KnownSegment, most: int) -> tuple[list[Taking], str, bool]:
+        """Return what is next in *segment*, what is wrong with what stands between or behind it (empty: nothing), and
+        whether nothing more can be read. Raises OSError.
+        """
         taken: list[Taking] = []
+        damage = ""
+        over = False
         try:
             reader = self._reader(segment)
             until = min(segment.size, reader.at + most)
-            begin = reader.at
-            while reader.at < until and (records := reader.next(segment.size)):
-                taken.append(Taking(records, segment, reader.at, reader.at - begin))
+            while not over and reader.at < until:
                 begin = reader.at
+                try:
+                    records = reader.next(segment.size)
+                except DamagedSegment as error:
+                    damage = damage or str(error)
+                    over = not reader.pass_over(segment.size)
+                    continue
+                if records:
+                    taken.append(Taking(records, segment, reader.at, reader.at - begin))
+            over = over or reader.at >= segment.size
         except DamagedSegment as error:
-            return taken, str(error)
+            return taken, str(error), True
         except OSError:
             self._leave()  # another try begins behind what is taken
             if not taken:
                 raise
-        return taken, "" if taken else f"{segment.path}: it ends before what was written to it"
+        if over and not taken and not damage:
+            damage = f"{segment.path}: it ends before what was written to it"
+        return taken, damage, over
 
     def _reader(self, segment: KnownSegment) -> SegmentReader:
         """Return what reads *segment* on. Raises OSError and DamagedSegment."""

@@ -65,8 +65,8 @@ def left_behind(folder: Path, sinks: Collection[str]) -> list[LeftBehind]:
 def _found(folder: Path) -> list[LeftBehind]:
     """Return what is in one buffer, if anything. Raises OSError."""
     buffer = DiskBuffer(folder, 0)
-    buffer.open()
-    if not buffer.pods:
+    unread = buffer.open()
+    if not (buffer.pods or unread):
         return []
     counts = SinkCounts()
     for pod, records in buffer.pods.items():
@@ -76,5 +76,6 @@ def _found(folder: Path) -> list[LeftBehind]:
         f"{buffer.pods.total()} records ({buffer.bytes} bytes) wait in {folder} for it, and logs.sinks has none of "
         "that name, or logs.buffer.bytes is 0: have both until they are delivered, or remove that folder"
     )
+    trouble = "; ".join((trouble, *unread[:3]))
     log.warning("sink %s: %s", name, trouble)
     return [LeftBehind(name, counts, buffer.bytes, trouble, folder)]

@@ -1,16 +1,19 @@
 """Files of the buffer: LogRecords one after the other, each with a checksum.
 
-A segment begins with MAGIC. A frame is a header (HEADER: length and CRC-32 of the payload, the origin's
-number, how many records) and a payload, compressed. A frame of no records is an origin, which later
-frames of the same segment name by its number: so it stands in a segment once, and a segment can be read,
-and removed, without any other. A frame that is cut off or does not match its checksum ends the segment:
-what was promised was synced before, and what was not is read from its file again.
+A segment begins with MAGIC. A frame is a header (HEADER: the payload's length and CRC-32, the origin's number, how
+many records, and the CRC-32 of these) and a payload, compressed. A frame of no records is an origin, which later
+frames of the same segment name by its number: so it stands in a segment once, and a segment can be read, and
+removed, without any other.
+
+A frame that is cut off at the end was promised to nobody: it is read from its file again. One that is damaged takes
+no other with it, and makes nobody's records another pod's: the next header is known by its checksum.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +29,12 @@ from nodeagent.logs.records import LogOrigin, LogRecords
 from nodeagent.logs.sinks.rotating import write_all
 from nodeagent.vocabulary import PodUid
 
-MAGIC: Final = b"nodeagent logs 1\n"
-HEADER: Final = struct.Struct(">IIII")
+MAGIC: Final = b"nodeagent logs 2\n"
+HEADER: Final = struct.Struct(">IIIII")
+_CHECKED: Final = struct.Struct(">IIII")
+"""A header without its own checksum."""
+_PAYLOADS: Final = re.compile(rb"\x9a|\x78\x01")
+"""How they begin: an origin, an array of ten in MessagePack; records, compressed as zlib does."""
 MAX_FRAME: Final = 256 << 20
 """Bytes of a payload: a longer one is damage."""
 LEVEL: Final = 1
@@ -143,29 +150,67 @@ class SegmentReader:
         """Offset behind what was read."""
         if self._file.read(len(MAGIC)) != MAGIC:
             self._file.close()
-            raise DamagedSegment(f"{path}: it does not begin as a segment does")
+            raise DamagedSegment(f"{path}: it does not begin as a segment of this version does")
 
     def skip(self, until: int) -> None:
-        """Go on at *until*, with the origins before it. Raises OSError and DamagedSegment."""
-        for offset, number, records, length in headers(self._file, self.at, until):
-            if not records:
-                self._origins[number] = self._origin(offset, length)
-            self.at = offset + length
+        """Go on at *until*, where a frame ends, with the origins before it. Raises OSError."""
+        for _ in self.frames(until):
+            pass
+        self.at = max(self.at, until)
+
+    def frames(self, until: int) -> Iterator[tuple[int, PodName, int]]:
+        """Yield where each frame of records before *until* begins, whose they are (empty: what said so is damaged) and
+        how many; take origins in. What is damaged is passed over, and said, but not what is cut off at the end.
+        Raises OSError.
+        """
+        while True:
+            try:
+                for offset, number, records, length in headers(self._file, self.at, until):
+                    self.at = offset + length
+                    if not records:
+                        self._origins[number] = self._origin(offset, length)
+                        continue
+                    origin = self._origins.get(number)
+                    yield offset - HEADER.size, (origin.namespace, origin.pod) if origin else ("", ""), records
+                damage = f"{self._path}: no frame stands at offset {self.at}"
+            except DamagedSegment as error:
+                damage = str(error)
+            if not self.pass_over(until):
+                return
+            log.error("%s; what is damaged there is lost", damage)
 
     def next(self, until: int) -> LogRecords | None:
-        """Return what follows, before the offset *until*; None: nothing does. Raises OSError and DamagedSegment."""
-        while self.at + HEADER.size <= until:
-            self._file.seek(self.at)
-            length, checksum, number, records = HEADER.unpack(self._file.read(HEADER.size))
-            payload = self._payload(length, checksum)
-            self.at += HEADER.size + length
+        """Return what follows, before the offset *until*; None: nothing does. Raises OSError, and DamagedSegment,
+        behind which :meth:`pass_over` leads.
+        """
+        for offset, number, records, length in headers(self._file, self.at, until):
+            self.at = offset + length
+            if not records:
+                self._origins[number] = self._origin(offset, length)
+                continue
+            payload = self._payload(offset, length)
             try:
-                if records:
-                    return self._records(self._origins[number], payload)
-                self._origins[number] = _made(_ORIGIN.decode(payload))
+                return self._records(self._origins[number], payload)
             except (msgspec.DecodeError, IsalError, KeyError) as error:  # type: ignore[misc] # its stub says no class
                 raise DamagedSegment(f"{self._path}: {error!r:.100} before offset {self.at}") from None
+        if self.at < until:
+            raise DamagedSegment(f"{self._path}: no frame stands at offset {self.at}")
         return None
+
+    def pass_over(self, until: int) -> bool:
+        """Go on at the next frame before *until*, which may be right here; return whether there is one. Raises
+        OSError.
+        """
+        if any(True for _ in headers(self._file, self.at, until)):
+            return True
+        self._file.seek(self.at)
+        rest = self._file.read(max(0, until - self.at))
+        for payload in _PAYLOADS.finditer(rest, HEADER.size):
+            begin = payload.start() - HEADER.size
+            if _header(rest[begin : payload.start()], self.at + begin, until):
+                self.at += begin
+                return True
+        return False
 
     def frame(self, offset: int, length: int) -> bytes:
         """Return the frame whose payload of that *length* begins at *offset*, as it stands there. Raises OSError."""
@@ -176,16 +221,17 @@ class SegmentReader:
         """Close the file."""
         self._file.close()
 
-    def _payload(self, length: int, checksum: int) -> bytes:
-        payload = self._file.read(length) if length <= MAX_FRAME else b""
-        if len(payload) < length or isal_zlib.crc32(payload) != checksum:
-            raise DamagedSegment(f"{self._path}: the checksum at offset {self.at} does not match")
+    def _payload(self, offset: int, length: int) -> bytes:
+        """Return the payload of that *length* at *offset*. Raises OSError and DamagedSegment."""
+        frame = self.frame(offset, length)
+        payload = frame[HEADER.size :]
+        if len(payload) < length or HEADER.unpack_from(frame)[1] != isal_zlib.crc32(payload):
+            raise DamagedSegment(f"{self._path}: the checksum at offset {offset} does not match")
         return payload
 
     def _origin(self, offset: int, length: int) -> LogOrigin:
-        self._file.seek(offset)
         try:
-            return _made(_ORIGIN.decode(self._file.read(length)))
+            return _made(_ORIGIN.decode(self._payload(offset, length)))
         except msgspec.DecodeError as error:
             raise DamagedSegment(f"{self._path}: {error} at offset {offset}") from None
 
@@ -200,25 +246,18 @@ class SegmentReader:
 
 
 def survey(path: Path, start: int) -> tuple[int, Counter[PodName]]:
-    """Return up to which offset the frames of *path* are whole, and how many records of which pod there are
-    from *start* on. Payloads of records are not read. Raises OSError, and DamagedSegment where nothing is whole.
+    """Return up to which offset *path* has frames, and how many records of which pod there are from *start* on.
+    Payloads of records are not read. Raises OSError, and DamagedSegment for what is no segment of this version.
     """
     pods: Counter[PodName] = Counter()
     size = path.stat().st_size
+    if size < len(MAGIC) and MAGIC.startswith(path.read_bytes()):
+        return size, pods  # who made it was killed at once
     reader = SegmentReader(path)
     try:
-        origins: dict[int, PodName] = {}
-        for offset, number, records, length in headers(reader._file, reader.at, size):
-            if not records:
-                origin = reader._origin(offset, length)
-                origins[number] = (origin.namespace, origin.pod)
-            elif offset - HEADER.size >= start:
-                pods[origins.get(number, ("", ""))] += records
-            reader.at = offset + length
-    except DamagedSegment as error:
-        if not pods:
-            raise
-        log.error("%s; what follows there is lost", error)  # what stands before it is not
+        for begin, pod, records in reader.frames(size):
+            if begin >= start:
+                pods[pod] += records
     finally:
         reader.close()
     return reader.at, pods
@@ -267,14 +306,24 @@ def headers(file: BinaryIO, at: int, until: int) -> Iterator[tuple[int, int, int
     while at + HEADER.size <= until:
         file.seek(at)
         head = file.read(HEADER.size)
-        if len(head) < HEADER.size:
+        found = _header(head, at, until)
+        if found is None:
             return
-        length, _, number, records = HEADER.unpack(head)
+        length, _, number, records = found
         at += HEADER.size
-        if length > MAX_FRAME or at + length > until:
-            return
         yield at, number, records, length
         at += length
+
+
+def _header(head: bytes, at: int, until: int) -> tuple[int, int, int, int] | None:
+    """Return what the header *head*, which stands *at* that offset, says; None: it is none, or of a frame that does not
+    end before *until*.
+    """
+    if len(head) < HEADER.size:
+        return None
+    length, checksum, number, records, own = HEADER.unpack(head)
+    whole = 0 < length <= MAX_FRAME and at + HEADER.size + length <= until
+    return (length, checksum, number, records) if whole and isal_zlib.crc32(head[: _CHECKED.size]) == own else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -290,7 +339,8 @@ def _frame(number: int, records: int, content: msgspec.Struct) -> list[bytes]:
     payload = _ENCODER.encode(content)
     if records:
         payload = isal_zlib.compress(payload, LEVEL)
-    return [HEADER.pack(len(payload), isal_zlib.crc32(payload), number, records), payload]
+    head = _CHECKED.pack(len(payload), isal_zlib.crc32(payload), number, records)
+    return [head, isal_zlib.crc32(head).to_bytes(4, "big"), payload]
 
 
 def _made(found: _Origin) -> LogOrigin:
