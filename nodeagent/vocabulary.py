@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from socket import AF_INET, inet_ntop, inet_pton
-from typing import Literal, NewType, TypeAlias
+from typing import Final, Literal, NewType, TypeAlias
 
 PodUid = NewType("PodUid", str)
 """``metadata.uid`` of a pod; a pod that is made again under the same name has another."""
@@ -27,6 +27,8 @@ Direction = Literal["outbound", "inbound"]
 WhenDead = Literal["policy", "pass", "refuse"]
 """What happens to captured traffic while the agent's heartbeat is late (``redirect.whenDead``)."""
 
+LOGS: Final = "nodeagent.io/logs"
+"""The label or annotation by which a pod asks for its logs to be read, or not."""
 Json: TypeAlias = Mapping[str, "Json"] | Sequence["Json"] | str | int | float | bool | None
 """What JSON or YAML of others can hold, to read: nothing is known of it until it has been looked at."""
 JsonObject: TypeAlias = Mapping[str, Json]

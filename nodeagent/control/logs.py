@@ -123,20 +123,24 @@ class NodeLogs:
         """Services of the machine are known by now: *services* returns the folders of logs of the one that a pod is."""
         self._services = services
 
-    def reload(self, path: Path) -> None:
-        """Go by section ``logs`` of the agent.yaml at *path* as it is now, all of it; nothing else of the file is
-        looked at again without a restart. One that is wrong has no effect, which is said.
+    @property
+    def settings(self) -> LogSettings:
+        """Section ``logs`` that is in force."""
+        return self._settings
+
+    def reload(self, settings: LogSettings | None) -> None:
+        """Go by *settings*, section ``logs`` of agent.yaml as it is now, all of it. Raises ConfigError for one that
+        cannot be: it has no effect, and readiness warns.
         """
         try:
-            settings = load(path).logs
             if settings is None:
-                raise ConfigError(f"{path}: logs: that nothing is read any more takes a restart of the daemon")
+                raise ConfigError("logs: that nothing is read any more takes a restart of the daemon")
             for folder, what in written(settings):
                 prepare(folder, what)
         except ConfigError as error:
             self._unloaded = str(error)
             log.error("%s; the logs go on as before", error)
-            return
+            raise
         self._unloaded = ""
         if settings == self._settings:
             return
@@ -144,7 +148,7 @@ class NodeLogs:
         self._finder.reconfigure(settings, self._folders(settings))
         self._text = LogText(settings, self._folders(settings), self._finder.pods)
         self.collector.restart(self._first_words(settings), stop_seconds=settings.stop_seconds)
-        log.info("the logs go by %s as it is now", path)
+        log.info("the logs go by agent.yaml as it is now")
 
     def resign(self) -> None:
         """Let the other daemon's collector have the folder of positions."""

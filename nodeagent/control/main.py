@@ -26,6 +26,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.control.admin import AdminPorts
 from nodeagent.control.certificates import NodeCertificates
 from nodeagent.control.concern import Concern, Resigning, merged
+from nodeagent.control.config_file import ConfigFile
 from nodeagent.control.draining import drains_beside, noted, tell_what_is_open
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
@@ -50,7 +51,7 @@ from nodeagent.control.source_reader import SourceReader
 from nodeagent.control.supervisor_link import SupervisorLink
 from nodeagent.control.worker_process import Needs
 from nodeagent.control.workers import Workers
-from nodeagent.errors import ControlError, NodeagentError
+from nodeagent.errors import NodeagentError
 from nodeagent.hand_over import PORTS
 from nodeagent.identity.sources import open_source
 from nodeagent.memory import settle
@@ -72,6 +73,7 @@ from nodeagent.wire import FileDescriptor
 
 if TYPE_CHECKING:
     from nodeagent.control.logs import NodeLogs
+    from nodeagent.logs.settings import LogSettings
 
 log = logging.getLogger("nodeagent.control")
 
@@ -149,8 +151,8 @@ class Beginning:
         self.logs = self._logs(path)
         if self.logs is not None:
             self.link.observe(COLLECTOR, self.logs.collector)
-            if path is not None:
-                self.workers.reloading = functools.partial(self.logs.reload, path)
+        self.file = ConfigFile(path, config, self._logs_in_force) if path is not None else None
+        self.workers.reloading = self._read_anew
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
@@ -161,6 +163,17 @@ class Beginning:
         from nodeagent.control.logs import NodeLogs, in_force
 
         return NodeLogs(self.loop, self.link, self.config, self.store, *in_force(path, self.config.logs))
+
+    def _logs_in_force(self) -> LogSettings | None:
+        return self.logs.settings if self.logs is not None else None
+
+    def _read_anew(self) -> None:
+        """Go by what a reload takes anew of agent.yaml. Raises NodeagentError: it is wrong, and nothing is changed."""
+        if self.file is None:
+            return
+        found = self.file.read()
+        if self.logs is not None:
+            self.logs.reload(found.logs)
 
     @property
     def beside(self) -> tuple[Beside, ...]:
@@ -176,7 +189,7 @@ class Beginning:
     async def _reload_on_signal(self) -> None:
         try:
             await self.workers.reload()
-        except ControlError as error:
+        except NodeagentError as error:
             log.error("%s", error)
 
 
@@ -477,6 +490,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     ]
     if beginning.logs is not None:
         warnings.append(beginning.logs.warnings)
+    if beginning.file is not None:
+        warnings.append(beginning.file.warnings)
     readiness = Readiness((concern.missing for concern in vital), needed, warnings)
     for each in made.footing.cluster:
         pods_told = functools.partial(told_pods, made, beginning.logs)

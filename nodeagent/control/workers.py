@@ -122,7 +122,7 @@ class Workers:
         self._unsent: dict[str, str] = {}
         """Entries that cannot be sent, and why; workers keep what they had."""
         self.reloading: Callable[[], None] = _nothing
-        """What a reload does besides."""
+        """What a reload does first; where it raises NodeagentError, nothing else."""
 
     # -- as a concern --
 
@@ -498,7 +498,8 @@ class Workers:
         """Replace every worker: the new one listens on the same listeners before the old one stops,
         so that no connection is lost. Return the new pids.
 
-        Raises ControlError when a new worker does not come up; the old ones then go on.
+        Raises ControlError when a new worker does not come up; the old ones then go on. Raises NodeagentError when
+        agent.yaml is wrong; nothing is replaced then.
         """
         if self._stopping:
             raise ControlError("the agent stops, or another one has taken over: no worker is replaced any more")

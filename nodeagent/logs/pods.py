@@ -30,8 +30,8 @@ from nodeagent.logs.patterns import PathPattern, PatternError, path_fits, path_p
 from nodeagent.logs.settings import LogFiles, LogSettings, PodSelection
 from nodeagent.logs.sources import Reading, SourceFacts
 from nodeagent.resources.objects import PodObject
+from nodeagent.vocabulary import LOGS
 
-LOGS: Final = "nodeagent.io/logs"
 FILES: Final = "nodeagent.io/log-files"
 PARSER: Final = "nodeagent.io/log-parser"
 MULTILINE: Final = "nodeagent.io/log-multiline"

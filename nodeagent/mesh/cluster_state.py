@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from nodeagent.mesh import own_keys
 from nodeagent.mesh.endpoint_slices import EndpointSlices
 from nodeagent.mesh.local import finished, path_setting
 from nodeagent.mesh.network_policies import NetworkPolicies
@@ -204,13 +205,20 @@ class ClusterState:
         wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
         return own or wider or "auto"
 
-    def path_faults(self, pod: PodObject, faults: list[str]) -> None:
+    def key_faults(self, pod: PodObject, faults: list[str]) -> None:
         """Add to *faults* what is wrong with the path that *pod*, its namespace, or a Service that
-        selects it asks for.
+        selects it asks for, and which keys of the project's own nobody reads there.
         """
         self.path(pod, faults)
+        faults += own_keys.unread(pod.labels, pod.annotations, "", own_keys.OF_PODS)
+        namespace = self.namespaces.get(pod.namespace)
+        if namespace is not None:
+            whose = f"Namespace {namespace.name}: "
+            faults += own_keys.unread(namespace.labels, namespace.annotations, whose, own_keys.OF_NAMESPACES)
         for key in sorted(self.selection.services_of((pod.namespace, pod.name))):
-            path_setting(self.services[key].annotations, f"Service {key[1]}: ", faults)
+            annotations = self.services[key].annotations
+            path_setting(annotations, f"Service {key[1]}: ", faults)
+            faults += own_keys.unread({}, annotations, f"Service {key[1]}: ", own_keys.OF_SERVICES)
 
     def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
         pod = self.pods[key]

@@ -128,7 +128,7 @@ class NodePods:
 
     def _made(self, key: NamespacedName, pod: PodObject) -> NodePod:
         faults: list[str] = []
-        self._state.path_faults(pod, faults)
+        self._state.key_faults(pod, faults)
         bypass(pod.annotations, faults)
         scrapes(pod, faults)
         place = self._places.of(pod) if self._places is not None else None

@@ -38,6 +38,30 @@ ORDER: Final = (
 LAST: Final = ("Deployment", "DaemonSet", "MutatingWebhookConfiguration")
 """A registration stands when somebody answers: until then it would hold pods up."""
 
+CLUSTERS: Final = frozenset(
+    (
+        "APIService",
+        "CSIDriver",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CustomResourceDefinition",
+        "IngressClass",
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
+        "MutatingWebhookConfiguration",
+        "Namespace",
+        "Node",
+        "PersistentVolume",
+        "PriorityClass",
+        "RuntimeClass",
+        "StorageClass",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "ValidatingWebhookConfiguration",
+    )
+)
+"""Kinds of which objects are in no namespace: a kustomize that is older than a kind writes its own one on them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectName:
@@ -58,12 +82,9 @@ def name_of(document: KubeObject) -> ObjectName:
     metadata = document.get("metadata")
     if not isinstance(metadata, dict) or not metadata.get("name") or not document.get("kind"):
         raise ConfigError("a document without kind and metadata.name: every object needs both")
-    return ObjectName(
-        str(document.get("apiVersion", "")),
-        str(document["kind"]),
-        str(metadata.get("namespace", "")),
-        str(metadata["name"]),
-    )
+    kind = str(document["kind"])
+    namespace = "" if kind in CLUSTERS else str(metadata.get("namespace", ""))
+    return ObjectName(str(document.get("apiVersion", "")), kind, namespace, str(metadata["name"]))
 
 
 def overlay(name: str) -> Path:

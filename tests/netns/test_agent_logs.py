@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -261,6 +262,10 @@ def test_a_reload_goes_by_the_section_as_it_is_then(lab: Lab) -> None:
     os.kill(agent.pid, signal.SIGHUP)
     words = "logs.rules.0.redact.matches"
     eventually(lambda: words in get(lab, "node1", 15021, "/ready")[1], "what is wrong is said")
+    command = [sys.executable, "-m", "nodeagent", "reload", "--admin", str(agent.admin_socket)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert words in told.stderr
     seen = len(of(lab, "talks"))
     eventually(lambda: len(of(lab, "talks")) > seen + 5, "records by the last good rule")
     assert of(lab, "talks")[-1]["log"].startswith("LINE ")

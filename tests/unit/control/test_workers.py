@@ -425,6 +425,24 @@ def test_a_reload_starts_the_new_worker_before_the_old_one_drains() -> None:
     play(scene)
 
 
+def test_a_reload_of_what_is_wrong_replaces_nobody() -> None:
+    """Input: agent.yaml cannot be read. Verdict: the question is answered by why, and the workers are as they were."""
+
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        await up(stage, 1)
+
+        def wrong() -> None:
+            raise ControlError("agent.yaml: redirekt: no such key is known")
+
+        stage.workers.reloading = wrong
+        with pytest.raises(ControlError, match="redirekt"):
+            await stage.workers.routes()["POST", "/reload"]({})
+        assert list(stage.workers.pids()) == [1001]
+
+    play(scene)
+
+
 def test_while_a_reload_waits_the_old_worker_hears_of_every_change_and_is_waited_for() -> None:
     async def scene(stage: Scene) -> None:
         stage.workers.fill(start())

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from nodeagent.errors import ResourceError
+from nodeagent.logs import pods as log_keys
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.membership import EVERY_POD, Enroll, Membership, MembershipRules, membership
 from nodeagent.mesh.node_pods import NodePod
 from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import NamespaceObject, PodObject, parse
-from nodeagent.vocabulary import PodUid
+from nodeagent.vocabulary import LOGS, PodUid
 from tests.unit.resources.test_proxies import ARTICLE
 from tests.unit.resources.test_proxies import pod as pod_of
 
@@ -383,6 +384,51 @@ def test_faults_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
         "Pod shop/p: metadata.labels[nodeagent.io/dataplane]: 'on': enabled, disabled are allowed; it has no effect",
         "Pod shop/p: its labels and annotations are good again",
     ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "said"),
+    [
+        ({"nodeagent.io/dataplan": "enabled"}, {}, "labels[nodeagent.io/dataplan]: it has no effect: no such key is "),
+        ({"nodeagent.io/dataplan": "enabled"}, {}, "is nodeagent.io/dataplane meant? There are nodeagent.io/dataplane"),
+        ({}, {"nodeagent.io/by-pass": "enabled"}, "annotations[nodeagent.io/by-pass]: it has no effect"),
+        ({}, {"nodeagent.io/by-pass": "enabled"}, "is nodeagent.io/bypass meant?"),
+        ({"nodeagent.io/path": "proxy"}, {}, "an annotation, not a label, of this name is read"),
+        ({}, {"nodeagent.io/team": "a"}, "no such key is known; there are nodeagent.io/dataplane"),
+    ],
+)
+def test_a_key_of_the_projects_own_that_nobody_reads_is_named(
+    labels: dict[str, str], annotations: dict[str, str], said: str
+) -> None:
+    node = Node()
+    node.runs(document(labels=labels, annotations=annotations, addresses=ADDRESSES))
+    (fault,) = node.pod().faults
+    assert said in fault
+
+
+def test_keys_that_are_read_and_keys_of_others_are_no_faults() -> None:
+    """Verdict: also those that the logs' reader judges, and what the project writes itself."""
+    node = Node()
+    labels = {DATAPLANE: "enabled", "nodeagent.io/enroll": "true", LOGS: "enabled", "nodeagent.io/job": "x"}
+    annotations = {**dict.fromkeys(log_keys.KNOWN, "x"), "nodeagent.io/path": "auto", "team/nodeagent.io": "x"}
+    node.runs(document(labels=labels | {"lab.nodeagent.io/x": "y"}, annotations=annotations, addresses=ADDRESSES))
+    assert node.pod().faults == ()
+
+
+def test_keys_of_a_namespace_that_nobody_reads_are_named_at_its_pods() -> None:
+    node = Node()
+    node.named({"nodeagent.io/data-plane": "enabled", "nodeagent.io/enroll": "true"})
+    node.runs(document(addresses=ADDRESSES))
+    first, second = node.pod().faults
+    assert first.startswith("Namespace shop: metadata.labels[nodeagent.io/data-plane]: it has no effect: ")
+    assert "is nodeagent.io/dataplane meant?" in first
+    assert "labels[nodeagent.io/enroll]" in second, "it is read of pods alone"
+
+
+def test_keys_that_nobody_reads_are_named_up_to_a_bound() -> None:
+    node = Node()
+    node.runs(document(annotations={f"nodeagent.io/x{at}": "" for at in range(1000)}, addresses=ADDRESSES))
+    assert len(node.pod().faults) == 8
 
 
 def test_a_document_that_is_wrong_never_reaches_a_verdict() -> None:

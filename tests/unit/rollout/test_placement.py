@@ -100,6 +100,20 @@ def test_names_that_no_kustomization_changes_are_compared(
     play(tmp_path, scene)
 
 
+def test_a_namespace_that_a_kustomize_writes_on_what_has_none_hides_nothing(tmp_path: Path) -> None:
+    """Input: as an older kubectl renders it, which does not know the kind. Verdict: it is there."""
+
+    async def scene(api: FakeKubeApi, objects: ClusterObjects) -> None:
+        documents = installation("nodeagent-system", "nodeagent", "nodeagent-system/nodeagent")
+        for each in documents:
+            if each["kind"] == "ValidatingAdmissionPolicy":
+                each["metadata"]["namespace"] = "nodeagent-system"
+                assert str(manifests.name_of(each)) == f"ValidatingAdmissionPolicy {each['metadata']['name']}"
+        assert states(await ClusterCheck(objects, documents, seconds=1).run())["own node"] == "ok"
+
+    play(tmp_path, scene)
+
+
 def test_without_a_policy_that_bounds_agents_something_is_lost(tmp_path: Path) -> None:
     async def scene(api: FakeKubeApi, objects: ClusterObjects) -> None:
         api.put(installation("nodeagent-system", "nodeagent", "nodeagent-system/nodeagent")[-1])
