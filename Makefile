@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks log-kills soak kube-soak kube-leaks rehearse lint documents kube kube-path wheel deb image artifacts pure
+.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks log-kills soak kube-soak kube-leaks nri rehearse lint documents kube kube-path wheel deb image artifacts pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -24,6 +24,9 @@ HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/pieces proxy/grpc/call prox
 KUBE_BUILD := tests/kube/build
 KUBE_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' $(KUBE_BUILD)/go.mod)
 KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(shell cat $(KUBE_BUILD)/* | sha256sum | head -c 8)/kube
+# containerd 2 with its shim, which asks plugins of NRI, likewise; Debian's asks nobody.
+CONTAINERD_BUILD := tests/kube/containerd
+CONTAINERD := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/containerd-$(shell cat $(CONTAINERD_BUILD)/* | sha256sum | head -c 8)
 # What logs are compared with, and the libraries that Debian does not install for something else.
 SHIPPER_PACKAGES := rsyslog rsyslog-elasticsearch libestr0 libfastjson4 liblognorm5 \
 	syslog-ng-core syslog-ng-mod-http libivykis0 libjson-c5 libnet1 libpcre3 libwrap0
@@ -120,6 +123,9 @@ kube-soak: setup kube image ## ten minutes of a real cluster whose agents are ro
 kube-leaks: setup kube image ## 100 pods of a real cluster come and go; prints what agents hold before and after, exit code 1 where it is more (root)
 	@tests/room.sh $(PYTHON) -m tests.kube_leaks
 
+nri: setup kube $(CONTAINERD)/containerd ## 100 pods at once on two busy nodes with containerd 2, which waits for the agent: how many were in the mesh with their first packet, exit code 1 where not all (root)
+	@tests/room.sh $(PYTHON) -m tests.kube_first_packet $(CONTAINERD)
+
 rehearse: ## .ci/run as on a new machine: a fresh clone of what is committed, empty caches, no bpffs mounted; removed afterwards (root)
 	@tests/rehearse.sh
 
@@ -206,6 +212,13 @@ $(KUBE):
 		flags="$$flags -X $$package.gitVersion=v$(KUBE_VERSION) -X $$package.gitMajor=1 -X $$package.gitMinor=$$(cut -d. -f2 <<< $(KUBE_VERSION))"; \
 	done; \
 	cd $(KUBE_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "$$flags" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+
+# Both programs, as the folder's go.mod names them as its tools.
+$(CONTAINERD)/containerd:
+	@echo "building containerd: once, some minutes"; rm -rf $(@D) && mkdir -p $(@D)/new
+	@$(call FIND_GO,$(CONTAINERD_BUILD)); \
+	cd $(CONTAINERD_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(@D)/new/ tool \
+		&& mv $(@D)/new/* $(@D) && rm -rf $(@D)/new $(@D)/sdk
 
 $(SEARCH)/classpath:
 	@$(MAKE) --no-print-directory packages PACKAGES="$(SEARCH_PACKAGES)"

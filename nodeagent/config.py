@@ -290,6 +290,10 @@ class Kubernetes(ConfigSection):
     """The socket of the container runtime (CRI v1); absent: the first that is there of those that
     containerd, CRI-O and others have.
     """
+    nri: AbsolutePath = Path("/run/nri/nri.sock")
+    """The socket of the runtime's Node Resource Interface: over it the runtime waits with a pod's containers
+    until the pod is captured. Where there is none, none waits.
+    """
     state_directory: AbsolutePath | None = None
     """Where what is known of the cluster is kept for a start while the API server is away; absent:
     ``runtimeDirectory``.

@@ -174,6 +174,13 @@ class Enrolment:
     def _named(self, member: Member) -> str:
         return f"pod {member.pod.namespace}/{member.pod.pod}: {member.state}: {'; '.join(self._faults(member))}"
 
+    def is_settled(self, uid: PodUid) -> bool:
+        """Say whether nothing is awaited any more for the pod *uid* to be in the mesh: it is captured, and
+        has its certificate or none to hope for; or it cannot be.
+        """
+        member = self._members.get(uid)
+        return member is not None and not (member.state == "pending" and member.awaited)
+
     def routes(self) -> Routes:
         """``PodsPage`` tells its rows."""
         return {}

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.control.concern import Concern, Resigning
@@ -31,6 +31,9 @@ from nodeagent.services.objects import own_files
 from nodeagent.services.source import ServiceSource
 from nodeagent.services.units import Systemctl
 from nodeagent.vocabulary import Address, PodUid
+
+if TYPE_CHECKING:
+    from nodeagent.control.start_gate import StartGate
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -70,6 +73,8 @@ class Footing:
     warnings: Callable[[], list[str]] = list
     """Say what is known no better than it was."""
     cluster: tuple[TellsCluster, ...] = ()
+    gates: tuple[StartGate, ...] = ()
+    """Those of *concerns* that the runtime asks before it starts a container."""
     logs: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
     """Return the folders of logs of the service of the machine that a pod is; none for other pods."""
 
@@ -128,6 +133,7 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     # Imported only where a cluster is: it brings gRPC and TLS for the runtime and the API server.
     from nodeagent.control.cluster_side import ClusterSide
     from nodeagent.control.csi_volumes import CsiVolumes
+    from nodeagent.control.start_gate import StartGate
     from nodeagent.kube.access import open_access
     from nodeagent.kube.client import KubeClient
     from nodeagent.kube.node_status import NodeStatusMarks
@@ -150,4 +156,5 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
         return [*source.warnings(), *places.warnings()]
 
     side = ClusterSide(client, source, places, marks, kept, PodUid(os.environ.get("POD_UID", "")))
-    return Footing(source, places, marks, (side, volumes), places.faults_of, warnings, (side,))
+    gate = StartGate(kubernetes.nri, places.made)
+    return Footing(source, places, marks, (side, volumes, gate), places.faults_of, warnings, (side,), (gate,))

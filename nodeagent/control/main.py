@@ -353,6 +353,9 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     heartbeat = Heartbeat(link, pulse)
     made.certificates.observe(made.pod_sockets)
     made.certificates.observe(made.enrolment)
+    for gate in made.footing.gates:
+        gate.settled_by(made.enrolment.is_settled)
+        made.certificates.observe(gate)
     made.certificates.adopt(link.inherited.certificates)
     link.inherited.certificates.clear()
     made.network.begin()
@@ -516,6 +519,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         mesh_pages.collect,
         made.certificates.collect,
         made.kernel.collect,
+        *(gate.collect for gate in made.footing.gates),
     )
     metrics = MetricsPages(store, functools.partial(report, beginning), collectors)
     pages = [page.routes() for page in (readiness, flows, mesh_pages, pods, metrics)]

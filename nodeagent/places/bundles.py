@@ -145,20 +145,25 @@ class Bundles:
             log.warning("%s: %s; the sandbox is found when the runtime tells of it", bundle / CONFIG, error)
             return True
         found = listed(bundle.name, said)
-        if found is None:
-            return True
+        if found is not None:
+            self.take(found, SandboxReport((), False, orjson.dumps({"runtimeSpec": said}).decode()))
+        return True
+
+    def take(self, found: Listed, report: SandboxReport) -> None:
+        """Take the sandbox *found*, of which *report* is known, if it can be used and is not known already."""
+        if found.id in self._early:
+            return
         try:
-            sandbox = self._read(found, SandboxReport((), False, orjson.dumps({"runtimeSpec": said}).decode()))
+            sandbox = self._read(found, report)
             addresses = tuple(sorted(self._network(Path(sandbox.place.netns)), key=lambda each: (":" in each, each)))
         except (NodeagentError, OSError) as error:
             log.info("the sandbox of pod %s/%s is found when the runtime tells: %s", found.namespace, found.name, error)
-            return True
-        self._early[bundle.name] = (
+            return
+        self._early[found.id] = (
             Sandbox(sandbox.uid, sandbox.namespace, sandbox.name, sandbox.id, sandbox.place, addresses),
             self._loop.time(),
         )
         self._told()
-        return True
 
 
 def listed(sandbox: str, said: Json) -> Listed | None:

@@ -203,6 +203,11 @@ class CriPlaces:
         if self._expected.keys() - before.keys():
             self._wake.set()
 
+    def made(self, listed: Listed, report: SandboxReport) -> None:
+        """The runtime has made the sandbox *listed*, of which it says *report*, and lists it soon."""
+        if self._bundles is not None and listed.id not in self._seen:
+            self._bundles.take(listed, report)
+
     async def changed(self) -> frozenset[PodUid]:
         """Wait until a pod's sandbox has come, gone or become another; return whose. The first call
         returns what is there, and does not wait for a runtime that does not answer.

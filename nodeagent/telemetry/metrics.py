@@ -121,6 +121,13 @@ MEMORY = Metric(
     "Memory of the supervisor, control and the workers together; pages that they share are divided among them (PSS).",
 )
 REPAIRS = Metric("nodeagent_repairs_total", "counter", ("fault",), "Faults of capture found by the check and repaired.")
+CONTAINER_STARTS = Metric(
+    "nodeagent_container_starts_total",
+    "counter",
+    ("outcome",),
+    "Starts of containers about which the runtime asked: of pods that were captured or left alone already (known), for "
+    "which it waited (awaited), or that started unknown, as none waits for ever (unknown).",
+)
 MAP_ENTRIES = Metric("nodeagent_map_entries", "gauge", ("map",), "Entries in use in a BPF map.")
 MAP_CAPACITY = Metric("nodeagent_map_capacity", "gauge", ("map",), "Entries that a BPF map can hold.")
 KERNEL_EVENTS = Metric("nodeagent_kernel_events_total", "counter", ("event",), "Decisions of the BPF programs.")
@@ -321,6 +328,7 @@ PLAIN: Final = {
             HEARTBEAT_AGE,
             MEMORY,
             REPAIRS,
+            CONTAINER_STARTS,
             MAP_ENTRIES,
             MAP_CAPACITY,
             KERNEL_EVENTS,

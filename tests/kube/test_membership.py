@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import yaml
 
 from nodeagent.lab.kube import Kube
 from tests.kube.agents import Agents, agents
-from tests.kube.workloads import Document, client, container, deployment, service
+from tests.kube.hasty import FIRST, strict_server, tried
+from tests.kube.mesh import apply, get, namespace
+from tests.kube.workloads import client
 from tests.waiting import eventually
 
 PODS = 12
-REQUEST = "GET / HTTP/1.1\\r\\nHost: web\\r\\nConnection: close\\r\\n\\r\\n"
-FIRST = f"exec 3<>/dev/tcp/$WEB/80 && printf '{REQUEST}' >&3 && read -r line <&3 && [[ $line == *200* ]]"
-"""One request, by the shell alone."""
-PERSISTENT = f"tries=0; until ({FIRST}) 2> /dev/null; do tries=$((tries + 1)); sleep 0.2; done; echo $tries"
-"""The first instruction of a pod: a request, and again until one is answered; how many were not."""
-
-
-def namespace(name: str, **labels: str) -> Document:
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-
-
-def strict(name: str) -> Document:
-    metadata = {"name": "default", "namespace": name}
-    kind = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
-    return {**kind, "metadata": metadata, "spec": {"mtls": {"mode": "STRICT"}}}
-
-
-def hasty(name: str, node: str, address: str) -> Document:
-    """Return a pod that asks the server at *address* as its first instruction, and ends when it was answered."""
-    pod = client("mesh", node, name=name)
-    pod["spec"]["restartPolicy"] = "Never"
-    pod["spec"]["containers"] = [container("bash", "-c", PERSISTENT, env=[{"name": "WEB", "value": address}])]
-    return pod
-
-
-def apply(kube: Kube, *documents: Document) -> None:
-    kube.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
-
-
-def get(kube: Kube, *what: str) -> Any:
-    return json.loads(kube.kubectl("get", *what, "-o", "json"))
 
 
 @pytest.fixture(scope="module")
 def mesh(kube: Kube) -> Iterator[Agents]:
     """A server in the mesh, STRICT, on both nodes; and a namespace outside."""
     enabled = {"nodeagent.io/dataplane": "enabled"}
-    apply(kube, namespace("mesh", **enabled), namespace("outside"))
+    apply(kube, namespace("outside"))
     with agents(kube) as found:
-        apply(kube, strict("mesh"), deployment("web", "mesh"), service("web", "mesh"))
+        strict_server(kube)
         for node in ("node-a", "node-b"):
             apply(kube, client("outside", node), client("outside", node, name=f"asks-{node}", labels=enabled))
         for each in ("mesh", "outside"):
@@ -100,17 +68,7 @@ def test_pods_are_in_the_mesh_from_their_first_packet_on(kube: Kube, mesh: Agent
     with an answer. How many got in at once is printed: on a machine that is busy with other things it is
     no statement about the agent.
     """
-    address = get(kube, "service", "-n", "mesh", "web")["spec"]["clusterIP"]
-    names = [f"hasty-{number}" for number in range(PODS)]
-    pods = [hasty(name, f"node-{'ab'[number % 2]}", address) for number, name in enumerate(names)]
-    apply(kube, *pods)
-
-    def ended() -> bool:
-        found = {each["metadata"]["name"]: each["status"]["phase"] for each in get(kube, "pods", "-n", "mesh")["items"]}
-        return all(found[name] == "Succeeded" for name in names)
-
-    eventually(ended, "all of them were answered", 60 + 6 * PODS)
-    tries = [int(kube.kubectl("logs", "-n", "mesh", name)) for name in names]
+    tries = tried(kube, PODS)
     print(f"{tries.count(0)} of {PODS} pods were in the mesh with their first packet")
 
     def let_go() -> bool:

@@ -114,7 +114,7 @@ class Stage:
         paths = SimpleNamespace(explain=None, paths=None, collect=None)
         plane: Any = SimpleNamespace(original_map_fd=0, announced_map_fd=0, heartbeat_fd=0)
         mesh: Any = SimpleNamespace(node_pods=())
-        known: dict[str, Any] = {"warnings": list, "pod_faults": lambda _: [], "cluster": ()}
+        known: dict[str, Any] = {"warnings": list, "pod_faults": lambda _: [], "cluster": (), "gates": ()}
         footing: Any = SimpleNamespace(concerns=(Piece("cluster", self.told),), **known)
         self.made = Concerns(footing=footing, plane=plane, mesh=mesh, kernel_paths=paths, **pieces)  # type: ignore[arg-type]
         self.stops = AsyncExitStack()
