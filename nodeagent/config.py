@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeVar
 
@@ -279,6 +280,14 @@ class Telemetry(ConfigSection):
     exactly that port and path, whatever mTLS mode and policies say (as a sidecar's merged metrics
     are open in Istio); or who may ask anything else.
     """
+
+    @model_validator(mode="after")
+    def _ports_of_their_own(self) -> Self:
+        ports = {"adminPort": self.admin_port, "metricsPort": self.metrics_port, "readyPort": self.ready_port}
+        for (name, port), (other, its) in combinations(ports.items(), 2):
+            if port and port == its:  # 0 is any that is free
+                raise ValueError(f"{name} and {other} are both {port}: each needs one of its own")
+        return self
 
 
 class Kubernetes(ConfigSection):

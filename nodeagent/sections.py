@@ -52,6 +52,17 @@ _EXPECTED: Final = {
     "less_than_equal": "{le} or less is expected",
 }
 """What is allowed, by pydantic's types of errors (https://docs.pydantic.dev/latest/errors/validation_errors/)."""
+_SHAPES: Final = {
+    r"^[a-z0-9._-]{1,255}$": "a trust domain is expected (small letters, digits, '.', '-', '_'), such as cluster.local",
+    r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$": "a DNS label is expected (small letters, digits and '-', at most 63)",
+    r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": "a DNS name is expected (small letters, digits, '-' and '.')",
+    r"^[A-Za-z0-9]([-A-Za-z0-9._]{0,251}[A-Za-z0-9])?$": "a node's name is expected (letters, digits, '.', '-', '_')",
+    r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$": "HOST:PORT is expected, as istiod.istio-system.svc:15012",
+    r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?$": (
+        "a Service's host is expected, or NAMESPACE/HOST"
+    ),
+}
+"""Patterns in words: nobody reads a regular expression who has only mistyped a name."""
 _OF_SEVERAL: Final = frozenset({"model_type", "dict_type", "tuple_type"})
 """Errors of what stands where a section or list is expected, such as one address."""
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
@@ -142,8 +153,9 @@ def told(error: ValidationError) -> str:
     place = [str(each) for each in first["loc"]]
     if first["type"] in (_UNKNOWN, _SWITCH):
         place.append(f"{first['ctx']['key']!s:.80}")
-    known = _EXPECTED.get(first["type"])
-    words = known.format_map(first.get("ctx", {})) if known else first["msg"]
+    context = first.get("ctx", {})
+    known = _SHAPES.get(context.get("pattern", "")) or _EXPECTED.get(first["type"], "").format_map(context)
+    words = known or first["msg"]
     others = sum(1 for each in found if each is not first and not _follows(each, found))
     more = f" (and {others} more)" if others else ""
     field = f"{'.'.join(place)}: " if place else ""

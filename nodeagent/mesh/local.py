@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, cast, get_args
 
-from nodeagent.istio import AMBIENT_REDIRECTION, STATUS, TUNNEL
+from nodeagent.istio import AMBIENT_REDIRECTION, INBOUND_PORT, OUTBOUND_PORT, STATUS, TUNNEL
 from nodeagent.places.place import Place
 from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import PodObject
@@ -106,6 +106,15 @@ def local_pod(
     inbound = excluded_ports(pod, EXCLUDE_INBOUND, faults)
     outbound = excluded_ports(pod, EXCLUDE_OUTBOUND, faults)
     return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, place, inbound, outbound, tuple(faults))
+
+
+def reserved_ports(pod: PodObject) -> list[str]:
+    """Say which ports *pod* declares that are the agent's own in a captured pod."""
+    ports: set[int] = set()
+    for container in pod.containers:
+        ports.update(port.number for port in container.ports)
+    own = ", ".join(str(port) for port in (OUTBOUND_PORT, INBOUND_PORT) if port in ports)
+    return [f"spec.containers[].ports: {own}: the agent listens there in a captured pod: take another"] if own else []
 
 
 def finished(pod: PodObject) -> bool:

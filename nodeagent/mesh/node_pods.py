@@ -12,7 +12,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import SYSTEM_NAMESPACES
 from nodeagent.mesh.cluster_state import ClusterState
-from nodeagent.mesh.local import AskingPod, LocalPod, asking_pod, bypass, finished, local_pod
+from nodeagent.mesh.local import AskingPod, LocalPod, asking_pod, bypass, finished, local_pod, reserved_ports
 from nodeagent.mesh.membership import Membership, MembershipRules, membership
 from nodeagent.mesh.rules import scrapes, service_account
 from nodeagent.mesh.selection import NamespacedName
@@ -139,6 +139,8 @@ class NodePods:
             decided = Membership("undecided", f"{decided.why}, but its service account makes no identity")
         addresses = self._state.owned(key, pod)
         local = None
+        if decided.verdict == "captured":
+            faults += reserved_ports(pod)
         if decided.verdict == "captured" and identity is not None:
             local = local_pod(pod, place, addresses, identity, faults)
         return NodePod(

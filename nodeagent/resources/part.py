@@ -38,7 +38,9 @@ class Field:
         return f"{self._path}.{name}" if self._path else name
 
     def wrong(self, name: str, expected: str) -> ResourceError:
-        return ResourceError(f"{self.at(name)}: {shown(self._values.get(name))}: {expected}")
+        value = self._values.get(name)
+        given = f" {shown(value)}:" if value is not None else ""
+        return ResourceError(f"{self.at(name)}:{given} {expected}")
 
     def part(self, name: str) -> Field:
         value = self._values.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,19 @@ BY_THEMSELVES = ("crds", "sidecar-comparison")
 BUCKET = {"maxTokens": 1, "fillInterval": "1s"}
 ALL = {"matchLabels": {"app": "*"}}
 WEB = {"matchLabels": {"app": "web"}}
+MISTYPED = {"matchLabel": {"app": "web"}}
+FULL_RULE = {
+    "from": [{"source": {"principals": ["a"], "notNamespaces": ["b"]}}],
+    "to": [{"operation": {"methods": ["GET"], "notPaths": ["/a"], "ports": ["80"]}}],
+    "when": [{"key": "source.ip", "values": ["10.0.0.0/8"], "notValues": ["10.0.0.1"]}],
+}
 POLICIES: dict[str, tuple[str, list[tuple[dict[str, Any], str]]]] = {
     "RateLimit": (
         "nodeagent.io/v1alpha1",
         [
             ({"local": [{"tokenBucket": {"maxTokens": 5, "fillInterval": "1s"}}]}, ""),
-            ({"selector": WEB, "later": 1, "local": [{"tokenBucket": BUCKET}]}, ""),
+            ({"selector": WEB, "local": [{"tokenBucket": BUCKET, "by": ["principal", {"header": "x-key"}]}]}, ""),
+            ({"selector": MISTYPED, "local": [{"tokenBucket": BUCKET}]}, "matchLabels is expected"),
             ({}, "at least one limit is expected in local or global"),
             ({"local": [{"tokenBucket": {"maxTokens": 0, "fillInterval": "1s"}}]}, "maxTokens"),
             ({"local": [{"match": {}}]}, "tokenBucket"),
@@ -37,7 +45,9 @@ POLICIES: dict[str, tuple[str, list[tuple[dict[str, Any], str]]]] = {
             ({"selector": WEB, "portLevelMtls": {"8080": {"mode": "DISABLE"}}}, ""),
             ({"mtls": {"mode": "strict"}}, "mode"),
             ({"portLevelMtls": {"8080": {"mode": "DISABLE"}}}, "portLevelMtls needs a selector"),
-            ({"selector": WEB, "portLevelMtls": {"70000": {}}}, "a port from 1 to 65535"),
+            ({"selector": WEB, "portLevelMtls": {"70000": {"mode": "STRICT"}}}, "a port from 1 to 65535"),
+            ({"mtl": {"mode": "STRICT"}}, "mtls or portLevelMtls is expected"),
+            ({"mtls": {"mod": "STRICT"}}, "mode"),
         ],
     ),
     "AuthorizationPolicy": (
@@ -47,7 +57,11 @@ POLICIES: dict[str, tuple[str, list[tuple[dict[str, Any], str]]]] = {
             ({"action": "CUSTOM", "provider": {"name": "sso"}, "rules": [{}]}, ""),
             ({"action": "CUSTOM", "rules": [{}]}, "CUSTOM needs one"),
             ({"provider": {"name": "sso"}}, "CUSTOM needs one"),
+            ({"rules": [FULL_RULE]}, ""),
             ({"action": "REFUSE"}, "action"),
+            ({"selector": MISTYPED}, "matchLabels is expected"),
+            ({"rules": [{"to": [{"operation": {"methods": "GET"}}]}]}, "must be of type array"),
+            ({"rules": [{"to": [{"operation": {"ports": [80]}}]}]}, "must be of type string"),
             ({"selector": {}, "targetRef": {"kind": "Service", "name": "web"}}, "only one of selector"),
         ],
     ),
@@ -107,8 +121,24 @@ def test_a_policy_is_refused_for_what_the_agent_would_refuse(
         assert refusal in answer["message"]
     else:
         assert status == 201
-        assert answer["spec"] == spec  # nothing is pruned
+        assert answer["spec"] == spec  # nothing of what the agent reads is pruned
         defined.ok("DELETE", f"{path}/tried")
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "named"),
+    [
+        ("AuthorizationPolicy", {"rule": [{}]}, "spec.rule"),
+        ("AuthorizationPolicy", {"rules": [{"from": [{"source": {"principal": ["a"]}}]}]}, "principal"),
+        ("PeerAuthentication", {"mtls": {"mode": "STRICT"}, "portLevelMtl": {}}, "spec.portLevelMtl"),
+        ("RequestAuthentication", {"jwtRules": [{"issuer": "me", "jwksURI": "https://k"}]}, "jwksURI"),
+        ("RateLimit", {"local": [{"tokenBucket": {**BUCKET, "burst": 5}}]}, "burst"),
+    ],
+)
+def test_kubectl_refuses_a_mistyped_field(defined: Cluster, kind: str, spec: dict[str, Any], named: str) -> None:
+    document = {"apiVersion": POLICIES[kind][0], "kind": kind, "metadata": {"name": "tried"}, "spec": spec}
+    with pytest.raises(AssertionError, match=rf'unknown field "[a-zA-Z0-9.\[\]]*{named}"'):
+        defined.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(document))
 
 
 def test_a_node_says_that_its_last_pod_is_enrolled_no_more(defined: Cluster) -> None:

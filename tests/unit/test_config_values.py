@@ -63,14 +63,25 @@ def test_a_token_in_the_place_of_its_file_is_not_shown(tmp_path: Path) -> None:
         ({"redirect": {"cgroup": "/", "maps": {"pods": True}}}, "redirect.maps.pods: a number is expected"),
         ({"proxy": {"timeouts": {"request": True}}}, "proxy.timeouts.request: a number is expected"),
         ({"proxy": {"timeouts": {"idle": 1e300}}}, "proxy.timeouts.idle: 2592000.0 or less is expected"),
-        ({"node": "../x"}, "node: a text after the pattern"),
-        ({"node": " "}, "node: a text after the pattern"),
+        ({"node": "../x"}, "node: a node's name is expected (letters, digits, '.', '-', '_')"),
+        ({"node": " "}, "node: a node's name is expected"),
+        (
+            {"identity": {"caDirectory": "/", "trustDomain": "Mesh"}},
+            "identity.trustDomain: a trust domain is",
+        ),
+        ({"telemetry": {"adminPort": 15020}}, "telemetry: adminPort and metricsPort are both 15020: each needs one"),
+        ({"telemetry": {"metricsPort": 1, "readyPort": 1}}, "telemetry: metricsPort and readyPort are both 1: "),
         ({"identity": {"istioCa": ISTIO | {"address": "h:99999"}}}, "identity.istioCa.address: HOST:PORT is expected"),
         ({"identity": {"istioCa": ISTIO | {"address": "h:0"}}}, "identity.istioCa.address: HOST:PORT is expected"),
     ],
 )
 def test_values_that_mean_something_else(tmp_path: Path, values: Any, words: str) -> None:
     assert refusal(tmp_path, **values).startswith(words)
+
+
+def test_any_free_ports_are_no_ports_that_are_the_same() -> None:
+    ports = {"adminPort": 0, "metricsPort": 0, "readyPort": 0}
+    assert config.Telemetry.model_validate(ports).ready_port == 0
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,19 @@ def test_each_agent_is_scraped_at_its_port(address: str) -> None:
     }
 
 
+@pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1"])
+def test_a_prometheus_without_the_operator_scrapes_the_same(address: str) -> None:
+    """Input: the scrape_config of docs/kubernetes.md. Verdict: job, node and address as the rules ask for."""
+    document = (DAEMONSET.parent / "docs" / "kubernetes.md").read_text()
+    (config,) = yaml.safe_load(document.partition("```yaml\nscrape_configs:")[2].partition("```")[0])
+    camel = {"source_labels": "sourceLabels", "target_label": "targetLabel"}
+    steps = [{camel.get(field, field): value for field, value in each.items()} for each in config["relabel_configs"]]
+    made = [found for pod in everything(address) if (found := relabelled(pod, iter(steps))) is not None]
+    kept = {(config["job_name"], found["node"], found["__address__"]) for found in made}
+    (target,) = map(dict, scraped("nodeagent", *everything(address)))
+    assert kept == {(target["job"], target["node"], target["__address__"])}
+
+
 def test_a_node_whose_old_agent_drains_is_scraped_once() -> None:
     agents = running(TEMPLATES["nodeagent"], "nodeagent-old", "a", "10.0.0.1")
     agents += running(TEMPLATES["nodeagent"], "nodeagent-new", "a", "10.0.0.1")

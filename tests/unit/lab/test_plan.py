@@ -289,7 +289,7 @@ spec:
         ),
         (
             "kind: AuthorizationPolicy, metadata: {name: p}, spec: {action: DENY}",
-            "document 1 (AuthorizationPolicy default/p): spec.rules: None: a DENY policy",
+            "document 1 (AuthorizationPolicy default/p): spec.rules: a DENY policy",
         ),
         ("kind: PeerAuthentication, metadata: {name: p}, data: 1", "data: 1: unknown field"),
         (

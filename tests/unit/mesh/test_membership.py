@@ -431,6 +431,17 @@ def test_keys_that_nobody_reads_are_named_up_to_a_bound() -> None:
     assert len(node.pod().faults) == 8
 
 
+def test_ports_that_are_the_agents_in_a_captured_pod_are_named() -> None:
+    containers = [{"name": "web", "ports": [{"containerPort": 15006}, {"containerPort": 8080}]}]
+    node = Node()
+    node.runs(document(labels=ENABLED, containers=containers, addresses=ADDRESSES))
+    assert node.pod().faults == (
+        "spec.containers[].ports: 15006: the agent listens there in a captured pod: take another",
+    )
+    node.runs(document(labels=DISABLED, containers=containers, addresses=ADDRESSES))
+    assert node.pod().faults == ()
+
+
 def test_a_document_that_is_wrong_never_reaches_a_verdict() -> None:
     with pytest.raises(ResourceError):
         pod(containers=[{"name": ["x"]}])

@@ -76,10 +76,10 @@ def local(**more: Any) -> dict[str, Any]:
         ({"local": []}, "spec.local: at least one limit"),
         ({**local(), "targetRef": {}}, "spec.targetRef: unknown field"),
         (local(bucket={}), "spec.local[0].bucket: unknown field: allowed: match, by, tokenBucket"),
-        ({"local": [{}]}, "spec.local[0].tokenBucket.fillInterval: None: a duration is expected"),
+        ({"local": [{}]}, "spec.local[0].tokenBucket.fillInterval: a duration is expected"),
         (
             {"local": [{"tokenBucket": {"fillInterval": "1s"}}]},
-            "spec.local[0].tokenBucket.maxTokens: None: a whole number from 1",
+            "spec.local[0].tokenBucket.maxTokens: a whole number from 1",
         ),
         (local(tokenBucket={**BUCKET, "maxTokens": 0}), "maxTokens: 0: a whole number from 1"),
         (local(tokenBucket={**BUCKET, "maxTokens": True}), "maxTokens: True: a whole number"),
@@ -103,7 +103,7 @@ def local(**more: Any) -> dict[str, Any]:
         (local(by=["pod", {"header": "a", "b": 1}]), "spec.local[0].by[1]"),
         ({"local": local()["local"] * 65}, "spec.local: 65 items: at most 64"),
         ({"global": {**GLOBAL, "provider": ""}}, "spec.global.provider: '': a text is expected"),
-        ({"global": {**GLOBAL, "domain": None}}, "spec.global.domain: None"),
+        ({"global": {**GLOBAL, "domain": None}}, "spec.global.domain: a text is expected"),
         ({"global": {**GLOBAL, "descriptors": []}}, "spec.global.descriptors: []: at least one descriptor"),
         (
             {"global": {**GLOBAL, "descriptors": [{"entries": []}]}},

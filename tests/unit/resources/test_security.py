@@ -296,9 +296,9 @@ WRONG: list[tuple[Any, str]] = [
     # AuthorizationPolicy
     (authorization({"action": "allow"}), "spec.action: 'allow': allowed: ALLOW, DENY, AUDIT, CUSTOM"),
     (authorization({"rule": []}), "spec.rule: unknown field"),
-    (authorization({"action": "DENY"}), "spec.rules: None: a DENY policy without rules never does anything"),
-    (authorization({"action": "CUSTOM", "provider": {"name": "x"}}), "spec.rules: None: a CUSTOM policy"),
-    (authorization({"action": "CUSTOM", "rules": [{}]}), "spec.provider.name: None"),
+    (authorization({"action": "DENY"}), "spec.rules: a DENY policy without rules never does anything"),
+    (authorization({"action": "CUSTOM", "provider": {"name": "x"}}), "spec.rules: a CUSTOM policy"),
+    (authorization({"action": "CUSTOM", "rules": [{}]}), "spec.provider.name: a text is expected"),
     (authorization({"provider": {"name": "x"}}), "spec.provider: {'name': 'x'}: only a CUSTOM policy"),
     (
         authorization({}, annotations={"istio.io/dry-run": "yes"}),
@@ -364,7 +364,7 @@ WRONG: list[tuple[Any, str]] = [
     (when("request.headers", "1"), "spec.rules[0].when[0].key: 'request.headers'"),
     (when("request.headers[a][b]", "1"), "spec.rules[0].when[0].key: 'request.headers[a][b]'"),
     (when("request.auth.claims[]", "1"), "spec.rules[0].when[0].key: 'request.auth.claims[]'"),
-    (when("source.namespace"), "spec.rules[0].when[0].values: None: at least one value"),
+    (when("source.namespace"), "spec.rules[0].when[0].values: at least one value"),
     (when("source.namespace", values=[]), "spec.rules[0].when[0].values: []: at least one value"),
     (when("source.ip", "nowhere"), "spec.rules[0].when[0].values[0]: 'nowhere'"),
     (when("destination.port", notValues=["http"]), "spec.rules[0].when[0].notValues[0]: 'http'"),
@@ -396,7 +396,7 @@ WRONG: list[tuple[Any, str]] = [
         "spec.rules[0].when[0].key: 'request.auth.principal': not allowed with action CUSTOM",
     ),
     # RequestAuthentication
-    (document("RequestAuthentication", {"jwtRules": [{}]}), "spec.jwtRules[0].issuer: None"),
+    (document("RequestAuthentication", {"jwtRules": [{}]}), "spec.jwtRules[0].issuer: a text is expected"),
     (jwt(issuers="x"), "spec.jwtRules[0].issuers: unknown field"),
     (jwt(audiences=[""]), "spec.jwtRules[0].audiences[0]: ''"),
     (jwt(jwksUri="ftp://x/y"), "spec.jwtRules[0].jwksUri: 'ftp://x/y': an http or https URI"),
