@@ -30,6 +30,8 @@ class TailMeans(Protocol):
     """What a log needs of the tail."""
 
     node: str
+    process: str
+    """Another one for each process."""
     settings: TailSettings
     open_taker: OpenTaker
 
@@ -41,6 +43,9 @@ class TailMeans(Protocol):
 
     def passed(self, number: int) -> bool:
         """Return whether that write is on disk, or cannot be waited for as writing fails."""
+
+    def told(self, number: int) -> bool:
+        """Return whether that write is on disk."""
 
     def failing(self) -> bool:
         """Return whether the positions file cannot be written."""

@@ -77,12 +77,12 @@ def tail_hash(before: bytes | memoryview) -> bytes:
     return blake2b(before, digest_size=8).digest()
 
 
-def generation_id(node: str, source: str, inode: Inode, truncated: int, first: bytes) -> bytes:
+def generation_id(node: str, source: str, inode: Inode, truncated: int, first: bytes, process: str = "") -> bytes:
     """Return what records call a content: the same for the same file of the node, another for every other one.
 
     *truncated*: how often the file was truncated before; *first*: its first line, which tells contents of one
-    file apart when that number was lost. Printable ASCII.
+    file apart when that number was lost; *process*: which one has counted, where no other will know. Printable ASCII.
     """
-    parts = (node, source, str(inode.device), str(inode.number), str(inode.birth), str(truncated))
+    parts = (node, source, str(inode.device), str(inode.number), str(inode.birth), f"{truncated}{process}")
     text = "\0".join(parts).encode(errors="surrogateescape")
     return blake2b(text + b"\0" + first[:FIRST_BYTES], digest_size=12).hexdigest().encode()

@@ -194,21 +194,28 @@ class FollowedLog:
 
     def _name(self, generation: Generation, data: bytes) -> None:
         """Make the id of *data*, the first there is: also anew, as the file may have been written anew since it was
-        named and nothing was read.
+        named and nothing was read. Of a content that was foretold in vain only this process knows how often its file
+        was truncated: who restarts counts anew, and what begins alike is not to have this id.
         """
         first = data.partition(b"\n")[0][:FIRST_BYTES]
         key = self.source.key
-        name = generation_id(self._tail.node, key, generation.inode, generation.truncated, first)
+        process = self._tail.process if generation.truncated and generation.foretold else ""
+        name = generation_id(self._tail.node, key, generation.inode, generation.truncated, first, process)
         if name != generation.id:
             generation.finish()
             generation.id = name
 
     def _taker(self, generation: Generation, data: bytes) -> Taker:
-        if not generation.foretold:
+        if not generation.foretold or self._untold(generation):
             self._name(generation, data)
         if generation.taker is None:
             generation.taker = self._tail.open_taker(self.source, generation.id, generation.coverage)
         return generation.taker
+
+    def _untold(self, generation: Generation) -> bool:
+        """Say whether nothing of *generation* is delivered, nor its name on disk, as positions cannot be written."""
+        new = generation.read.offset == generation.begin and generation.barrier > 0
+        return new and not self._tail.told(generation.barrier)
 
     def _pass_over(self, file: OpenFile, generation: Generation, data: bytes) -> Turn | None:
         """Pass over a hole, such as a writer leaves who goes on at his old offset in a truncated file; None: what is

@@ -48,6 +48,7 @@ class Tail:
     ) -> None:
         """*folder* has, or gets, the positions file; *clock* tells seconds that never go back."""
         self.node = node
+        self.process = os.urandom(8).hex()
         self.settings = settings or TailSettings()
         self.open_taker = open_taker
         self._clock = clock
@@ -228,7 +229,11 @@ class Tail:
 
     def passed(self, number: int) -> bool:
         """Return whether that write is on disk, or cannot be waited for as writing fails."""
-        return self._saved >= number or bool(self._positions.problem)
+        return self.told(number) or bool(self._positions.problem)
+
+    def told(self, number: int) -> bool:
+        """Return whether that write is on disk."""
+        return self._saved >= number
 
     def failing(self) -> bool:
         """Return whether the positions file cannot be written."""

@@ -144,6 +144,28 @@ def test_goes_on_while_positions_cannot_be_written(rig: Rig, caplog: pytest.LogC
     assert rig.sink.repeated == 0
 
 
+def test_contents_that_begin_alike_are_told_apart_after_a_restart_too_where_positions_could_not_be_written(
+    rig: Rig,
+) -> None:
+    """A file that is truncated in place, and begins with the same line each time: what came from it has no id twice."""
+    rig.write("app.log", "# fields", "1")
+    rig.look()
+    assert rig.tail.save()
+    (rig.state / f"{FILE}.new").mkdir()
+    for number in range(2, 8):
+        os.truncate(rig.logs / "app.log", 0)
+        rig.write("app.log", "# fields", f"{number}")
+        rig.look()
+        if number % 2:
+            rig.restart(save=False)
+    (rig.state / f"{FILE}.new").rmdir()
+    rig.restart(save=False)
+    rig.look()
+    os.truncate(rig.logs / "app.log", 0)
+    rig.write("app.log", "# fields", "8")
+    assert set(rig.look()) == {"# fields", *(f"{number}" for number in range(1, 9))}
+
+
 def test_a_line_without_an_end_waits_while_positions_cannot_be_written(rig: Rig) -> None:
     (rig.state / f"{FILE}.new").mkdir()
     rig.write("app.log", "torn", end="")
