@@ -45,6 +45,10 @@ POD = PodObject(
 )  # fmt: skip
 REFUSED = 97
 """Of so many lines the sink refuses one for good."""
+MOST_ROTATED = 40
+"""Files that an application leaves behind at most: nobody keeps pace who is killed all the time."""
+MOST_BEHIND = 10_000
+"""Likewise, lines."""
 SETTLED = ("delivered", "dropped", "dead_lettered", "returned")
 
 
@@ -92,8 +96,9 @@ class Application:
 
     def go_on(self, ended: threading.Event) -> None:
         while not ended.is_set():
-            self.write(self._chance.randrange(1, 60))
-            drawn = self._chance.random()
+            if self.number - self.told[0] < MOST_BEHIND:
+                self.write(self._chance.randrange(1, 60))
+            drawn = self._chance.random() if len(self._rotated) < MOST_ROTATED else 1.0
             if drawn < 0.08:
                 self.rotate()
             elif drawn < 0.1:
