@@ -82,7 +82,7 @@ from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.mesh.service_ports import Translated, ports_of
 from nodeagent.places.place import Places
 from nodeagent.policy.mesh_settings import NOBODY, ProviderNames
-from nodeagent.policy.model import AuthorizationPolicy, MtlsMode
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
 from nodeagent.resources.security import Policy, Spec
@@ -265,10 +265,11 @@ class Mesh:
         """Return, in words, which ports of *policy* none of the *pods* has, which it selects; empty: none is such, or
         not all of them say which they have.
         """
-        if policy.targets or not isinstance(policy.spec, AuthorizationPolicy):
-            return ""
-        declared = [self._declared(key) for key in pods]
-        strange = sorted(ports_of(policy.spec) - {0}.union(*declared))
+        named = {port for port, _ in policy.spec.ports} if isinstance(policy.spec, PeerAuthentication) else set()
+        if isinstance(policy.spec, AuthorizationPolicy) and not policy.targets:
+            named = ports_of(policy.spec)
+        declared = [self._declared(key) for key in pods] if named else []
+        strange = sorted(named - {0}.union(*declared))
         if not strange or not all(declared):
             return ""
         leads: set[str] = set()

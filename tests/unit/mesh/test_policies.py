@@ -506,6 +506,13 @@ def test_what_nothing_can_match_is_told(rule: Any, said: str) -> None:
     assert row["state"] == (f"in force; {said}" if said else "in force")
 
 
+def test_a_port_level_mode_of_a_port_that_no_pod_has_is_told() -> None:
+    ports = {"80": "DISABLE", "8080": "STRICT"}
+    (row,) = compiled(service(), peer("STRICT", ports=ports, **WEB)).policies()
+    told = "no port of a pod of this node that it selects (Service web's 80 is 8080 there)"
+    assert row["state"] == f"in force; ports: 80: {told}"
+
+
 def test_a_port_of_a_pod_that_says_nothing_of_its_ports_is_not_doubted() -> None:
     silent = pod("web")
     assert isinstance(silent.object, PodObject)
