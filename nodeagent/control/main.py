@@ -465,6 +465,22 @@ async def report(beginning: Beginning) -> None:
     await asyncio.gather(beginning.workers.ask(AskMetrics), *logs)
 
 
+def all_warnings(beginning: Beginning, made: Concerns) -> list[Missing]:
+    """Return who tells what keeps nobody from being ready."""
+    found: list[Missing] = [
+        made.enrolment.warnings,
+        functools.partial(unusable, made.mesh.node_pods, made.footing.pod_faults),
+        made.footing.warnings,
+        functools.partial(drains_beside, beginning.config.runtime_directory),
+        made.reader.warnings,
+    ]
+    if beginning.logs is not None:
+        found.append(beginning.logs.warnings)
+    if beginning.file is not None:
+        found.append(beginning.file.warnings)
+    return found
+
+
 async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, heartbeat: Heartbeat) -> None:
     """Open the admin ports with the pages of all concerns, and of those over several. Raises ConfigError."""
     config = beginning.config
@@ -485,17 +501,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         *beginning.beside,
     )
     needed = [workers.untold, *(concern.missing for concern in others), beginning.parts.failing]
-    drains = functools.partial(drains_beside, config.runtime_directory)
-    not_captured = functools.partial(unusable, made.mesh.node_pods, made.footing.pod_faults)
-    warnings: list[Missing] = [
-        *(made.enrolment.warnings, not_captured, made.footing.warnings, drains),
-        made.reader.warnings,
-    ]
-    if beginning.logs is not None:
-        warnings.append(beginning.logs.warnings)
-    if beginning.file is not None:
-        warnings.append(beginning.file.warnings)
-    readiness = Readiness((concern.missing for concern in vital), needed, warnings)
+    readiness = Readiness((concern.missing for concern in vital), needed, all_warnings(beginning, made))
     for each in made.footing.cluster:
         pods_told = functools.partial(told_pods, made, beginning.logs)
         each.told_by(readiness.lacking, pods_told, beginning.link.succession)
@@ -518,6 +524,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.enrolment.collect,
         mesh_pages.collect,
         made.certificates.collect,
+        made.reader.collect,
         made.kernel.collect,
         *(gate.collect for gate in made.footing.gates),
     )

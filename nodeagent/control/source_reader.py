@@ -25,6 +25,8 @@ from nodeagent.resources.changes import AnyChange, Refused
 from nodeagent.resources.source import Source
 from nodeagent.steps import Steps, in_turns
 from nodeagent.telemetry.http_request import Response, Routes
+from nodeagent.telemetry.metrics import POLICY_TROUBLES
+from nodeagent.telemetry.store import Store
 
 WARNINGS: Final = 20
 """So many policies are named by readiness."""
@@ -115,10 +117,17 @@ class SourceReader:
 
     def warnings(self) -> list[str]:
         """Say which documents have no effect as they stand, and which policies ask somebody who cannot answer."""
-        refused = [_in_words(each) for each in self._source.refused() if not each.ignored]
-        found = [*refused, *self._mesh.unanswered(self._workers.snapshot().get)]
+        found = self._troubles()
         more = len(found) - WARNINGS
         return [*found[:WARNINGS], f"and {more} more: see nodeagent get policies"] if more > 0 else found
+
+    def collect(self, store: Store) -> None:
+        """Set the metric of these."""
+        store.set(POLICY_TROUBLES, (), len(self._troubles()))
+
+    def _troubles(self) -> list[str]:
+        refused = [_in_words(each) for each in self._source.refused() if not each.ignored]
+        return [*refused, *self._mesh.unanswered(self._workers.snapshot().get)]
 
     def routes(self) -> Routes:
         """``nodeagent get policies``."""

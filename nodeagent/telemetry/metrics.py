@@ -162,6 +162,12 @@ POLICY_EVENTS = Metric(
     "What policies decided: deny, audit, dry_run_allow, dry_run_deny, jwt_refused, external_denied, "
     "rate_limited, closed.",
 )
+POLICY_TROUBLES = Metric(
+    "nodeagent_policy_troubles",
+    "gauge",
+    (),
+    "Policies that are refused, or ask somebody who cannot answer, each told in words by readiness and `get policies`.",
+)
 KERNEL_HTTP_UNKNOWN = Metric(
     "nodeagent_kernel_http_unknown_total",
     "counter",
@@ -336,7 +342,7 @@ PLAIN: Final = {
             BUSY_POLL,
             OPEN_CONNECTIONS,
         ),
-        *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
+        *(CONNECTIONS, REFUSED, POLICY_EVENTS, POLICY_TROUBLES, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
         *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, DRAIN_CUT, REJECTED),
         *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
         *LOG_FAMILIES,

@@ -18,6 +18,8 @@ from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.resources import objects, security
 from nodeagent.resources.changes import AnyChange, Change, Refused
 from nodeagent.resources.seen import SeenMapping
+from nodeagent.telemetry.metrics import POLICY_TROUBLES
+from nodeagent.telemetry.store import Store
 from tests.unit.control.scene import Noted, Workers, play
 from tests.waiting import until
 
@@ -309,5 +311,8 @@ def test_what_is_refused_is_a_warning_and_what_is_anothers_is_none() -> None:
         stage.source.wrong = [twin] * (WARNINGS + 3)
         assert stage.reader.warnings()[WARNINGS:] == ["and 3 more: see nodeagent get policies"]
         assert stage.reader.missing() == []
+        store = Store()
+        stage.reader.collect(store)
+        assert store.value(POLICY_TROUBLES) == WARNINGS + 3
 
     play(scene)
