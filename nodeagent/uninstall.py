@@ -40,6 +40,10 @@ WANTED: Final = (
 """What it takes to take back what the node tells others."""
 CURSOR: Final = "cursor"
 """How far a buffer was delivered: of no use without what is in it."""
+KEPT: Final = "logs stay, for somebody may miss them (no sink has taken them, or a file sink wrote them): "
+"""What is said before the paths of files that stay; ``uninstall --cluster`` finds them by it."""
+MAX_NAMED: Final = 8
+"""Files that stay, by name."""
 log = logging.getLogger("nodeagent.uninstall")
 
 
@@ -171,7 +175,8 @@ def _logs(config: AgentConfig) -> Iterator[Removed]:
         elif path.is_dir() and not any(each.is_file() and each.name != CURSOR for each in path.rglob("*")):
             yield from _collectors_folder(path)
     if left := sorted(str(path) for path in folder.rglob("*") if path.is_file()):
-        log.warning("records that no sink has taken are kept: %s", ", ".join(left[:8]))
+        more = f" and {len(left) - MAX_NAMED} more below {folder}" if len(left) > MAX_NAMED else ""
+        log.warning("%s%s%s", KEPT, ", ".join(left[:MAX_NAMED]), more)
         return
     with suppress(OSError):  # in a container it is a mount, and the node keeps it
         folder.rmdir()

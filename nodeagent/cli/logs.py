@@ -97,13 +97,20 @@ def logs(
     found: Iterable[Row] = chain.from_iterable(reader.read() for reader in readers)
     printer.print(found if count is None else latest(found, count))
     if wanted and not any(reader.known for reader in readers):
-        raise ControlError(next(iter(readers)).refusal)
+        raise ControlError(_first_reason([each.refusal for each in readers]))
     if not follow:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # waited for, as in nodeagent flows
     while not signal.sigtimedwait({signal.SIGINT}, POLL_SECONDS * (1 + max(len(each.pods) for each in readers) // 20)):
         printer.print(chain.from_iterable(reader.read() for reader in readers))
     sys.exit(130)
+
+
+def _first_reason(refusals: list[str]) -> str:
+    """Return why nothing is printed: what the node of the pod says goes before that others have it not."""
+    from nodeagent.control.log_text import NOT_HERE  # only who is refused pays for it
+
+    return next((each for each in refusals if NOT_HERE not in each), refusals[0])
 
 
 def latest(rows: Iterable[Row], count: int) -> list[Row]:

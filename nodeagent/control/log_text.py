@@ -39,6 +39,8 @@ _MARK_BYTES: Final = 64
 """Before an offset, by which a file is known for the one that was read."""
 _CURSOR: Final = re.compile(r"(\d{1,20})-(\d{1,20})-(\d{1,20})-(\d{1,10})")
 _GZIP: Final = b"\x1f\x8b"
+NOT_HERE: Final = "is none of this node's"
+"""What is said of a pod that another node may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,12 @@ class LogText:
         pod = pods.get(question.pod)
         if pod is None:
             there = ", ".join(sorted(pods)[:20])
-            return Response(f"pod {shown(question.pod)} is none of this node's; there are {there}\n".encode(), 400)
+            return Response(f"pod {shown(question.pod)} {NOT_HERE}; there are {there}\n".encode(), 400)
         async with self._reads:  # beside the loop: a compressed file takes its time
-            return Response.json(await asyncio.to_thread(self._answer, pod, question))
+            try:
+                return Response.json(await asyncio.to_thread(self._answer, pod, question))
+            except ValueError as error:
+                return Response(f"{error}\n".encode(), 400)
 
     async def names(self, query: Mapping[str, str]) -> Response:
         """Tell whose logs can be asked for."""
@@ -94,8 +99,14 @@ class LogText:
         return {each.name: _Pod(each.object, each.plan) for each in self._pods() if each.object is not None}
 
     def _answer(self, pod: _Pod, question: _Question) -> Mapping[str, object]:
+        """Raises ValueError for a source that the pod has not, naming those that it has."""
         with closing(LogLook()) as look:
             self._look(pod, question.source, look)
+            if question.source and not look.found and not _may_come(pod, question.source):
+                there = ", ".join(self._sources(pod)[:20])
+                raise ValueError(
+                    f"pod {shown(question.pod)} has no container or file {shown(question.source)}; there are {there}"
+                )
             files = sorted(look.found, key=lambda each: each.modified)[-MAX_FILES:]
             if len(look.found) > MAX_FILES:
                 look.refuse(f"of {len(look.found)} files the {MAX_FILES} newest are read; --container names one")
@@ -114,6 +125,12 @@ class LogText:
         lines.sort(key=lambda line: _utc(str(line["time"])))  # where there is none, files stay in their order
         return {"lines": lines, "cursor": ".".join(told), "more": more, "refused": list(look.told())}
 
+    def _sources(self, pod: _Pod) -> list[str]:
+        """Return the pod's containers, and what else has written."""
+        with closing(LogLook()) as look:
+            self._look(pod, "", look)
+            return list(dict.fromkeys((*_containers(pod), *sorted(each.within for each in look.found))))
+
     def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
         looker = Looker(known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=4 * MAX_FILES)
         for _ in self._steps(looker, pod, source, look):
@@ -129,6 +146,15 @@ class LogText:
             yield from looker.outputs(folder, lambda name: source in ("", name), docker, look)
         for each in pod.plan.files if pod.plan is not None else ():
             yield from looker.volume(self._folders.volume(pod.object, each.volume), each.volume, each.pattern, look)
+
+
+def _containers(pod: _Pod) -> Iterator[str]:
+    return (each.name for each in pod.object.containers)
+
+
+def _may_come(pod: _Pod, source: str) -> bool:
+    """Say whether *source* is one of the pod's containers, or a file that would be read if it were there."""
+    return source in _containers(pod) or (pod.plan is not None and pod.plan.reading_of_file(source) is not None)
 
 
 def _question(query: Mapping[str, str]) -> _Question:

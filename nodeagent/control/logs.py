@@ -1,5 +1,5 @@
 """The logs of the node's pods, as a concern of control: who has the files found and handed to the
-collector, and tells how that fares.
+collector, and tells how that fares. A sink that cannot begin keeps no other one waiting.
 
 Without section ``logs:`` of agent.yaml there is none of it.
 """
@@ -7,17 +7,19 @@ Without section ``logs:`` of agent.yaml there is none of it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from nodeagent.config import AgentConfig, load
 from nodeagent.control.concern import Snapshot
-from nodeagent.control.log_collector import LogCollector
+from nodeagent.control.log_collector import Answer, LogCollector
 from nodeagent.control.log_finder import LogFinder
 from nodeagent.control.log_metrics import LogMetrics
 from nodeagent.control.log_text import LogText
@@ -63,6 +65,8 @@ class NodeLogs:
         self._lacking = _lacking()
         self._unprepared = ""
         """Why nothing is read; empty: it is."""
+        self._unmade: dict[str, str] = {}
+        """Sinks that cannot begin, each with why."""
         self._config = config
         self._services: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
         self._unloaded = unloaded
@@ -96,18 +100,26 @@ class NodeLogs:
             self._unprepared = unprepared
             await asyncio.sleep(ASK_SECONDS)
         self._unprepared = ""
+        self._make_sinks_folders()
         await stops.enter_async_context(self._finder.run(parts))
         await stops.enter_async_context(self.collector.run(parts, self._finder))
         parts.start("the look at the logs' collector", self._keep_asking)
 
     def _prepare(self) -> str:
-        """Make the folders that the collector writes to; return what is in the way, in words."""
+        """Make the folder of positions; return what is in the way, in words."""
         try:
-            for folder, what in written(self._settings):
-                prepare(folder, what)
+            prepare(self._settings.state_directory, "logs.stateDirectory")
         except ConfigError as error:
             return str(error)
         return ""
+
+    def _make_sinks_folders(self) -> None:
+        """Make the folders that sinks write to; what is in the way of one is that sink's trouble alone."""
+        before = self._unmade
+        self._unmade = unmade(self._settings)
+        for name, why in self._unmade.items():
+            if before.get(name) != why:
+                log.error("sink %s: %s", name, why)
 
     def _first_words(self, settings: LogSettings) -> StartCollector:
         return StartCollector(settings.model_dump(mode="json", by_alias=True), self._config.node, os.getppid())
@@ -135,8 +147,7 @@ class NodeLogs:
         try:
             if settings is None:
                 raise ConfigError("logs: that nothing is read any more takes a restart of the daemon")
-            for folder, what in written(settings):
-                prepare(folder, what)
+            prepare(settings.state_directory, "logs.stateDirectory")
         except ConfigError as error:
             self._unloaded = str(error)
             log.error("%s; the logs go on as before", error)
@@ -145,6 +156,7 @@ class NodeLogs:
         if settings == self._settings:
             return
         self._settings = settings
+        self._make_sinks_folders()
         self._finder.reconfigure(settings, self._folders(settings))
         self._text = LogText(settings, self._folders(settings), self._finder.pods)
         self.collector.restart(self._first_words(settings), stop_seconds=settings.stop_seconds)
@@ -171,7 +183,11 @@ class NodeLogs:
         if self._unprepared:
             return [f"logs: {self._unprepared}"]
         refused = [f"logs: {self._unloaded}; they go on as before"] if self._unloaded else []
-        return [*refused, *self.collector.missing(), *self._lacking, *self._warnings, *self._finder.warnings()]
+        found = [*self.collector.missing(), *self._lacking, *self._unmade_words(), *self._warnings]
+        return [*refused, *found, *self._finder.warnings()]
+
+    def _unmade_words(self) -> list[str]:
+        return [f"logs: sink {name}: {why}" for name, why in self._unmade.items()]
 
     def routes(self) -> Routes:
         """``nodeagent get logs`` and ``nodeagent logs``."""
@@ -188,16 +204,21 @@ class NodeLogs:
     async def _lines(self, query: Mapping[str, str]) -> Response:
         return await self._text.page(query)
 
+    async def _ask(self) -> Answer:
+        """Return how the collector fares, with what it cannot know of its sinks."""
+        answer = await self.collector.ask()
+        return replace(answer, sinks=list(with_unmade(answer.sinks, self._unmade)))
+
     async def _page(self, query: Mapping[str, str]) -> Response:
         """Tell files, sinks, refusals and warnings."""
-        answer = await self.collector.ask()
-        warnings = [*self.collector.missing(), *answer.warnings]
+        answer = await self._ask()
+        warnings = [*self.collector.missing(), *self._unmade_words(), *answer.warnings]
         refused = list(self._refused())
         return Response.json({"files": answer.files, "sinks": answer.sinks, "refused": refused, "warnings": warnings})
 
     async def _files(self, query: Mapping[str, str]) -> Response:
         """Tell a row for each file, and one for each pod or wish that is not read, with the reason."""
-        answer = await self.collector.ask()
+        answer = await self._ask()
         rows: list[Mapping[str, object]] = list(with_troubles(answer.files, answer.sinks))
         rows += unnamed_troubles(answer.files, answer.sinks)
         for followed, refusals in self._finder.rows():
@@ -205,19 +226,21 @@ class NodeLogs:
             of = {"namespace": namespace, "pod": name} if followed.object is not None else {"pod": followed.name}
             rows += [{**of, "state": "refused", "why": words} for words in refusals]
             if followed.plan is not None and followed.plan.empty:
-                rows.append({**of, "state": "not read", "why": _LEFT_OUT})
+                rows.append({**of, "state": "not read", "why": followed.plan.kept_out or _LEFT_OUT})
         return Response.json(rows)
 
     async def report(self) -> None:
         """Bring the metrics up to date."""
-        answer = await self.collector.ask()
-        self._metrics.tell(answer.files, answer.sinks, len(answer.warnings))
+        answer = await self._ask()
+        self._metrics.tell(answer.files, answer.sinks, len(answer.warnings) + len(self._unmade))
         self._warnings = tuple(answer.warnings)
 
     async def _keep_asking(self) -> None:
         """Readiness is told by what is known, and asks nobody."""
         while True:
             await asyncio.sleep(ASK_SECONDS)
+            if self._unmade:
+                self._make_sinks_folders()
             await self.report()
 
     def faulty_pods(self) -> Iterator[dict[str, object]]:
@@ -265,12 +288,29 @@ def in_force(path: Path | None, settings: LogSettings) -> tuple[LogSettings, str
         return settings, str(error)
 
 
-def written(settings: LogSettings) -> Iterator[tuple[Path, str]]:
-    """Yield the folders that the collector writes to and control makes, each with what it is."""
-    yield settings.state_directory, "logs.stateDirectory"
+def unmade(settings: LogSettings) -> dict[str, str]:
+    """Make the folders that sinks write files to, where they are missing; return the sinks whose folder cannot be
+    made, each with why.
+    """
+    found: dict[str, str] = {}
     for sink in settings.sinks:
-        if sink.file is not None and not sink.file.path.parent.exists():
-            yield sink.file.path.parent, f"the folder of sink {sink.name}"
+        if sink.file is None:
+            continue
+        folder = sink.file.path.parent
+        try:
+            if not os.path.lexists(folder):
+                prepare(folder, "its folder")
+        except ConfigError as error:
+            mounted = f"; a path below {settings.state_directory}/sinks is mounted wherever logs.stateDirectory is"
+            found[sink.name] = f"{error}{mounted if not folder.is_relative_to(settings.state_directory) else ''}"
+    return found
+
+
+def with_unmade(sinks: Iterable[Unchecked], whys: Mapping[str, str]) -> Iterator[Unchecked]:
+    """Yield the rows of *sinks*; those that cannot begin say why, by *whys*, before what the collector knows."""
+    for row in sinks:
+        why = whys.get(str(row["name"]))
+        yield {**row, "trouble": "; ".join(filter(None, (why, row["trouble"])))} if why else row
 
 
 def prepare(folder: Path, what: str) -> None:
@@ -284,9 +324,18 @@ def prepare(folder: Path, what: str) -> None:
             os.chown(folder, USER, -1)
     except OSError as error:
         raise ConfigError(
-            f"{what} {folder}: cannot be made user {USER}'s: {error.strerror}; give the agent CAP_CHOWN, "
-            f"or make the folder beforehand: install -d -m 2770 -o {USER} {folder}"
+            f"{what} {folder}: cannot be made user {USER}'s: {error.strerror}; {_next_step(folder, error)}"
         ) from None
+
+
+def _next_step(folder: Path, error: OSError) -> str:
+    """Return what is to be done about *error*, which came of making *folder*."""
+    if error.errno == errno.EROFS:  # as the root of the DaemonSet's containers is
+        return (
+            "that file system is read-only, as a container's own is on a cluster: a path is expected that is mounted "
+            "to be written to (daemonset/components/logs mounts /var/lib/nodeagent/logs), or a hostPath volume there"
+        )
+    return f"give the agent CAP_CHOWN, or make the folder beforehand: install -d -m 2770 -o {USER} {folder}"
 
 
 def _lacking() -> list[str]:

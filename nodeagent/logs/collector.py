@@ -333,6 +333,7 @@ class Intake:
     def _row(self, status: FileStatus) -> Unchecked:
         source = self._sources.get(status.source.key)
         reading = source.reading if source is not None else Reading()
+        left_out = self.streams.left_out(status.source.key)
         return {
             "namespace": source.namespace if source is not None else "",
             "pod": source.pod if source is not None else "",
@@ -341,10 +342,10 @@ class Intake:
             "file": status.name,
             "size": status.size,
             "read": status.read,
-            "settled": status.settled,
+            **({} if left_out else {"settled": status.settled}),  # nobody gets what is dropped
             "lagBytes": status.lag_bytes,
             "lagSeconds": status.lag_seconds,
-            "state": status.state,
+            "state": "left out" if left_out else status.state,
             **self._why(status),
             "parser": reading.parser,
             "multiline": reading.multiline,
@@ -355,7 +356,11 @@ class Intake:
         """Return what is not as it should be with a file, in words."""
         dropped = self.streams.over_rate(status.source.key)
         over = f"{dropped} records were dropped, over logs.limits.bytesPerSecondPerPod" if dropped else ""
-        out = "left out, and dropped until its file ends" if self.streams.left_out(status.source.key) else ""
+        out = (
+            "the pod does not want it read (any more): what is written to it meanwhile is dropped"
+            if self.streams.left_out(status.source.key)
+            else ""
+        )
         why = "; ".join(each for each in (status.why, over, out) if each)
         return {"why": why} if why else {}
 

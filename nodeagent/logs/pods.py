@@ -47,6 +47,7 @@ MAX_FILES: Final = 32
 MAX_REFUSALS: Final = 32
 """Of a pod's annotations that are told in words: they may be a quarter of a megabyte of names."""
 STREAMS: Final = ("stdout", "stderr")
+WRITTEN_TO: Final = "records go to this pod's own output (sink stdout)"
 _VOLUME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _YES: Final = ("true", "enabled", "yes", "on")
 _NO: Final = ("false", "disabled", "no", "off", "")
@@ -77,6 +78,8 @@ class PodPlan:
     """How the output of single containers is read."""
     named: Mapping[str, str] = field(default_factory=dict)
     """Containers that annotations name, each with the annotation."""
+    kept_out: str = ""
+    """Why its output is not read though it would be, in words: no fault of the pod's."""
 
     def reading_of_file(self, path: str) -> Reading | None:
         """Return how the file *path*, from its volume's name on, is read; None: not at all."""
@@ -129,9 +132,9 @@ class _Planner:
                 "none": False,
             }[self._settings.containers]
         )
-        if output and self._is_written_to():
-            self._refuse(LOGS, "enabled", "records go to this pod's own output (sink stdout): it is not read")
-            output = False
+        written = output and self._is_written_to()
+        if written and asked == "enabled":
+            self._refuse(LOGS, self._value(LOGS), f"{WRITTEN_TO}: it is not read")
         files = () if asked == "disabled" else (*self._configured(base), *self._annotated(base))
         for name in self._annotations:
             if name.startswith("nodeagent.io/log-") and name not in KNOWN:
@@ -139,7 +142,16 @@ class _Planner:
                     name, self._annotations[name], f"no such annotation is known; there are {', '.join(KNOWN)}"
                 )
         self._refuse_unknown_of_fluent()
-        return PodPlan(output, files, tuple(self._refusals), default, frozenset(excluded), own, self._named(excluded))
+        return PodPlan(
+            output and not written,
+            files,
+            tuple(self._refusals),
+            default,
+            frozenset(excluded),
+            own,
+            self._named(excluded),
+            WRITTEN_TO if written else "",
+        )
 
     def _of_fluent(self) -> Iterator[tuple[str, str, str]]:
         for prefix in (FLUENT_PARSER, FLUENT_EXCLUDE):
@@ -170,13 +182,17 @@ class _Planner:
 
     def _asked(self) -> str:
         """Return ``enabled``, ``disabled``, or nothing."""
-        value = self._annotations.get(LOGS, self._pod.labels.get(LOGS, ""))
+        value = self._value(LOGS)
         if value in _YES:
             return "enabled"
         if value in _NO:
             return "disabled" if value else ""
         self._refuse(LOGS, value, "enabled or disabled is expected")
         return ""
+
+    def _value(self, name: str) -> str:
+        """Return what the pod says by an annotation or, without one, a label."""
+        return self._annotations.get(name, self._pod.labels.get(name, ""))
 
     def _parser(self, name: str, default: str) -> str:
         value = self._annotations.get(name, "").strip()

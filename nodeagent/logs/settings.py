@@ -263,9 +263,7 @@ class LogSettings(ConfigSection):
             _known(f"{where}.multiline", (user.multiline,) if user.multiline else (), self.multiline_names())
             self._are_sinks(f"{where}.sinks", user.sinks)
         self._are_sinks("podSinks", self.pod_sinks)
-        for sink in self.sinks:
-            if sink.file is not None:
-                self._apart(sink.name, sink.file.path)
+        self._are_apart()
         for index, route in enumerate(self.routes):
             self._are_sinks(f"routes.{index}.sinks", route.sinks)
         return self
@@ -274,6 +272,24 @@ class LogSettings(ConfigSection):
         """Raises ValueError for a name that no sink has, or that is there twice: each would have a record for it."""
         _known(where, names, self.sink_names())
         _once(where, names)
+
+    def _are_apart(self) -> None:
+        """Raises ValueError for a sink's file that is read here, or that another sink writes: both would rename it,
+        each by its own count of bytes and files.
+        """
+        written: dict[str, str] = {}
+        for sink in self.sinks:
+            if sink.file is None:
+                continue
+            self._apart(sink.name, sink.file.path)
+            path = os.path.normpath(sink.file.path)
+            other = next((each for each in written if _may_be_one(each, path)), None)
+            if other is not None:
+                raise ValueError(
+                    f"sinks.{sink.name}: {path} is written by sink {written[other]}, which has {other}: a file of its "
+                    "own is expected for each; routes send records of several pods to one sink"
+                )
+            written[path] = sink.name
 
     def _apart(self, sink: str, path: Path) -> None:
         """Raises ValueError for a sink's file that is read here, itself or renamed: its lines would come for ever."""
@@ -298,6 +314,12 @@ class LogSettings(ConfigSection):
     def sink_names(self) -> tuple[str, ...]:
         """Return the names of all sinks."""
         return tuple(each.name for each in self.sinks)
+
+
+def _may_be_one(path: str, other: str) -> bool:
+    """Say whether two sinks' files are one, or one is what the other is renamed to."""
+    longer, shorter = sorted((path, other), key=len, reverse=True)
+    return longer == shorter or re.fullmatch(rf"{re.escape(shorter)}\.\d+", longer) is not None
 
 
 def _once(where: str, names: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ from nodeagent.rollout.placement import DAEMON_SET, NAMESPACE, PART_OF, agents
 from nodeagent.rollout.progress import Say, waited
 from nodeagent.rollout.resources import CONFLICT, NOT_FOUND, ClusterObjects
 from nodeagent.rollout.workloads import behind
+from nodeagent.uninstall import KEPT
 
 OWN: Final = "nodeagent.io/"
 """With what the agent's labels, annotations and taints of nodes begin."""
@@ -52,6 +53,8 @@ ELSEWHERE: Final = (
 )
 """What may be in other namespaces than the agent's."""
 UNINSTALL: Final = ("nodeagent", "uninstall", "-c", "/etc/nodeagent/agent.yaml")
+CLEANER: Final = "uninstall"
+"""The container that cleans a node."""
 STAY: Final = ("sleep", "infinity")
 DRIVER: Final = "csi.nodeagent.io"
 GRACE_SECONDS: Final = 30
@@ -72,7 +75,7 @@ def cleaning(daemon_set: KubeObject) -> KubeObject:
         rest["imagePullPolicy"] = container["imagePullPolicy"]
     unbound(spec)
     spec |= {
-        "initContainers": [container | {"name": "uninstall", "command": list(UNINSTALL)}],
+        "initContainers": [container | {"name": CLEANER, "command": list(UNINSTALL)}],
         "containers": [rest],
         "terminationGracePeriodSeconds": 1,
     }
@@ -194,10 +197,31 @@ class Removal:
         if found is None:
             found = await self._made_again(documents)
         first = found["spec"]["template"]["spec"].get("initContainers") or [{}]
-        if first[0].get("name") != "uninstall":
+        if first[0].get("name") != CLEANER:
             await self._change(found)
         await waited(partial(behind, self._objects, self._agents), self._say, self._seconds, "nodes that are cleaned")
         self._say("every node that can be reached is clean")
+        for pod in await self._pods(found):
+            await self._tell_kept(pod)
+
+    async def _tell_kept(self, pod: KubeObject) -> None:
+        """Say what stays on the node that *pod* has cleaned: with the pod goes what it said. Raises ApiError."""
+        if not any(each["name"] == CLEANER for each in pod["spec"].get("initContainers") or ()):
+            return
+        node = f"Node {pod['spec'].get('nodeName', '')}"
+        try:
+            said = await self._objects.log(_pod_name(pod), CLEANER)
+        except ApiError as error:
+            self._say(f"{node}: whether logs stay in /var/lib/nodeagent/logs is not known: {error}")
+            return
+        for line in said.splitlines():
+            if KEPT in line:
+                self._say(f"{node}: {KEPT}{line.partition(KEPT)[2]}")
+
+    async def _pods(self, daemon_set: KubeObject) -> list[KubeObject]:
+        labels = daemon_set["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        return await self._objects.list("v1", "Pod", namespace=self._agents.namespace, labels=selector)
 
     async def _change(self, found: KubeObject) -> None:
         path = f"/apis/apps/v1/namespaces/{self._agents.namespace}/daemonsets/{self._agents.name}"
@@ -205,11 +229,8 @@ class Removal:
         changed.pop("status", None)
         await self._objects.client.put(path, changed)
         # The old pods may have long to end: connections are let go on only where a successor comes.
-        labels = found["spec"]["selector"]["matchLabels"]
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        for pod in await self._objects.list("v1", "Pod", namespace=self._agents.namespace, labels=selector):
-            name = ObjectName("v1", "Pod", self._agents.namespace, pod["metadata"]["name"])
-            await self._objects.delete(name, grace=GRACE_SECONDS)
+        for pod in await self._pods(found):
+            await self._objects.delete(_pod_name(pod), grace=GRACE_SECONDS)
 
     async def _made_again(self, documents: Sequence[KubeObject]) -> KubeObject:
         """Apply what the agent needs to run on the nodes once more. Raises ControlError."""
@@ -276,6 +297,10 @@ def unmarked(node: KubeObject) -> KubeObject:
         patch["spec"] = {"taints": kept}
         patch.setdefault("metadata", {})["resourceVersion"] = metadata["resourceVersion"]
     return patch
+
+
+def _pod_name(pod: KubeObject) -> ObjectName:
+    return ObjectName("v1", "Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
 
 
 def _has_volume(pod: KubeObject) -> bool:

@@ -139,9 +139,10 @@ class ClusterObjects:
             raise
         return True
 
-    async def log(self, pod: ObjectName) -> str:
-        """Return what the only container of *pod* printed. Raises ApiError."""
-        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log?limitBytes={MAX_LOG}"
+    async def log(self, pod: ObjectName, container: str = "") -> str:
+        """Return what *container* of *pod* printed; empty: its only one. Raises ApiError."""
+        query = urlencode({"limitBytes": str(MAX_LOG), **({"container": container} if container else {})})
+        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/log?{query}"
         try:
             async with asyncio.timeout(REQUEST_SECONDS), aclosing(self.client.lines(path)) as found:
                 return "\n".join([line.decode(errors="replace") async for line in found])

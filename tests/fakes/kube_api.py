@@ -76,6 +76,8 @@ class FakeKubeApi:
         self.protobuf = True
         """It answers in protobuf who asks for it."""
         self.objects: dict[Key, Document] = {}
+        self.logs: dict[tuple[str, str], str] = {}
+        """What containers printed, by pod and container; of others a log has no end."""
         self.requests: list[tuple[str, str]] = []
         self._version = 100
         self._oldest = 0
@@ -179,7 +181,8 @@ class FakeKubeApi:
         plural, *name = rest[2:] if namespace else rest
         kind = self.kinds.get(plural)
         if name[1:] == ["log"]:
-            return await self._endless(request)
+            said = self.logs.get((name[0], request.query.get("container", "")))
+            return web.Response(text=said) if said is not None else await self._endless(request)
         if kind is None or plural not in self.served or plural in self.misrouted:
             return web.Response(status=404, text="404 page not found\n")
         if plural in self.starting:

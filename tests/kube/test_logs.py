@@ -15,6 +15,7 @@ import yaml
 
 from nodeagent.lab.kube import Kube
 from nodeagent.lab.kube.config import STATIC_PODS
+from nodeagent.uninstall import KEPT
 from tests.kube.logs import Records, read_logs, search
 from tests.kube.mesh import (
     SECONDS,
@@ -269,13 +270,20 @@ def test_agents_are_replaced_and_no_line_is_missing(logged: Kube, records: Recor
     assert sorted(agents(logged)) == ["node-a", "node-b"]
 
 
-def test_uninstalling_leaves_nothing_of_what_was_read(logged: Kube, records: Records, commands: Path) -> None:
-    """Verdict: it gets to its end though the collector's folder is another user's, and a mount, and is empty then."""
+def test_uninstalling_leaves_nothing_but_what_nobody_else_has(logged: Kube, records: Records, commands: Path) -> None:
+    """Verdict: it gets to its end though the collector's folder is another user's, and a mount, and is empty then; of
+    the node where it is not, it says what stays.
+    """
+    kept = "/var/lib/nodeagent/logs/sinks/all.jsonl"
+    write = ["sh", "-c", f"mkdir -p {Path(kept).parent} && echo record > {kept}"]
+    subprocess.run(logged.command("node-a", write), check=True)
     look = ["find", "/var/lib/nodeagent/logs", "-mindepth", "1"]
     before = subprocess.run(logged.command("node-a", look), capture_output=True, text=True, check=True).stdout
     assert "/var/lib/nodeagent/logs/positions" in before
     removed = nodeagent(logged, commands, "uninstall", "--cluster")
     assert removed.returncode == 0, removed.stderr
-    for node in ("node-a", "node-b"):
+    said = [line for line in (removed.stdout + removed.stderr).splitlines() if KEPT in line]
+    assert said == [f"Node node-a: {KEPT}{kept}"]
+    for node, stays in (("node-a", [str(Path(kept).parent), kept]), ("node-b", [])):
         left = subprocess.run(logged.command(node, look), capture_output=True, text=True, check=True).stdout
-        assert left == ""
+        assert left.split() == stays

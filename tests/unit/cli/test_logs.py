@@ -105,6 +105,17 @@ def test_a_pod_that_is_not_there_is_named(node: Node, tmp_path: Path) -> None:
     assert "a regular expression is expected" in done.stderr
 
 
+def test_a_container_that_is_not_there_is_named_with_those_that_are(node: Node, tmp_path: Path) -> None:
+    node.write("init", "one\n", 1)
+    (node.volume / "a.log").write_text("two\n")
+    for wrong in ("nothing", "logs/a.txt"):
+        done = run(*command(tmp_path, "web", "-c", wrong))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"pod 'default/web' has no container or file '{wrong}'; there are app, init, logs/a.log" in done.stderr
+    for silent in ("app", "logs/later.log"):
+        assert run(*command(tmp_path, "web", "-c", silent)).returncode == 0
+
+
 def test_logs_are_followed(node: Node, tmp_path: Path) -> None:
     path = node.write("app", "one\n", 1)
     argv = command(tmp_path, "web", "-f")

@@ -252,8 +252,11 @@ def test_what_is_left_out_of_a_pod_that_lives_is_delivered_no_more(tmp_path: Pat
             app.say('{"after": 1}')
             await until(lambda: has('"log":"{\\"after'), "what is still wanted, as text")
             rows = {each["container"]: each for each in intake.rows()}
-            await until(lambda: all(each["settled"] == each["size"] for each in intake.rows()), "all is settled")
-            assert "left out" in rows["side"]["why"] and "why" not in rows["app"]
+            await until(lambda: all(each.settled == each.size for each in intake.tail.status()), "all is settled")
+            assert (rows["side"]["state"], "settled" in rows["side"]) == ("left out", False), (
+                "its file is there, and nobody gets it"
+            )
+            assert "is dropped" in rows["side"]["why"] and "why" not in rows["app"]
             assert not has("side after") and not has("stderr after")
             intake.source(side.facts)
             intake.add(opened(side.path, side.facts.key))
@@ -292,7 +295,7 @@ def test_what_another_control_does_not_find_is_read_to_its_end_unless_it_is_left
             intake.source_gone(out.facts.key, left_out=True)
             intake.all_told([app.facts.key])
             await until(lambda: has("after of app") and has("after of side"), "both are read")
-            await until(lambda: all(each["settled"] == each["size"] for each in intake.rows()), "all is settled")
+            await until(lambda: all(each.settled == each.size for each in intake.tail.status()), "all is settled")
             assert not has("after of out")
 
     asyncio.run(scenario())

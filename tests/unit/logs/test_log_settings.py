@@ -22,6 +22,7 @@ from nodeagent.logs.settings import LogSettings
 SINK = {"name": "all", "stdout": {}}
 
 FILE = {"name": "file", "file": {"path": "/var/log/x.log"}}
+SAME = {"name": "same", "file": {"path": "/var/log/./x.log"}}
 
 
 def load(folder: Path, logs: dict[str, Any]) -> config.AgentConfig:
@@ -74,6 +75,8 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%c %H"}]}, "logs.parsers.0.timeFormat", "another"),
         ({"limits": {"lineBytes": "1Ki", "files": 0}}, "logs.limits.files", "1 or more is expected"),
         ({"multiline": [{"name": "m", "start": "("}]}, "logs.multiline.0.start", "'('"),
+        ({"sinks": [FILE, SAME]}, "logs", "sinks.same: /var/log/x.log is written by sink file"),
+        ({"sinks": [FILE, {**SAME, "file": {"path": "/var/log/x.log.2"}}]}, "logs", "sinks.same: /var/log/x.log.2 is"),
         ({"sinks": [FILE], "node": {"files": [{"path": "/var/log/x.log"}]}}, "logs", "sinks.file: /var/log/x.log"),
         ({"sinks": [FILE], "node": {"files": [{"path": "/var/log/./x.log.1"}]}}, "logs", "where nothing is read"),
         ({"sinks": [FILE], "podLogs": "/var/log"}, "logs", "is below /var/log"),

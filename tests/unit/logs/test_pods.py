@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -231,7 +232,13 @@ def test_sinks_that_are_opened_to_pods_are_theirs_to_choose_and_go_before_routes
 
 def test_what_is_written_to_the_own_output_is_not_read_again() -> None:
     own = pod(labels={"app.kubernetes.io/name": "nodeagent"})
-    assert not plan(own, settings()).output
+    made = plan(own, settings())
+    assert (made.output, made.refusals) == (False, ()), "nobody asked for it"
+    assert "this pod's own output" in made.kept_out
+    for given in ({"labels": {**own.labels, pods.LOGS: "enabled"}}, {"annotations": {pods.LOGS: "enabled"}}):
+        asks = plan(replace(own, **given), settings())
+        assert not asks.output
+        assert asks.refusals == (f"{pods.LOGS}: 'enabled': {pods.WRITTEN_TO}: it is not read",)
     assert plan(own, settings(sinks=[{"name": "all", "file": {"path": "/x"}}])).output
 
 

@@ -11,6 +11,7 @@ from nodeagent.errors import ControlError
 from nodeagent.kube.access import ApiError
 from nodeagent.rollout.remove import Removal
 from nodeagent.rollout.resources import ClusterObjects
+from nodeagent.uninstall import KEPT
 from tests.fakes.kube_api import FakeKubeApi
 from tests.unit.rollout.test_placement import LABELS, play
 
@@ -25,6 +26,17 @@ def node(name: str, label: str) -> Document:
 def namespace(**metadata: str) -> Document:
     named = {"name": "nodeagent-system", "labels": LABELS}
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {**named, **metadata}}
+
+
+def daemon_set() -> Document:
+    """Return the agents' as it cleans nodes."""
+    template = {"spec": {"initContainers": [{"name": "uninstall"}], "containers": [{"name": "done"}]}}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "nodeagent", "namespace": "nodeagent-system", "labels": LABELS},
+        "spec": {"selector": {"matchLabels": LABELS}, "template": template},
+    }
 
 
 async def removed(objects: ClusterObjects, said: list[str], *, seconds: float = 1) -> None:
@@ -102,3 +114,32 @@ def test_a_node_that_changes_or_goes_meanwhile_is_in_no_others_way(
     play(tmp_path, scene)
     marks = "labels, annotations and taints removed"
     assert said == [f"Node changes: {marks}", f"Node stays: {marks}"]
+
+
+def test_what_a_node_keeps_is_said_before_the_pod_that_knows_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cleaned(*_: object) -> str:
+        return ""
+
+    monkeypatch.setattr("nodeagent.rollout.remove.behind", cleaned)
+    said: list[str] = []
+    paths = "/var/lib/nodeagent/logs/buffer/all/000000000001.segment"
+
+    async def scene(api: FakeKubeApi, objects: ClusterObjects) -> None:
+        api.put(daemon_set())
+        for number, printed in enumerate(("", f"2026-01-01 WARNING nodeagent.uninstall: {KEPT}{paths}\nREMOVED\n")):
+            spec = {
+                "nodeName": f"n{number}",
+                "initContainers": [{"name": "uninstall"}],
+                "containers": [{"name": "done"}],
+            }
+            metadata = {"name": f"p{number}", "namespace": "nodeagent-system", "labels": LABELS}
+            api.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+            api.logs[f"p{number}", "uninstall"] = printed
+        await removed(objects, said)
+
+    play(tmp_path, scene)
+    at = said.index("every node that can be reached is clean")
+    assert [each for each in said if KEPT in each] == [f"Node n1: {KEPT}{paths}"]
+    assert KEPT in said[at + 1], "while the pod is there"
