@@ -16,6 +16,7 @@ from nodeagent.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from nodeagent.logs.fluentd.convert import Imported
+    from nodeagent.logs.fluentd.pods import PodImport
 
 MAX_BYTES: Final = 4 << 20
 
@@ -35,12 +36,20 @@ MAX_BYTES: Final = 4 << 20
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where to write the pod's YAML, without Fluentd and with its annotations.",
 )
+@click.option(
+    "--lossy",
+    is_flag=True,
+    help="Write that YAML though a source or an output goes with Fluentd, and nothing replaces it.",
+)
 @output_option
-def import_(file: Path, pod: Path | None, assigned: tuple[str, ...], pod_output: Path | None, output: Output) -> None:
+def import_(
+    file: Path, pod: Path | None, assigned: tuple[str, ...], pod_output: Path | None, lossy: bool, output: Output
+) -> None:
     """Print what a Fluentd configuration becomes: the section logs of agent.yaml, and a pod's annotations.
 
-    FLUENT.CONF is that configuration, YAML the pod (or workload) with a Fluentd sidecar and its ConfigMap. What is
-    not taken, or different here, is named by file and line on standard error.
+    FLUENT.CONF is that configuration, YAML the pods (or workloads) with a Fluentd sidecar and their ConfigMaps: of
+    several, one section comes. What is not taken, or different here, is named by file and line on standard error:
+    first what is lost, a source that nobody reads any more or an output that gets nothing, then all else.
     """
     for read in (file, pod):
         if pod_output is not None and read is not None and pod_output.resolve() == read.resolve():
@@ -50,44 +59,75 @@ def import_(file: Path, pod: Path | None, assigned: tuple[str, ...], pod_output:
     if _is_kubernetes(text):
         from nodeagent.logs.fluentd.pods import import_pods
 
-        found = import_pods(text, str(file), environment)
-        _tell([(each.pod, each.imported) for each in found], found[0].text, pod_output, output)
+        _tell(import_pods(text, str(file), environment), pod_output, lossy, output)
     elif pod is not None:
         from nodeagent.logs.fluentd.pods import import_pods
 
-        found = import_pods(_read(pod), str(pod), environment, text)
-        _tell([(each.pod, each.imported) for each in found], found[0].text, pod_output, output)
+        _tell(import_pods(_read(pod), str(pod), environment, text), pod_output, lossy, output)
     else:
         from nodeagent.logs.fluentd.convert import FluentdSidecar, convert
+        from nodeagent.logs.fluentd.pods import PodImport
         from nodeagent.logs.fluentd.syntax import parse
         from nodeagent.logs.fluentd.values import text_of
 
         if pod_output:
             raise click.UsageError("--pod-output: of which pod? --pod FILE gives its YAML")
         root = parse(text, str(file), partial(_included, file.parent), lambda value: text_of(value, environment))
-        imported = convert(root, FluentdSidecar(environment))
-        _tell([("", imported)], "", None, output)
+        _tell([PodImport("", convert(root, FluentdSidecar(environment)), "")], None, lossy, output)
 
 
-def _tell(found: list[tuple[str, Imported]], text: str, pod_output: Path | None, output: Output) -> None:
-    for pod, imported in found:
-        _check(imported)
-        for note in imported.notes:
-            print(f"nodeagent: {note}", file=sys.stderr)
-        if imported.annotations and pod_output is None:
-            said = ", ".join(f"{name}: {value}" for name, value in imported.annotations.items())
-            print(f"nodeagent: {pod}: without Fluentd, and with the annotation {said}", file=sys.stderr)
-        if output == "table":  # for a person, who puts it into agent.yaml
-            emit_one({"logs": dict(imported.logs)}, "yaml")
-        else:
-            notes = [{"file": each.place.file, "line": each.place.line, "text": each.text} for each in imported.notes]
-            row = {"pod": pod, "logs": dict(imported.logs), "annotations": dict(imported.annotations), "notes": notes}
-            emit_one({**row, "posFiles": list(imported.pos_files)}, output)
+def _tell(found: list[PodImport], pod_output: Path | None, lossy: bool, output: Output) -> None:
+    _check(found[0].imported)
+    _tell_notes(found)
+    if pod_output is not None and not lossy:
+        _refuse_lost(found, pod_output)
+    for each in found:
+        if each.imported.annotations and pod_output is None:
+            said = ", ".join(f"{name}: {value}" for name, value in each.imported.annotations.items())
+            print(f"nodeagent: {each.pod}: without Fluentd, and with the annotation {said}", file=sys.stderr)
+    logs = dict(found[0].imported.logs)
+    emit_one({"logs": logs} if output == "table" else {"logs": logs, "pods": [*map(_row, found)]}, _format(output))
     if pod_output is not None:
         try:
-            pod_output.write_text(text)
+            pod_output.write_text(found[0].text)
         except OSError as error:
             raise ConfigError(f"--pod-output {pod_output}: cannot be written: {error.strerror}") from None
+
+
+def _format(output: Output) -> Output:
+    """Return how it is printed: a table is for a person, who puts the section into agent.yaml."""
+    return "yaml" if output == "table" else output
+
+
+def _row(found: PodImport) -> dict[str, object]:
+    notes = [
+        {"file": each.place.file, "line": each.place.line, "text": each.text, "lost": each.lost}
+        for each in found.imported.notes
+    ]
+    of_pod = {"pod": found.pod, "annotations": dict(found.imported.annotations)}
+    return {**of_pod, "notes": notes, "posFiles": list(found.imported.pos_files)}
+
+
+def _tell_notes(found: list[PodImport]) -> None:
+    """Print what is lost, then what else is different here; of several pods with whose it is."""
+    for lost in (True, False):
+        for each in found:
+            whose = f"{each.pod}: " if len(found) > 1 else ""
+            for note in each.imported.notes:
+                if note.lost == lost:
+                    print(f"nodeagent: {'lost: ' if lost else ''}{whose}{note}", file=sys.stderr)
+
+
+def _refuse_lost(found: list[PodImport], pod_output: Path) -> None:
+    """Raise ConfigError where a pod would be without a Fluentd that does what nothing else does."""
+    lost: list[str] = []
+    for each in found:
+        lost += [f"{each.pod}: {note.place}" for note in each.imported.lost] if not each.stays else []
+    if lost:
+        raise ConfigError(
+            f"--pod-output {pod_output}: is not written: with Fluentd went what nothing replaces ({', '.join(lost)}; "
+            "it is named above): mend or remove it in Fluentd's configuration, or give --lossy"
+        )
 
 
 def _check(imported: Imported) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
-from nodeagent.errors import ConfigError
+from nodeagent.errors import ConfigError, shown
 from nodeagent.logs.fluentd import filters, outputs, tags
 from nodeagent.logs.fluentd.inputs import CONTAINER_LOGS, NAME, Mounted, TailedFiles, located, tail
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
@@ -31,6 +31,14 @@ _LINK: Final = re.compile(
 )
 _WORKERS: Final = re.compile(r"(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?")
 _FLUENTDS_LABELS: Final = ("@FLUENT_LOG", "@ERROR")
+_OF_ITSELF: Final = (
+    "monitor_agent",
+    "prometheus",
+    "prometheus_monitor",
+    "prometheus_output_monitor",
+    "prometheus_tail_monitor",
+)
+"""Sources that read no logs."""
 _GLOB: Final = frozenset("*?[")
 
 
@@ -43,6 +51,10 @@ class FluentdSidecar:
     namespace: str = ""
     """Empty: no pod is known."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    """What names of its sinks and parsers have, where several become one section."""
+    apart: bool = False
+    """What its pod's annotations would say is said of its files alone: others read the pod's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,13 @@ class Imported:
     """What is not taken, or different here, by file and line."""
     pos_files: tuple[str, ...]
     """Where Fluentd noted how far it has read, as its container sees them."""
+    place: ConfigLine
+    """Where its configuration begins."""
+
+    @property
+    def lost(self) -> tuple[ImportNote, ...]:
+        """The notes of sources and outputs that nothing takes the place of."""
+        return tuple(each for each in self.notes if each.lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +100,14 @@ class _Conversion:
         self._sinks: dict[ConfigLine, Entry] = {}
         self._tags: dict[ConfigLine, str] = {}
         """Of the first events that came to each sink."""
-        self._buffer: Entry = {}
+        self._buffers: dict[ConfigLine, Entry] = {}
+        """What the outputs' buffers say, for ``logs.buffer``."""
+        self._excluded: list[Entry] = []
+        """Rules for what of all containers' output is not read."""
         self._rules: dict[ConfigLine, list[list[Entry]]] = {}
         """Of each filter, those for each of the files that come to it."""
         self._filtered: dict[ConfigLine, list[TailedFiles]] = {}
+        self._all_tails: list[TailedFiles] = []
         self._read: list[TailedFiles] = []
         self._reached: set[ConfigLine] = set()
         self._pod_files: list[tuple[str, str, _Way]] = []
@@ -92,6 +115,7 @@ class _Conversion:
 
     def made(self) -> Imported:
         tails = list(self._tails())
+        self._all_tails = tails
         for each in tails:
             self._follow(each)
         self._unreached(self._root)
@@ -101,7 +125,9 @@ class _Conversion:
                 + "; ".join(map(str, self._notes[:5]))
             )
         annotations = self._of_the_pod()
-        rules = [self._selected(rule) for rule in chain.from_iterable(map(self._of_all, self._rules))]
+        everybodys = self._logs["containers"] == "all"
+        of_filters = chain.from_iterable(map(self._of_all, self._rules))
+        rules = [*self._excluded, *(each if everybodys else self._selected(each) for each in of_filters)]
         self._logs |= {"rules": rules} if rules else {}
         for each in tails:
             for name, entries in (("parsers", each.parsers), ("multiline", each.starts)):
@@ -111,12 +137,33 @@ class _Conversion:
         if positions:
             self._logs["fluentdPositions"] = list(dict.fromkeys(positions))
         logs = {**self._logs, "sinks": list(self._sinks.values())}
-        if self._buffer:
-            logs["buffer"] = self._buffer
-        notes = tuple(sorted(set(self._notes), key=lambda note: (note.place.file, note.place.line, note.text)))
+        if buffer := self._buffer():
+            logs["buffer"] = buffer
+        notes = tuple(sorted(set(self._notes), key=_order))
         return Imported(
-            logs, annotations, notes, tuple(dict.fromkeys(each.pos_file for each in tails if each.pos_file))
+            logs,
+            annotations,
+            notes,
+            tuple(dict.fromkeys(each.pos_file for each in tails if each.pos_file)),
+            self._root.place,
         )
+
+    def _buffer(self) -> Entry:
+        """Return ``logs.buffer``, which is one for all sinks: of several wishes, the largest and what loses least."""
+        sizes = [each["bytes"] for each in self._buffers.values() if "bytes" in each]
+        found: Entry = {"bytes": max(sizes)} if sizes else {}
+        for place, each in self._buffers.items():
+            if each.get("full") != "dropOldest":
+                continue
+            if all(other.get("full") == "dropOldest" for other in self._buffers.values()):
+                found["full"] = "dropOldest"
+                text = "overflow_action: logs.buffer.full is one for all sinks: whichever has no room drops its oldest"
+            else:
+                text = (
+                    "overflow_action: is not taken: logs.buffer.full is one for all sinks, and others want none dropped"
+                )
+            self._notes.append(ImportNote(place, text))
+        return found
 
     def _position_file(self, path: str) -> str:
         """Return where the position file *path* is on the node; empty: it goes with its pod, or there is none."""
@@ -129,13 +176,16 @@ class _Conversion:
         for number, (worker, section) in enumerate(self._sources(), 1):
             reader = self._reader(section)
             if reader.type == "tail":
-                yield tail(reader, number, worker)
-            elif reader.type not in ("monitor_agent", "prometheus", "prometheus_monitor", "prometheus_output_monitor"):
-                reader.note(f"<source> @type {reader.type}: is not taken: files are read here, as @type tail does")
+                yield tail(reader, self._parsers_name(number), worker)
+            elif reader.type in _OF_ITSELF:
+                reader.note(f"<source> @type {reader.type}: is needless: it tells of Fluentd itself")
+            else:
+                text = f"<source> @type {reader.type}: is not taken: files are read here, as @type tail does"
+                reader.note(text, lost=True)
         for section in self._sections(None):
             if section.name not in ("source", "match", "filter", "label", "system"):
                 self._notes.append(
-                    ImportNote(section.place, f"<{section.name}>: is not taken: nothing here is like it")
+                    ImportNote(section.place, f"<{section.name}>: is not taken: nothing here is like it", lost=True)
                 )
 
     def _sources(self) -> Iterator[tuple[int, FluentSection]]:
@@ -164,7 +214,9 @@ class _Conversion:
         tag = found.tag.replace("*", found.paths[0].strip("/").replace("/", ".") if found.paths else "")
         sinks = tuple(dict.fromkeys(self._outputs(tag, self._pipeline(label, found.worker), found, 0)))
         if not sinks:
-            found.reader.note(f"its events (tag {tag}) come to no output that a sink is like: its files are not read")
+            found.reader.note(
+                f"its events (tag {tag}) come to no output that a sink is like: its files are not read", lost=True
+            )
             return
         self._read.append(found)
         for path in found.paths:
@@ -184,7 +236,8 @@ class _Conversion:
                 if not tags.fits(section.argument, tag):
                     continue
             except ConfigError as error:
-                self._notes.append(ImportNote(section.place, f"<{section.name}>: {error}; it is passed over"))
+                lost = section.name == "match"
+                self._notes.append(ImportNote(section.place, f"<{section.name}>: {error}; it is passed over", lost))
                 continue
             self._reached.add(section.place)
             if section.name == "filter":
@@ -218,10 +271,13 @@ class _Conversion:
     def _output(self, tag: str, section: FluentSection, found: TailedFiles, depth: int) -> Iterator[str]:
         reader = self._reader(section)
         if reader.type == "copy":
-            for store in reader.section.within("store"):
-                yield from self._output(tag, store, found, depth)
+            for store in reader.sections("store"):
+                yield from self._output(tag, store.section, found, depth)
+            reader.needless("copy_mode", "deep_copy")
+            reader.finish()
         elif reader.type == "relabel":
             label = reader.text("@label") or ""
+            reader.finish()
             if depth == _MAX_RELABELS:
                 raise ConfigError(f"{section.place}: @label {label}: events go in a circle")
             yield from self._outputs(tag, self._pipeline(label, found.worker), found, depth + 1)
@@ -231,22 +287,23 @@ class _Conversion:
                     tag = found.tag if "*" not in found.tag else ""
                     made, buffer = outputs.sink(reader, self._name(reader.type), self._sidecar.namespace, tag)
                 except outputs.Unlike as error:
-                    reader.note(f"<{section.name}> {error}")
+                    reader.note(f"<{section.name}> {error}", lost=True)
                     return
                 self._sinks[section.place] = made
-                self._buffer |= (
-                    {**buffer, "bytes": max(buffer.get("bytes", 0), self._buffer.get("bytes", 0))} if buffer else {}
-                )
-                self._buffer = {key: value for key, value in self._buffer.items() if value}
+                self._buffers[section.place] = buffer
                 self._tags[section.place] = found.tag
             elif found.tag != self._tags[section.place]:
                 outputs.tell_of_tags(reader)
             yield self._sinks[section.place]["name"]
 
     def _name(self, kind: str) -> str:
-        base = kind.replace("_", "-")
+        base = "-".join(filter(None, (self._sidecar.name, kind.replace("_", "-"))))
         taken = [each["name"] for each in self._sinks.values()]
         return base if base not in taken else f"{base}-{len(taken) + 1}"
+
+    def _parsers_name(self, number: int) -> str:
+        """Return the name of the parser of the source of that *number*, and of files of it."""
+        return NAME + "-".join(filter(None, (self._sidecar.name, str(number))))
 
     def _unreached(self, section: FluentSection) -> None:
         for each in section.sections:
@@ -268,9 +325,13 @@ class _Conversion:
             return
         within = located(path, self._sidecar.mounts)
         if not self._sidecar.namespace:
-            found.reader.note(f"path {path}: whose volume that is only the pod's YAML says: --pod FILE gives it")
+            found.reader.note(
+                f"path {path}: whose volume that is only the pod's YAML says: --pod FILE gives it", lost=True
+            )
         elif within is None:
-            found.reader.note(f"path {path}: is in no volume of the pod: let the application write into an emptyDir")
+            found.reader.note(
+                f"path {path}: is in no volume of the pod: let the application write into an emptyDir", lost=True
+            )
         elif within[0].kind == "emptyDir":
             self._pod_files.append((within[0].volume, f"{within[0].source}{within[1]}", way))
         elif within[0].kind == "hostPath" and not _GLOB & set(path):
@@ -280,7 +341,8 @@ class _Conversion:
             self._logs.setdefault("node", {"files": []})["files"].append({**entry, "sinks": list(way.sinks)})
         else:
             found.reader.note(
-                f"path {path}: a pattern in a hostPath, or a volume of another kind: only emptyDir is read so"
+                f"path {path}: a pattern in a hostPath, or a volume of another kind: only emptyDir is read so",
+                lost=True,
             )
 
     def _containers(self, path: str, found: TailedFiles, way: _Way) -> None:
@@ -294,7 +356,27 @@ class _Conversion:
             asked = [f"{MULTILINE}: {way.multiline}"] if way.multiline else []
             asked += [f"{PARSER}: {way.parser}"] if way.parser.startswith(NAME) else []
             found.reader.note(f"<parse>: is in force for pods that ask for it: {', '.join(asked)}")
+        self._exclude(path, found)
         self._route(path, found, way)
+
+    def _exclude(self, path: str, found: TailedFiles) -> None:
+        """Make rules of what of all containers' output the source leaves out: a rule is for whole namespaces."""
+        others = [each for each in self._all_tails if each is not found and _reads_containers(each)]
+        for pattern in found.excluded if path == found.paths[0] else ():
+            name = pattern.removeprefix(CONTAINER_LOGS[0])
+            match = _LINK.fullmatch(name)
+            namespace = match["namespace"] if match is not None else None
+            whole = match is not None and match["pod"] == "*" and not match["container"]
+            if name.startswith("fluent"):
+                continue  # what Fluentd itself writes, which is no more
+            if whole and namespace and namespace != "*" and not others:
+                self._excluded.append({"namespaces": [namespace], "drop": {"matches": "."}})
+                continue
+            text = (
+                f"exclude_path: {shown(pattern)}: is not taken: nodeagent.io/log-exclude on a pod leaves it out, and a "
+                "rule with namespaces or labels (drop: matches: .) those of pods"
+            )
+            found.reader.note(text, found.reader.section.values["exclude_path"].place)
 
     def _route(self, path: str, found: TailedFiles, way: _Way) -> None:
         """Send what of all containers' output *path* names to its sinks."""
@@ -304,7 +386,8 @@ class _Conversion:
         if any(not each.get("tags") for each in routes):
             found.reader.note(
                 f"path {path}: what is read by an earlier <source> of all containers goes to that one's outputs; a "
-                "route of logs.routes with namespaces, labels or tags before it says what goes to this one's"
+                "route of logs.routes with namespaces, labels or tags before it says what goes to this one's",
+                lost=True,
             )
         if tags_of_path is None:
             found.reader.note(f"path {path}: whose output that is cannot be told by a tag: its route is for all pods")
@@ -316,7 +399,7 @@ class _Conversion:
         ways = {way for *_, way in self._pod_files}
         if not ways:
             return {}
-        if len(ways) > 1 or any(set(" ,") & set(path) for _, path, _ in self._pod_files):
+        if self._sidecar.apart or len(ways) > 1 or any(set(" ,") & set(path) for _, path, _ in self._pod_files):
             self._logs["files"] = [self._entry(number, *each) for number, each in enumerate(self._pod_files, 1)]
             return {}
         (way,) = ways
@@ -325,13 +408,13 @@ class _Conversion:
             annotations[PARSER] = way.parser
         if way.multiline:
             annotations[MULTILINE] = way.multiline
-        if len(self._sinks) > 1 or len(way.sinks) > 1:
+        if self._sidecar.name or len(self._sinks) > 1 or len(way.sinks) > 1:
             annotations[SINKS] = ",".join(way.sinks)
             self._logs["podSinks"] = list(way.sinks)
         return annotations
 
     def _entry(self, number: int, volume: str, path: str, way: _Way) -> Entry:
-        entry = self._selected({"name": f"fluentd-{number}", "volume": volume, "path": path})
+        entry = self._selected({"name": self._parsers_name(number), "volume": volume, "path": path})
         entry |= {"parser": way.parser or "json"}
         if way.multiline:
             entry["multiline"] = way.multiline
@@ -363,6 +446,14 @@ def container_tags(name: str) -> list[str] | None:
     if match is None:
         return None
     return [f"kube.{match['namespace'] or '*'}.{match['pod']}.{match['container'] or '**'}"]
+
+
+def _reads_containers(tailed: TailedFiles) -> bool:
+    return any(each.startswith(CONTAINER_LOGS) for each in tailed.paths)
+
+
+def _order(note: ImportNote) -> tuple[str, int, str]:
+    return note.place.file, note.place.line, note.text
 
 
 def _is_fluentds(section: FluentSection) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from nodeagent.logs.fluentd.inputs import TailedFiles
+from nodeagent.logs.fluentd.parameters import KUBERNETES_METADATA, PARSE, PARSER_FILTER, RECORD_TRANSFORMER
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.values import expression
 
@@ -14,11 +15,6 @@ _ANYTHING: Final = "."
 _NAMES: Final = re.compile(
     r"(?P<begin>\^)?(?:\((?:\?:)?(?P<several>[a-z0-9-]+(?:\|[a-z0-9-]+)*)\)|(?P<one>[a-z0-9-]+))(?P<end>\$)?"
 )
-_OURS: Final = {
-    "kubernetes_metadata": "each record has its pod's metadata",
-    "stdout": "it shows records, and passes them on",
-}
-"""Filters that need nothing in their place, and why."""
 
 
 def rules(reader: SectionReader, found: TailedFiles) -> list[Entry]:
@@ -26,7 +22,10 @@ def rules(reader: SectionReader, found: TailedFiles) -> list[Entry]:
     that the filter asks for, if any.
     """
     kind = reader.type
-    if kind in _OURS:
+    if kind == "stdout":  # it shows records, and passes them on
+        return []
+    if kind == "kubernetes_metadata":  # each record has its pod's metadata
+        reader.finish(KUBERNETES_METADATA)
         return []
     if kind == "grep":
         dropped = _dropped(reader, found)
@@ -43,9 +42,7 @@ def rules(reader: SectionReader, found: TailedFiles) -> list[Entry]:
                     "node); logs.metadata.annotations adds what a pod's annotations say",
                     value.place,
                 )
-        reader.needless("enable_ruby", "auto_typecast", "renew_record", "renew_time_key", "keep_keys")
-        reader.differs("remove_keys", "is not taken: a rule's redact hides what is in a member")
-        reader.finish()
+        reader.finish(RECORD_TRANSFORMER)
         return []
     reader.note(f"<filter> @type {kind}: is not taken: no rule is like it; there are drop and redact")
     return []
@@ -112,12 +109,18 @@ def _parse(reader: SectionReader, found: TailedFiles) -> None:
     """Have the text of records of *found* parsed."""
     key = reader.text("key_name")
     kept = reader.truth("reserve_data") and not reader.truth("remove_key_name_field")
-    reader.needless("reserve_data", "reserve_time", "remove_key_name_field", "emit_invalid_record_to_error")
-    kinds = [parse.type for parse in reader.sections("parse")] or [reader.text("format") or ""]
-    reader.finish()
+    kinds = [reader.text("format") or ""]
+    for parse in reader.sections("parse"):
+        kinds = [parse.type]
+        for name in ("time_key", "time_format"):
+            parse.differs(name, "is not taken: timeKey and timeFormat of an entry of logs.parsers say when")
+        parse.finish(PARSE)
+    reader.finish(PARSER_FILTER)
     if key in ("log", "message", None, *found.texts) and kinds[0] == "json":
         found.parser = "json"
         found.has_members = True
         found.texts = found.texts if kept else frozenset()
+        if kept:
+            reader.differs("reserve_data", "is not taken: members of a JSON object stand in place of its text")
         return
     reader.note(f"<filter> @type parser of {key} by {kinds[0]}: is not taken: a parser is one of the whole line here")

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from nodeagent.errors import ConfigError
+from nodeagent.errors import ConfigError, shown
+from nodeagent.logs.fluentd.parameters import PARSE, TAIL
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.values import expression, listed, time_format
 
@@ -55,6 +56,8 @@ class TailedFiles:
     starts: list[Entry] = field(default_factory=list)
     """Entries of ``logs.multiline``."""
     pos_file: str = ""
+    excluded: list[str] = field(default_factory=list)
+    """Patterns of files that are not read."""
     worker: int = 0
     """Of Fluentd's several, which reads them."""
     texts: frozenset[str] = frozenset()
@@ -63,21 +66,21 @@ class TailedFiles:
     """Whether Fluentd's records may have members that the application wrote."""
 
 
-def tail(reader: SectionReader, number: int, worker: int) -> TailedFiles:
-    """Return what the ``<source>`` of *reader* tails; *number* tells its parsers' names from those of others."""
-    paths = reader.get("path", listed) or []
+def tail(reader: SectionReader, name: str, worker: int) -> TailedFiles:
+    """Return what the ``<source>`` of *reader* tails; *name*: of its parsers, if it has any."""
+    delimiter = reader.text("path_delimiter") or ","
+    paths = reader.get("path", lambda text: listed(text, delimiter)) or []
     found = TailedFiles(reader, reader.text("tag") or "", [_DATE.sub("*", each) for each in paths], worker=worker)
     if any(map(_DATE.search, paths)):
         reader.note("path: a part of the date is any text here (*)")
     found.pos_file = reader.text("pos_file") or ""
-    _rest(reader)
+    _rest(reader, found)
     parse = reader.one("parse")
     if reader.section.values.get("format") is not None:  # as before version 1
         parse = reader
         form = reader.text("format") or ""
     else:
         form = parse.type
-    name = f"{NAME}{number}"
     try:
         _parser(found, parse, form, name)
     except ConfigError as error:
@@ -90,53 +93,46 @@ def tail(reader: SectionReader, number: int, worker: int) -> TailedFiles:
             "1970, are read, and others leave the time when the line was read: timeFormat of the parser says another"
         )
     if parse is not reader:
-        parse.finish()
-    reader.finish()
+        parse.finish(PARSE)
+    else:
+        reader.by(PARSE)
+    reader.finish(TAIL)
     return found
 
 
-def _rest(reader: SectionReader) -> None:
-    """Read what is of no meaning here, and what differs."""
-    reader.needless(
-        *("pos_file", "refresh_interval", "rotate_wait", "follow_inodes", "enable_watch_timer", "enable_stat_watcher"),
-        *("open_on_every_update", "skip_refresh_on_startup", "pos_file_compaction_interval", "read_lines_limit"),
-        *("multiline_flush_interval", "ignore_repeated_permission_error", "limit_recently_modified", "max_line_size"),
-    )
+def _rest(reader: SectionReader, found: TailedFiles) -> None:
+    """Read where it begins, and what it leaves out."""
+    found.excluded = reader.get("exclude_path", listed) or []
     if not reader.truth("read_from_head"):
         reader.note(
             "read_from_head is not set: Fluentd begins at a file's end; here every file is read from its beginning "
             "(where Fluentd was, its position file says)"
         )
-    reader.differs("exclude_path", "is not taken: name the files that are to be read more narrowly in path")
-    reader.differs("read_bytes_limit_per_second", "is not taken: logs.limits.bytesPerSecondPerPod bounds a pod")
-    for each in ("encoding", "from_encoding"):
-        reader.differs(each, "is not taken: text is UTF-8 here; what is not is replaced")
-    reader.differs("path_key", "is not taken: each record of a file has its path among its metadata")
+    for name in found.excluded:
+        if not name.startswith(CONTAINER_LOGS):
+            reader.differs("exclude_path", "is not taken: name the files that are to be read more narrowly in path")
 
 
 def _parser(found: TailedFiles, parse: SectionReader, form: str, name: str) -> None:
     """Say how the lines are parsed. Raises ConfigError for what cannot be parsed here."""
     key = parse.text("time_key")
     format_of_time = parse.get("time_format", time_format)
-    parse.needless("time_type", "utc", "json_parser", "null_empty_string")
-    if parse.text("timezone") not in (None, "", "UTC", "Z", "+00:00", "+0000"):
-        parse.differs("timezone", "is not taken: a time without a zone is UTC here: let what is written say its zone")
-    if parse.truth("localtime"):
-        parse.differs("localtime", "is not taken: a time without a zone is UTC here: let what is written say its zone")
-    if not parse.truth("keep_time_key", default=True):
-        parse.differs("keep_time_key", "is not taken: the member that says when stays in the record")
-    parse.differs("types", "is not taken: members have the type that the line gives them; of an expression, text")
-    parse.differs("null_value_pattern", "is not taken")
     if form in _JSON_LINES:
-        parse.needless("merge_cri_fields")
         list(parse.sections("parse"))
         found.parser = "json"
         if (key or format_of_time) and form == "json":
             found.parsers.append(_entry(name, "json", None, key or "time", format_of_time))
             found.parser = name
     elif form in ("none", ""):
-        parse.needless("message_key")
+        key = parse.text("message_key") or "message"
+        if key != "log":
+            parse.note(
+                f"@type none: the text is in member {shown(key)} with Fluentd, and in log here: "
+                f"logs.metadata.text: {shown(key)} has all texts there"
+            )
         found.parser = "none"
+    elif form == "multi_format":
+        _several(found, parse)
     elif form == "regexp" or form.startswith("/"):
         text = form if form.startswith("/") else parse.text("expression") or ""
         found.parsers.append(_entry(name, "regex", expression(text), key or "time", format_of_time))
@@ -152,6 +148,18 @@ def _parser(found: TailedFiles, parse: SectionReader, form: str, name: str) -> N
         )
 
 
+def _several(found: TailedFiles, parse: SectionReader) -> None:
+    """Say how lines of one of several forms are parsed. Raises ConfigError."""
+    forms = [each.text("format") or each.type for each in parse.sections("pattern")]
+    if all(each.startswith(CONTAINER_LOGS) for each in found.paths):
+        found.parser = "json"  # the forms of runtimes, which are found by themselves
+    elif set(forms) == {"json", "none"} and forms[-1] == "none":
+        found.parser = ""  # what is a JSON object is one, all else is text
+    else:
+        named = ", ".join(shown(each) for each in forms)
+        raise ConfigError(f"@type multi_format of {named}: a file has one parser here, or auto: JSON objects and text")
+
+
 def _know_texts(found: TailedFiles, parse: SectionReader, form: str) -> None:
     """Say in which members the text is: those of a runtime's lines go by the runtime, others by the parser."""
     of_runtime = all(each.startswith(CONTAINER_LOGS) for each in found.paths)
@@ -160,6 +168,8 @@ def _know_texts(found: TailedFiles, parse: SectionReader, form: str) -> None:
         found.has_members = False
     elif form == "docker" or (form == "json" and of_runtime):
         found.texts = frozenset(("log",))
+    elif form == "multi_format" and of_runtime:
+        found.texts = frozenset(("log", "message"))
     elif form == "cri" and not any(parse.sections("parse")):
         found.texts = frozenset(("message", "log"))  # often renamed, to what Docker's are called
     elif of_runtime and form not in _JSON_LINES:

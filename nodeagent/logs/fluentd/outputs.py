@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from nodeagent.errors import ConfigError, shown
+from nodeagent.logs.fluentd.parameters import BUFFER, ELASTICSEARCH, FILE, FORWARD, LOKI, OUTPUT, SECURITY, SERVER
 from nodeagent.logs.fluentd.reading import Entry, SectionReader
 from nodeagent.logs.fluentd.values import listed
 
@@ -17,15 +18,19 @@ CLUSTER_SECRETS: Final = "/var/run/secrets/logs"
 _PLACES: Final = {"%Y": "{year}", "%m": "{month}", "%d": "{day}", "${tag}": "{tag}", "${hostname}": "{node}"}
 _UNKNOWN: Final = re.compile(r"\$\{[^}]*\}|%[A-Za-z]|(?<!\{)<<?[a-z]+>")
 _DATE: Final = "%Y.%m.%d"
-_INDEX_DATES: Final = {_DATE: "{date}"}
-_BUFFERED: Final = (
-    *("flush_interval", "flush_mode", "flush_at_shutdown", "flush_thread_count", "flush_thread_interval"),
-    *("flush_thread_burst_interval", "delayed_commit_timeout", "chunk_limit_size", "chunk_limit_records"),
-    *("chunk_full_threshold", "queue_limit_length", "queued_chunks_limit_size", "compress", "retry_wait"),
-    *("retry_type", "retry_forever", "retry_exponential_backoff_base", "retry_max_interval", "retry_randomize"),
-    *("timekey", "timekey_wait", "timekey_use_utc", "timekey_zone", "path", "disable_chunk_backup", "@type"),
-)
-"""Of ``<buffer>``: here requests are made by size, tried again with growing pauses, and wait on disk."""
+_UNTOLD: Final = "unknown"
+"""In an index, for what has no name here."""
+_RUN: Final = re.compile(r"%[A-Za-z](?:[-._/]?%[A-Za-z])*")
+"""Parts of a date."""
+_RETAGS: Final = {
+    "detect_exceptions": "nodeagent.io/log-multiline on a pod joins the lines of an exception",
+    "concat": "nodeagent.io/log-multiline on a pod joins lines",
+    **dict.fromkeys(
+        ("rewrite_tag_filter", "rewrite", "retag", "route", "label_router", "record_reformer", "parser"),
+        "records go where their pod's route says (logs.routes), whatever is in them; rules drop and redact",
+    ),
+}
+"""Outputs that give events another tag, and what does the like here."""
 
 
 class Unlike(ConfigError):
@@ -38,6 +43,10 @@ def sink(reader: SectionReader, name: str, namespace: str, tag: str = "") -> tup
     file's path in it. Raises Unlike.
     """
     make = _KINDS.get(reader.type)
+    if reader.type in _RETAGS:
+        raise Unlike(
+            f"@type {reader.type}: is not taken, so that what comes to it is not delivered: {_RETAGS[reader.type]}"
+        )
     if make is None:
         raise Unlike(
             f"@type {reader.type}: no sink is like it; there are {', '.join(sorted(_KINDS))}, which become "
@@ -50,12 +59,12 @@ def sink(reader: SectionReader, name: str, namespace: str, tag: str = "") -> tup
     if timeout := reader.get("request_timeout", _seconds):
         made["timeoutSeconds"] = timeout
     buffer = _buffer(reader)
-    reader.needless(
-        "flush_interval", "buffer_type", "buffer_path", "num_threads", "reconnect_on_error", "reload_on_failure"
-    )
-    list(reader.sections("inject"))
-    list(reader.sections("format"))
-    reader.finish()
+    for each in reader.sections("format"):
+        if each.type != "json":
+            each.note("<format>: is not taken: a record is a JSON object")
+        else:
+            each.finish()
+    reader.finish(OUTPUT)
     return made, buffer
 
 
@@ -95,21 +104,15 @@ def _of_namespace(settings: Entry, namespace: str, reader: SectionReader) -> Ent
 def _buffer(reader: SectionReader) -> Entry:
     found: Entry = {}
     for each in reader.sections("buffer"):
-        each.needless(*_BUFFERED)
         total = each.size("total_limit_size") or each.size("queue_limit_size")
         if total:
             found["bytes"] = total
         overflow = each.text("overflow_action")
         if overflow == "drop_oldest_chunk":
             found["full"] = "dropOldest"
-        for gives_up in ("retry_timeout", "retry_max_times"):
-            each.differs(
-                gives_up, "is not taken: what a sink does not take is tried until it does, or until the buffer is full"
-            )
-        list(each.sections("secondary"))
-        each.finish()
-    for each in reader.sections("secondary"):
-        each.note("<secondary>: is not taken: what a sink refuses goes to its dead-letter file")
+        elif overflow not in (None, "block", "throw_exception"):
+            each.differs("overflow_action", "is not taken: logs.buffer.full is block or dropOldest")
+        each.finish(BUFFER)
     return found
 
 
@@ -117,22 +120,7 @@ def _elasticsearch(reader: SectionReader, name: str) -> tuple[str, Entry]:
     found: Entry = {"urls": _urls(reader), "index": _index(reader)}
     _login(reader, name, found)
     _tls(reader, found)
-    reader.needless(
-        *("type_name", "reload_connections", "reload_after", "resurrect_after", "bulk_message_request_threshold"),
-        *(
-            "include_timestamp",
-            "compression_level",
-            "suppress_type_name",
-            "log_es_400_reason",
-            "default_elasticsearch_version",
-        ),
-        *("verify_es_version_at_startup", "max_retry_get_es_version", "max_retry_putting_template", "time_key_format"),
-        *("sniffer_class_name", "http_backend", "prefer_oj_serializer", "logstash_prefix_separator", "utc_index"),
-        *("slow_flush_log_threshold", "ssl_version", "default_opensearch_version", "write_operation", "id_key"),
-    )
-    if reader.truth("include_tag_key"):
-        reader.note("include_tag_key: is not taken: records say namespace, pod, container and file instead")
-    reader.needless("tag_key", "time_key")
+    reader.by(ELASTICSEARCH)
     return "elasticsearch", found
 
 
@@ -144,7 +132,7 @@ def _urls(reader: SectionReader) -> list[str]:
     urls = []
     for host in hosts:
         if not host:
-            reader.note("host: is not known: put the server into urls")
+            reader.note("host: is not known: put the server into urls", lost=True)
             host = "elasticsearch.invalid"
         if "@" in host:
             reader.note("hosts: a user and password in a URL are not taken: name a file under auth.basic")
@@ -170,17 +158,37 @@ def _index(reader: SectionReader) -> str:
     if reader.truth("logstash_format"):
         prefix = reader.text("logstash_prefix") or "logstash"
         date = reader.text("logstash_dateformat") or _DATE
+        separator = reader.text("logstash_prefix_separator")
         reader.needless("index_name")
-        text = f"{prefix}-{_INDEX_DATES.get(date, date)}"
+        text = f"{prefix}{'-' if separator is None else separator}{date}"
     else:
         text = reader.text("index_name") or "fluentd"
+        reader.needless("logstash_prefix", "logstash_dateformat", "logstash_prefix_separator")
+    text = _RUN.sub(lambda run: _dated(run[0], reader), text)
     for old, new in _PLACES.items():
         text = text.replace(old, new)
     text = re.sub(r"\$\{record\['?kubernetes'?\]\['?(namespace|pod|container)_name'?\]\}", r"{\1}", text)
     for left in dict.fromkeys(_UNKNOWN.findall(text)):
-        reader.note(f"index_name: {shown(left)} is not known here; there are {', '.join(_PLACES)}")
-        text = text.replace(left, "x")
+        reader.note(
+            f"index_name: {shown(left)} is not known here, and {_UNTOLD} stands there; there are {', '.join(_PLACES)}, "
+            "and {namespace}, {container} and {label:NAME}"
+        )
+        text = text.replace(left, _UNTOLD)
     return text.lower()
+
+
+def _dated(run: str, reader: SectionReader) -> str:
+    """Return *run*, parts of a date, as a template has them; one that is not known makes an index for each day."""
+    if run == _DATE:
+        return "{date}"
+    unknown = [each for each in re.findall("%[A-Za-z]", run) if each not in _PLACES]
+    if unknown:
+        reader.note(
+            f"index_name: {shown(run)}: {', '.join(unknown)} is not known here, where days, months and years are: "
+            "there is an index for each day ({date})"
+        )
+        return "{date}"
+    return run
 
 
 def _put_into(file: str) -> str:
@@ -193,8 +201,8 @@ def _put_into(file: str) -> str:
 def _login(reader: SectionReader, name: str, found: Entry) -> None:
     user = reader.text("user") or reader.text("username")
     if not user and (reader.given("user") or reader.given("username")):
-        user = "unknown"
-        reader.note("user: is not known: put it into auth.basic.user")
+        user = _UNTOLD
+        reader.note("user: is not known: put it into auth.basic.user", lost=True)
     if not user and reader.given("password"):
         reader.note("password: is not taken: no user stands beside it; auth.basic has both")
     if user:
@@ -208,16 +216,12 @@ def _tls(reader: SectionReader, found: Entry) -> None:
     ours = {"ca_file": "caFile", "client_cert": "certificateFile", "client_key": "keyFile", "cert": "certificateFile"}
     ours |= {"key": "keyFile", "ca_cert": "caFile", "tls_ca_cert_path": "caFile", "tls_cert_path": "caFile"}
     ours |= {"tls_client_cert_path": "certificateFile", "tls_client_private_key_path": "keyFile"}
+    ours |= {"ca_cert_path": "caFile"}
     tls = {}
     for name, here in ours.items():
         if path := reader.text(name):
             tls[here] = path
             reader.note(f"{name}: {shown(path)}: put the file there on the node: it stood in Fluentd's container")
-    for name in ("ssl_verify", "tls_verify_hostname"):
-        if not reader.truth(name, default=True):
-            reader.note(
-                f"{name} false: is not taken: a server's certificate is always checked: name its CA as tls.caFile"
-            )
     if tls:
         found["tls"] = tls
 
@@ -226,46 +230,27 @@ def _forward(reader: SectionReader, name: str) -> tuple[str, Entry]:
     addresses = []
     for server in reader.sections("server"):
         addresses.append(_authority(server.text("host") or "host.invalid", server.text("port") or "24224"))
-        server.needless("name", "weight", "standby")
-        for each in ("username", "password", "shared_key"):
-            server.differs(each, "is not taken: all servers have one user, passwordFile and sharedKeyFile here")
-        server.finish()
+        server.finish(SERVER)
+    for discovery in reader.sections("service_discovery"):
+        discovery.note("<service_discovery>: is not taken: put its servers into addresses", lost=True)
+    if not addresses:
+        raise Unlike(f"@type {reader.type}: no <server> stands in it: addresses of a forward sink are needed")
     reader.note(
         "records come with the tag kube.NAMESPACE.POD.CONTAINER, not with the source's: let the receiver's <match> and "
         "<filter> take kube.**"
     )
     found: Entry = {"addresses": addresses}
     security = reader.one("security")
-    security.needless("self_hostname", "allow_anonymous_source", "user_auth")
     if security.section.values.get("shared_key") is not None:
         security.needless("shared_key")
         file = f"{SECRETS}/{name}-shared-key"
         security.note(f"shared_key: {_put_into(file)}")
         found["sharedKeyFile"] = file
-    security.finish()
+    security.finish(SECURITY)
     _tls(reader, found)
-    if reader.text("transport") == "tls":
+    if reader.text("transport") == "tls" or reader.type == "secure_forward":
         found.setdefault("tls", {})
-    reader.needless(
-        *(
-            "require_ack_response",
-            "ack_response_timeout",
-            "send_timeout",
-            "recover_wait",
-            "hard_timeout",
-            "expire_dns_cache",
-        ),
-        *("heartbeat_type", "heartbeat_interval", "phi_failure_detector", "phi_threshold", "keepalive"),
-        *(
-            "keepalive_timeout",
-            "dns_round_robin",
-            "ignore_network_errors_at_startup",
-            "tls_version",
-            "tls_allow_self_signed_cert",
-        ),
-        *("verify_connection_at_startup", "connect_timeout", "time_as_integer", "compress", "tls_insecure_mode"),
-    )
-    list(reader.sections("service_discovery"))
+    reader.by(FORWARD)
     return "forward", found
 
 
@@ -275,19 +260,17 @@ def _loki(reader: SectionReader, name: str) -> tuple[str, Entry]:
         found["tenant"] = tenant
     _login(reader, name, found)
     _tls(reader, found)
-    for each in ("extra_labels", "remove_keys", "line_format", "extract_kubernetes_labels"):
-        reader.differs(each, "is not taken: labels are namespace, container and node; see labels of a loki sink")
-    for label in reader.sections("label"):
-        label.note("<label>: is not taken: labels are namespace, container and node; see labels of a loki sink")
+    reader.by(LOKI)
     return "loki", found
 
 
 def _file(reader: SectionReader, name: str) -> tuple[str, Entry]:
     path = reader.text("path") or f"/var/log/{name}"
-    reader.note(f"path: {shown(path)}: is of the node here, not of Fluentd's container; one JSON object a line")
-    reader.needless(
-        "append", "compress", "recompress", "symlink_path", "add_path_suffix", "path_suffix", "time_slice_format"
+    reader.note(
+        f"path: {shown(path)}: is of the node here, not of Fluentd's container; one JSON object a line; on a cluster "
+        "it has to be mounted: what is below /var/lib/nodeagent/logs/sinks is"
     )
+    reader.by(FILE)
     text = re.sub(r"[.-]?(?:\$\{[^}]*\}|%[A-Za-z])+", "", path).removesuffix(".*")
     text = re.sub(r"//+", "/", text)
     text = f"{text}{name}" if text.endswith("/") else text

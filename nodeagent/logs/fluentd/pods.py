@@ -18,6 +18,7 @@ from nodeagent.inject.documents import PodDocument, transform
 from nodeagent.inject.model import Document
 from nodeagent.logs.fluentd.convert import FluentdSidecar, Imported, convert
 from nodeagent.logs.fluentd.inputs import Mounted
+from nodeagent.logs.fluentd.merge import merged, names
 from nodeagent.logs.fluentd.syntax import FluentSection, ImportNote, parse
 from nodeagent.logs.fluentd.values import text_of
 from nodeagent.resources import yaml_text
@@ -34,8 +35,11 @@ class PodImport:
     pod: str
     """As its document says: ``Pod NAMESPACE/NAME``."""
     imported: Imported
+    """Its section ``logs`` is one for all pods of the YAML."""
     text: str
-    """The YAML that it stood in, with the pod changed, and nothing else."""
+    """The YAML that it stood in, with the pods changed, and nothing else."""
+    stays: bool = False
+    """It has no other container than Fluentd's, and is not changed."""
 
 
 def is_fluentd(container: Document) -> bool:
@@ -47,38 +51,94 @@ def is_fluentd(container: Document) -> bool:
 def import_pods(text: str, file: str, environment: Mapping[str, str], config: str | None = None) -> list[PodImport]:
     """Return what becomes of the pods with a Fluentd sidecar in *text*, YAML with their ConfigMaps.
 
-    *environment* is added to that of the container. *config*: Fluentd's configuration, where the ConfigMap is
-    not in *text*. Raises ConfigError and InjectionError, naming file and field.
+    Of several, names of sinks and parsers have the pod's namespace and name. *environment* is added to that of the
+    container. *config*: Fluentd's configuration, where the ConfigMap is not in *text*. Raises ConfigError and
+    InjectionError, naming file and field.
     """
-    maps = _config_maps(text, file)
-    found: list[PodImport] = []
-
-    def change(document: PodDocument) -> Document:
-        spec = document.pod.get("spec")
-        if not isinstance(spec, dict):
-            return document.pod
-        which = next(filter(is_fluentd, _lasting(spec)), None)
-        if which is None:
-            return document.pod
-        name = f"{document.kind} {document.namespace or 'default'}/{document.name}"
-        sidecar = _sidecar(document, spec, which, environment)
-        root = _config(which, spec, maps, sidecar, config, f"{file}: {name}")
-        imported = convert(root, sidecar)
-        if len(spec.get("containers") or ()) == 1 and which in spec["containers"]:
-            note = ImportNote(root.place, f"{name}: has no other container than Fluentd: it stays as it is; delete it")
-            imported = replace(imported, notes=(*imported.notes, note))
-            found.append(PodImport(name, imported, ""))
-            return document.pod
-        found.append(PodImport(name, imported, ""))
-        return _without(document.pod, which, imported.annotations)
-
-    changed = transform(text, file, change)
+    found = _found(text, file, environment, config)
     if not found:
         raise ConfigError(
             f"{file}: no pod in it has a container of Fluentd's (an image such as fluent/fluentd): "
             "give the pod's YAML, or Fluentd's configuration itself"
         )
-    return [PodImport(each.pod, each.imported, changed) for each in found]
+    imported = _imported(found)
+    annotations = iter(imported)
+
+    def change(document: PodDocument) -> Document:
+        which = _fluentd_of(document)
+        if which is None:
+            return document.pod
+        own = next(annotations).annotations
+        return document.pod if _is_alone(document, which) else _without(document.pod, which, own)
+
+    changed = transform(text, file, change)
+    return [
+        PodImport(each.pod, one, changed, each.stays)
+        for each, one in zip(found, map(_with_note, found, imported), strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A pod with Fluentd, and its configuration."""
+
+    pod: str
+    identity: tuple[str, str, str]
+    root: FluentSection
+    sidecar: FluentdSidecar
+    stays: bool
+
+
+def _found(text: str, file: str, environment: Mapping[str, str], config: str | None) -> list[_Found]:
+    maps = _config_maps(text, file)
+    found: list[_Found] = []
+
+    def look(document: PodDocument) -> Document:
+        which = _fluentd_of(document)
+        if which is not None:
+            identity = (document.kind, document.namespace or "default", document.name)
+            name = f"{document.kind} {identity[1]}/{document.name}"
+            spec = document.pod["spec"]
+            sidecar = _sidecar(document, spec, which, environment)
+            root = _config(which, spec, maps, sidecar, config, f"{file}: {name}")
+            found.append(_Found(name, identity, root, sidecar, _is_alone(document, which)))
+        return document.pod
+
+    transform(text, file, look)
+    return found
+
+
+def _imported(found: Sequence[_Found]) -> list[Imported]:
+    """Return what becomes of *found*: of several, one section ``logs``."""
+    if len(found) == 1:
+        return [convert(found[0].root, found[0].sidecar)]
+    own = names([each.identity for each in found])
+    sidecars = [replace(each.sidecar, name=name) for each, name in zip(found, own, strict=True)]
+    made = [convert(each.root, sidecar) for each, sidecar in zip(found, sidecars, strict=True)]
+    if any(each.logs["containers"] == "all" for each in made):
+        apart = [replace(sidecar, apart=True) for sidecar in sidecars]
+        made = [convert(each.root, sidecar) for each, sidecar in zip(found, apart, strict=True)]
+    return merged(made)
+
+
+def _with_note(found: _Found, imported: Imported) -> Imported:
+    if not found.stays:
+        return imported
+    note = ImportNote(
+        found.root.place, f"{found.pod}: has no other container than Fluentd: it stays as it is; delete it"
+    )
+    return replace(imported, notes=(*imported.notes, note))
+
+
+def _fluentd_of(document: PodDocument) -> Document | None:
+    """Return the container of Fluentd's, if the pod has one."""
+    spec = document.pod.get("spec")
+    return next(filter(is_fluentd, _lasting(spec)), None) if isinstance(spec, dict) else None
+
+
+def _is_alone(document: PodDocument, which: Document) -> bool:
+    containers = document.pod["spec"].get("containers") or ()
+    return len(containers) == 1 and which in containers
 
 
 def _config_maps(text: str, file: str) -> dict[str, Mapping[str, str]]:

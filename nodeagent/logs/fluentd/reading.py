@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from nodeagent.errors import ConfigError
+from nodeagent.logs.fluentd.parameters import NONE, Parameters
 from nodeagent.logs.fluentd.syntax import ConfigLine, FluentSection, ImportNote
 from nodeagent.logs.fluentd.values import UnsetError, boolean, size, text_of
 
@@ -89,9 +90,9 @@ class SectionReader:
     def place(self) -> ConfigLine:
         return self.section.place
 
-    def note(self, text: str, place: ConfigLine | None = None) -> None:
-        """Say that something of the section is not taken, or different here."""
-        self._notes.append(ImportNote(place or self.place, text))
+    def note(self, text: str, place: ConfigLine | None = None, *, lost: bool = False) -> None:
+        """Say that something of the section is not taken, or different here; *lost*: a source or output."""
+        self._notes.append(ImportNote(place or self.place, text, lost))
 
     def differs(self, name: str, why: str) -> None:
         """Say *why* the parameter has another meaning here, where it is given."""
@@ -103,8 +104,21 @@ class SectionReader:
         """Pass over parameters that are of no meaning here."""
         self._taken.update(names)
 
-    def finish(self) -> None:
-        """Name what nobody asked for."""
+    def by(self, parameters: Parameters) -> None:
+        """Pass over, or name, what *parameters* have, as they say."""
+        self.needless(*parameters.needless)
+        for name, (values, why) in parameters.same.items():
+            if (found := self.text(name)) is not None and found not in values:
+                self.differs(name, why)
+        for name, why in parameters.differs.items():
+            self.differs(name, why)
+        for name, why in parameters.sections.items():
+            for each in self.sections(name):
+                each.note(f"<{name}>: {why}")
+
+    def finish(self, parameters: Parameters = NONE) -> None:
+        """Go by *parameters*, and name what nobody asked for and they do not have."""
+        self.by(parameters)
         for name, value in self.section.values.items():
             if name not in self._taken:
                 self.note(f"{name}: is not taken: nothing here is like it", value.place)

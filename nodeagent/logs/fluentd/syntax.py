@@ -51,6 +51,8 @@ class ImportNote:
 
     place: ConfigLine
     text: str
+    lost: bool = False
+    """It is a source or an output of Fluentd's: records are read, or delivered somewhere, no more without it."""
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}"

@@ -66,14 +66,14 @@ def boolean(text: str) -> bool:
     raise ConfigError(f"{shown(text)}: true or false is expected")
 
 
-def listed(text: str) -> list[str]:
-    """Return the items of *text*: a JSON array, or with commas between them."""
+def listed(text: str, delimiter: str = ",") -> list[str]:
+    """Return the items of *text*: a JSON array, or with *delimiter* between them."""
     if text.startswith("["):
         try:
             return [str(each) for each in json.loads(text)]
         except ValueError:
             raise ConfigError(f"{shown(text)}: an array is expected") from None
-    return [each for each in (item.strip() for item in text.split(",")) if each]
+    return [each for each in (item.strip() for item in text.split(delimiter)) if each]
 
 
 def expression(text: str) -> str:

@@ -159,7 +159,7 @@ def test_a_fluentd_configuration_with_files_beside_it_is_imported(tmp_path: Path
     argv = (sys.executable, "-m", "nodeagent", "logs", "import")
     done = run(*argv, str(tmp_path / "fluent.conf"), "-o", "json")
     found = json.loads(done.stdout)
-    assert (found["logs"]["containers"], found["notes"][0]["file"]) == ("all", "conf.d/a.conf")
+    assert (found["logs"]["containers"], found["pods"][0]["notes"][0]["file"]) == ("all", "conf.d/a.conf")
     (tmp_path / "fluent.conf").write_text("@include ../../etc/passwd\n")
     done = run(*argv, str(tmp_path / "fluent.conf"))
     assert done.returncode == 1
@@ -170,3 +170,30 @@ def test_a_fluentd_configuration_with_files_beside_it_is_imported(tmp_path: Path
     assert "would not be taken by the agent: logs.sinks.0.elasticsearch.urls.0: " in done.stderr
     done = run(*argv, str(tmp_path / "none.conf"))
     assert "cannot be read: No such file" in done.stderr
+
+
+def test_a_pod_keeps_its_fluentd_where_nothing_replaces_an_output_of_it(tmp_path: Path) -> None:
+    given, changed = tmp_path / "given.yaml", tmp_path / "changed.yaml"
+    source = "    <source>\n      @type syslog\n    </source>\n\n    <match app.**>"
+    given.write_text(SIDECAR.read_text().replace("    <match app.**>", source))
+    argv = (sys.executable, "-m", "nodeagent", "logs", "import", str(given), "--pod-output", str(changed))
+    done = run(*argv)
+    assert (done.returncode, done.stdout, changed.exists()) == (1, "", False)
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("nodeagent: lost: fluent.conf:11: <source> @type syslog: is not taken")
+    assert not any("lost: " in each for each in others)
+    assert "is not written" in others[-1] and "fluent.conf:11" in others[-1] and "--lossy" in others[-1]
+    done = run(*argv, "--lossy")
+    assert done.returncode == 0, done.stderr
+    assert "image: fluent" not in changed.read_text()
+
+
+def test_several_pods_are_imported_into_one_section(tmp_path: Path) -> None:
+    given = tmp_path / "given.yaml"
+    other = SIDECAR.read_text().replace("name: app-with-logging", "name: other").replace("app-logs", "other-logs")
+    given.write_text(f"{SIDECAR.read_text()}---\n{other.replace('fluentd-config', 'other-config')}")
+    done = run(sys.executable, "-m", "nodeagent", "logs", "import", str(given))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("logs:\n") == 1
+    assert "nodeagent: Pod default/other: fluent.conf:1: read_from_head" in done.stderr
+    assert "name: default-other-elasticsearch" in done.stdout

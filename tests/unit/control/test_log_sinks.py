@@ -58,14 +58,17 @@ def test_a_folder_that_cannot_be_made_is_one_sink_s_trouble(tmp_path: Path, monk
     async def play(made: NodeLogs, supervisor: FakeSupervisor, store: Store) -> None:
         collector = supervisor.forked[0]
 
-        async def answered(ask: Awaitable[object]) -> object:
-            asking = asyncio.ensure_future(ask)
-            while not asking.done():
-                for each in collector.heard():
-                    if isinstance(each, AskCollector):
-                        collector.say(CollectorRows(each.number, [], ROWS, (), more=False))
-                await asyncio.sleep(0.001)
-            return asking.result()
+        def unanswered() -> bool:
+            """Answer what was asked; True: something was."""
+            heard = collector.heard()
+            for each in heard:
+                if isinstance(each, AskCollector):
+                    collector.say(CollectorRows(each.number, [], ROWS, (), more=False))
+            return bool(heard)
+
+        async def report() -> None:
+            reporting = asyncio.ensure_future(made.report())
+            await until(lambda: not unanswered() and reporting.done())
 
         def failing() -> Mapping[str, float]:
             return {name: store.value(metrics.LOG_SINK_FAILING, (name,)) for name in ("good", "bad")}
@@ -76,13 +79,12 @@ def test_a_folder_that_cannot_be_made_is_one_sink_s_trouble(tmp_path: Path, monk
         (words,) = [each for each in made.warnings() if "sink" in each]
         assert words.startswith("logs: sink bad: its folder") and "Not a directory" in words
         assert "logs/sinks is mounted wherever logs.stateDirectory is" in words
-        await answered(made.report())
+        await report()
         assert failing() == {"good": 0, "bad": 1}
         assert (tmp_path / "good").is_dir()
         (tmp_path / "mounted").unlink()
-        while made.warnings() and any("sink bad" in each for each in made.warnings()):
-            await answered(asyncio.sleep(0.01))
-        await answered(made.report())
+        await until(lambda: not unanswered() and not any("sink bad" in each for each in made.warnings()))
+        await report()
         assert failing() == {"good": 0, "bad": 0}
 
     playing(tmp_path, play)

@@ -12,6 +12,7 @@ import yaml
 from nodeagent.errors import ConfigError
 from nodeagent.logs.fluentd.convert import FluentdSidecar, Imported, convert
 from nodeagent.logs.fluentd.inputs import Mounted
+from nodeagent.logs.fluentd.merge import names
 from nodeagent.logs.fluentd.pods import import_pods, is_fluentd
 from nodeagent.logs.fluentd.syntax import parse
 from nodeagent.logs.fluentd.tags import fits
@@ -459,7 +460,7 @@ def test_what_an_output_has_for_each_server_is_told_without_the_secret() -> None
 def test_every_unknown_place_of_an_index_is_told() -> None:
     match = "<match **>\n@type elasticsearch\nhosts me:hunter2@search:9200\nindex_name a-${x}-${y}-%q\n</match>\n"
     made, notes = converted(SOURCE + match)
-    assert made.logs["sinks"][0]["elasticsearch"]["index"] == "a-x-x-x"
+    assert made.logs["sinks"][0]["elasticsearch"]["index"] == "a-unknown-unknown-{date}"
     assert made.logs["sinks"][0]["elasticsearch"]["urls"] == ["http://search.shop.svc:9200"]
     assert "${x}" in notes and "${y}" in notes and "hunter2" not in notes
 
@@ -784,3 +785,179 @@ def test_a_pod_of_fluentd_alone_is_left_as_it_is_and_said() -> None:
     (found,) = import_pods(alone, "p.yaml", {}, SOURCE + ELASTIC)
     assert yaml.safe_load(found.text) == yaml.safe_load(alone)
     assert any("no other container" in each.text for each in found.imported.notes)
+
+
+TWO = """apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
+spec:
+  containers:
+  - {{name: app, image: "my-app:1", volumeMounts: [{{name: logs, mountPath: /var/log/app}}]}}
+  - name: fluentd
+    image: fluent/fluentd:v1
+    volumeMounts: [{{name: logs, mountPath: /var/log/app}}, {{name: conf, mountPath: /fluentd/etc}}]
+  volumes: [{{name: logs, emptyDir: {{}}}}, {{name: conf, configMap: {{name: {config}}}}}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: {config}, namespace: {namespace}}}
+data:
+  fluent.conf: |
+    <source>
+      @type tail
+      path /var/log/app/*.log
+      tag a
+      read_from_head true
+      <parse>
+        @type regexp
+        expression /^(?<{member}>.*)$/
+      </parse>
+    </source>
+    <match a>
+      @type elasticsearch
+      host {host}
+      <buffer>
+        total_limit_size {size}
+        overflow_action {full}
+      </buffer>
+    </match>
+---
+"""
+DROPPING = {"host": "es.one.example", "size": "1g", "full": "drop_oldest_chunk", "member": "level"}
+BLOCKING = {"host": "es.two.example", "size": "2g", "full": "block", "member": "card"}
+
+
+def of_pods(*pods: dict[str, str]) -> list[Imported]:
+    """Return what becomes of *pods* together; the agent takes it."""
+    text = "".join(TWO.format(config=f"{each['namespace']}-{each['name']}-conf", **each) for each in pods)
+    found = [each.imported for each in import_pods(text, "p.yaml", {})]
+    LogSettings.model_validate(found[0].logs)
+    return found
+
+
+def test_several_pods_become_one_section_in_which_each_has_its_own() -> None:
+    one, two = of_pods({"name": "a", "namespace": "shop", **DROPPING}, {"name": "b", "namespace": "pay", **BLOCKING})
+    assert one.logs == two.logs
+    assert [each["name"] for each in one.logs["sinks"]] == ["shop-a-elasticsearch", "pay-b-elasticsearch"]
+    assert [each["name"] for each in one.logs["parsers"]] == ["fluentd-shop-a-1", "fluentd-pay-b-1"]
+    for found, name in ((one, "shop-a"), (two, "pay-b")):
+        assert found.annotations == {
+            "nodeagent.io/log-files": "logs/*.log",
+            "nodeagent.io/log-parser": f"fluentd-{name}-1",
+            "nodeagent.io/log-sinks": f"{name}-elasticsearch",
+        }
+        assert f"{name}-elasticsearch" in one.logs["podSinks"]
+    assert one.logs["buffer"] == {"bytes": 2 << 30}, "nobody's records are dropped as another one's may be"
+    assert any("others want none dropped" in each.text for each in one.notes)
+
+
+def test_of_a_node_s_fluentd_and_a_sidecar_the_sidecar_s_sink_is_for_its_files_alone() -> None:
+    text = TWO.format(config="c", name="a", namespace="shop", **BLOCKING)
+    node = TWO.format(config="n", name="node", namespace="kube-system", **DROPPING)
+    node = node.replace("/var/log/app/*.log", "/var/log/containers/*.log")
+    found = [each.imported for each in import_pods(text + node, "p.yaml", {})]
+    LogSettings.model_validate(found[0].logs)
+    assert (found[0].logs["containers"], found[0].annotations) == ("all", {})
+    (entry,) = found[0].logs["files"]
+    assert (entry["namespaces"], entry["sinks"]) == (["shop"], ["shop-a-elasticsearch"])
+    assert found[0].logs["routes"] == [{"sinks": ["kube-system-node-elasticsearch"]}]
+
+
+def test_what_several_pods_have_alike_is_there_once() -> None:
+    pods = [{"name": f"p{number}", "namespace": "shop", **DROPPING} for number in range(20)]
+    found = of_pods(*pods)
+    logs = found[0].logs
+    assert [each["name"] for each in logs["sinks"]] == ["shop-p0-elasticsearch"]
+    assert [each["name"] for each in logs["parsers"]] == ["fluentd-shop-p0-1"]
+    assert {each.annotations["nodeagent.io/log-sinks"] for each in found} == {"shop-p0-elasticsearch"}
+    assert {each.annotations["nodeagent.io/log-parser"] for each in found} == {"fluentd-shop-p0-1"}
+    assert logs["buffer"] == {"bytes": 1 << 30, "full": "dropOldest"}
+    assert any("logs.buffer.full is one for all sinks" in each.text for each in found[0].notes)
+
+
+def test_names_of_pods_that_are_alike_but_for_where_a_dash_stands_are_told_apart() -> None:
+    pods = [("Pod", "a-b", "c"), ("Pod", "a", "b-c"), ("Deployment", "a", "b-c"), ("Pod", "shop", "x" * 80)]
+    found = names(pods)
+    assert len(set(found)) == len(pods)
+    assert found[::-1] == names(pods[::-1]), "whatever the order"
+    assert max(map(len, found)) <= 40
+
+
+def test_of_two_outputs_one_that_drops_does_not_make_the_other_drop() -> None:
+    buffered = "<store>\n@type stdout\n<buffer>\noverflow_action {}\n</buffer>\n</store>\n"
+    stores = buffered.format("drop_oldest_chunk") + buffered.format("block").replace("stdout", "elasticsearch")
+    found = imported(SOURCE + f"<match **>\n@type copy\n{stores}</match>\n")
+    assert "buffer" not in found.logs
+    assert any("overflow_action: is not taken" in each.text for each in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "namespaces", "note"),
+    [
+        ("/var/log/containers/*_kube-system_*.log", ["kube-system"], ""),
+        ('["/var/log/containers/fluentd*", "/var/log/containers/*_kube-*_*"]', ["kube-*"], ""),
+        ("/var/log/containers/web-*", [], "'/var/log/containers/web-*': is not taken: nodeagent.io/log-exclude"),
+    ],
+)
+def test_what_is_excluded_of_all_containers_is_dropped_or_named(
+    excluded: str, namespaces: list[str], note: str
+) -> None:
+    source = DAEMON.replace("tag kubernetes.*", f"tag kubernetes.*\nexclude_path {excluded}")
+    found = imported(source + ELASTIC, FluentdSidecar())
+    rules = [{"namespaces": [each], "drop": {"matches": "."}} for each in namespaces]
+    assert found.logs.get("rules", []) == rules
+    assert note in "\n".join(notes(found)) and ("exclude_path" in "\n".join(notes(found))) == bool(note)
+
+
+def test_a_node_s_fluentd_in_a_manifest_has_rules_for_all_pods() -> None:
+    grep = "<filter **>\n@type grep\n<exclude>\nkey log\npattern /x/\n</exclude>\n</filter>\n"
+    found = imported(DAEMON + grep + ELASTIC)
+    assert found.logs.get("rules") == [{"drop": {"matches": "x"}}]
+
+
+@pytest.mark.parametrize(
+    ("path", "patterns", "parser"),
+    [
+        ("/var/log/containers/*.log", ("json", "/^(?<time>.+) (?<log>.*)$/"), None),
+        ("/var/log/app/*.log", ("json", "none"), ""),
+        ("/var/log/app/*.log", ("json", "/^(?<a>.*)$/"), "'json', '/^(?<a>.*)$/': a file has one parser here"),
+    ],
+)
+def test_lines_of_several_forms(path: str, patterns: tuple[str, ...], parser: str | None) -> None:
+    several = "".join(f"<pattern>\nformat {each}\n</pattern>\n" for each in patterns)
+    text = SOURCE.replace("/var/log/app/*.log", path).replace("@type json", f"@type multi_format\n{several}")
+    found = imported(text + ELASTIC)
+    told = "\n".join(notes(found))
+    assert "<pattern>: is not taken" not in told
+    assert (parser or "multi_format") in told if parser else "multi_format" not in told
+    assert found.annotations.get("nodeagent.io/log-parser") == ("none" if parser else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<source>\n@type forward\n</source>\n", "<source> @type forward"),
+        (
+            "<match app.logs>\n@type copy\n<store>\n@type s3\n</store>\n<store>\n@type stdout\n</store>\n</match>\n",
+            "s3",
+        ),
+        (SOURCE.replace("/var/log/app/", "/elsewhere/"), "is in no volume of the pod"),
+        (SOURCE.replace("app.logs", "b") + "<match b>\n@type rewrite_tag_filter\n</match>\n", "rewrite_tag_filter"),
+        ("<match /a/>\n@type stdout\n</match>\n", "a regular expression"),
+    ],
+)
+def test_a_source_or_output_that_nothing_replaces_is_lost(text: str, says: str) -> None:
+    found = imported(SOURCE + text + ELASTIC)
+    assert any(says in each.text for each in found.lost)
+    assert not any("read_from_head" in each.text or "Service" in each.text for each in found.lost)
+    assert not imported(SOURCE + ELASTIC).lost
+
+
+def test_an_output_that_gives_events_another_tag_is_not_called_a_sink() -> None:
+    (note,) = imported(
+        SOURCE + "<match app.logs>\n@type copy\n<store>\n@type rewrite_tag_filter\n</store>\n<store>\n@type stdout\n"
+        "</store>\n</match>\n"
+    ).lost
+    assert (
+        "records go where their pod's route says (logs.routes)" in note.text and "no sink is like it" not in note.text
+    )
