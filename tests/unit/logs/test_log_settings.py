@@ -47,7 +47,7 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"colour": 1}, "logs.colour", "no such key"),
         ({"files": [{"name": "a", "volume": "v", "path": "/etc/passwd"}]}, "logs.files.0.path", "below the volume"),
         ({"files": [{"name": "a", "volume": "v", "path": "../x"}]}, "logs.files.0.path", "without .."),
-        ({"files": [{"name": "a", "volume": "..", "path": "x"}]}, "logs.files.0.volume", "pattern"),
+        ({"files": [{"name": "a", "volume": "..", "path": "x"}]}, "logs.files.0.volume", "a DNS label"),
         ({"files": [{"name": "a", "volume": "v", "parser": "jsn"}]}, "logs", "files.a.parser: one of auto, json"),
         ({"files": [{"name": "a", "volume": "v", "parser": "cri"}]}, "logs", "files.a.parser: one of auto, json"),
         ({"files": [{"name": "a", "volume": "v", "multiline": "x"}]}, "logs", "files.a.multiline: one of java"),
