@@ -27,7 +27,14 @@ from typing import Final
 from nodeagent.logs.delivery.counts import PodName
 from nodeagent.logs.delivery.cursor import Cursor
 from nodeagent.logs.delivery.known import KnownSegment, Taking
-from nodeagent.logs.delivery.segments import DamagedSegment, SegmentReader, SegmentWriter, copy_frames, survey
+from nodeagent.logs.delivery.segments import (
+    DamagedSegment,
+    OtherVersion,
+    SegmentReader,
+    SegmentWriter,
+    copy_frames,
+    survey,
+)
 from nodeagent.logs.disk import on_disk
 from nodeagent.logs.records import LogRecords
 
@@ -92,19 +99,20 @@ class DiskBuffer:
                 self._find(segment)
             except OSError as error:
                 unread.append(f"{path}: {error.strerror}")
-            except DamagedSegment as error:
+            except OtherVersion as error:
                 unread.append(str(error))
         self._passed_over = bool(unread)
         return unread
 
     def _find(self, segment: KnownSegment) -> None:
-        """Take *segment* of an earlier process in, if it has anything. Raises OSError and DamagedSegment."""
-        segment.size, segment.unread = survey(segment.path, segment.reached)
+        """Take *segment* of an earlier process in, if it has anything. Raises OSError and OtherVersion."""
+        segment.size, segment.unread, segment.damaged = survey(segment.path, segment.reached)
+        if segment.damaged:
+            records = segment.unread.total()
+            log.error("%s begins as no segment does; %d records are found in it", segment.path, records)
         self.pods.update(segment.unread)
-        if segment.unread:
-            self._segments.append(segment)
-        else:
-            self._remove(segment)
+        self._segments.append(segment)
+        self._remove_settled(segment)
 
     @property
     def bytes(self) -> int:
@@ -271,8 +279,6 @@ class DiskBuffer:
                 if records:
                     taken.append(Taking(records, segment, reader.at, reader.at - begin))
             over = over or reader.at >= segment.size
-        except DamagedSegment as error:
-            return taken, str(error), True
         except OSError:
             self._leave()  # another try begins behind what is taken
             if not taken:
@@ -282,7 +288,7 @@ class DiskBuffer:
         return taken, damage, over
 
     def _reader(self, segment: KnownSegment) -> SegmentReader:
-        """Return what reads *segment* on. Raises OSError and DamagedSegment."""
+        """Return what reads *segment* on. Raises OSError."""
         if self._reading is not None and self._reading[0] is segment:
             return self._reading[1]
         self._leave()

@@ -30,6 +30,7 @@ from nodeagent.logs.sinks.rotating import write_all
 from nodeagent.vocabulary import PodUid
 
 MAGIC: Final = b"nodeagent logs 2\n"
+_OF_A_VERSION: Final = re.compile(rb"nodeagent logs \d\n")
 HEADER: Final = struct.Struct(">IIIII")
 _CHECKED: Final = struct.Struct(">IIII")
 """A header without its own checksum."""
@@ -44,6 +45,10 @@ log = logging.getLogger("nodeagent.logs")
 
 class DamagedSegment(Exception):
     """What was written is not there any more."""
+
+
+class OtherVersion(Exception):
+    """A segment is of another version."""
 
 
 class _Origin(msgspec.Struct, array_like=True):
@@ -142,15 +147,12 @@ class SegmentReader:
     """Reads a segment from an offset on, while it may still grow."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError and DamagedSegment."""
+        """Whatever the file begins with, what follows is read. Raises OSError."""
         self._path = path
         self._file: BinaryIO = path.open("rb")
         self._origins: dict[int, LogOrigin] = {}
         self.at = len(MAGIC)
         """Offset behind what was read."""
-        if self._file.read(len(MAGIC)) != MAGIC:
-            self._file.close()
-            raise DamagedSegment(f"{path}: it does not begin as a segment of this version does")
 
     def skip(self, until: int) -> None:
         """Go on at *until*, where a frame ends, with the origins before it. Raises OSError."""
@@ -245,14 +247,18 @@ class SegmentReader:
         )  # fmt: skip
 
 
-def survey(path: Path, start: int) -> tuple[int, Counter[PodName]]:
-    """Return up to which offset *path* has frames, and how many records of which pod there are from *start* on.
-    Payloads of records are not read. Raises OSError, and DamagedSegment for what is no segment of this version.
+def survey(path: Path, start: int) -> tuple[int, Counter[PodName], bool]:
+    """Return up to which offset *path* has frames, how many records of which pod there are from *start* on, and whether
+    it begins as no segment does. Payloads of records are not read. Raises OSError and OtherVersion.
     """
     pods: Counter[PodName] = Counter()
     size = path.stat().st_size
-    if size < len(MAGIC) and MAGIC.startswith(path.read_bytes()):
-        return size, pods  # who made it was killed at once
+    with path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+    if size < len(MAGIC) and MAGIC.startswith(magic):
+        return size, pods, False  # who made it was killed at once
+    if magic != MAGIC and _OF_A_VERSION.fullmatch(magic):
+        raise OtherVersion(f"{path}: it is no segment of this version")
     reader = SegmentReader(path)
     try:
         for begin, pod, records in reader.frames(size):
@@ -260,7 +266,7 @@ def survey(path: Path, start: int) -> tuple[int, Counter[PodName]]:
                 pods[pod] += records
     finally:
         reader.close()
-    return reader.at, pods
+    return reader.at, pods, magic != MAGIC
 
 
 def copy_frames(path: Path, to: Path, until: int, wanted: Callable[[int], bool]) -> dict[int, tuple[int, int]]:
