@@ -112,8 +112,9 @@ def starts_of(
 ) -> dict[int, int]:
     """Return, by descriptor, up to where Fluentd has read each of *files*: its log and its descriptor.
 
-    Fluentd forgets what was rotated, so what stands beside a file that it has a position of, and was not changed since
-    its last word, was read whole. *words* has those last words by log, for files that come later, and gets more.
+    Fluentd forgets what was rotated, so what stands beside a file that it has a position of, and was neither changed
+    nor put there since its last word, was read whole. *words* has those last words by log, for files that come later,
+    and gets more.
     """
     logs = {descriptor: log for log, descriptor in files}
     if not positions:
@@ -124,7 +125,9 @@ def starts_of(
             words[logs[descriptor]] = positions[os.fstat(descriptor).st_ino].written
     for descriptor, log in logs.items():
         status = os.fstat(descriptor)
-        if not starts[descriptor] and status.st_ino not in positions and status.st_mtime_ns < words.get(log, 0):
+        # Whoever moves a file there, or unpacks it, may set its mtime to any time; its ctime is the kernel's.
+        touched = max(status.st_mtime_ns, status.st_ctime_ns)
+        if not starts[descriptor] and status.st_ino not in positions and touched < words.get(log, 0):
             starts[descriptor] = status.st_size
     return starts
 

@@ -119,6 +119,18 @@ def test_what_was_rotated_before_fluentds_last_word_was_read(
         assert found[other] == (known or 0), "of another log nothing is known"
 
 
+def test_what_is_put_there_after_fluentds_last_word_was_not_read_however_old_it_says_it_is(tmp_path: Path) -> None:
+    """As mv, cp -p and tar do it: it was taken as read, and nobody had its lines."""
+    path = tmp_path / "elsewhere"
+    path.write_bytes(b"never read\n")
+    os.utime(path, (1, 1))
+    last_word = path.stat().st_ctime_ns
+    moved = path.rename(tmp_path / "0.log.1")
+    with opened(moved) as descriptor:
+        positions = {moved.stat().st_ino + 1: FluentdPosition(4, last_word)}
+        assert starts_of([("output/u/app", descriptor)], positions, {"output/u/app": last_word}) == {descriptor: 0}
+
+
 def test_what_is_in_doubt_is_read_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"one\ntwo\nthree\n")
