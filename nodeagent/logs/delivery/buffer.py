@@ -20,7 +20,6 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -200,14 +199,15 @@ class DiskBuffer:
 
     async def reclaim(self) -> bool:
         """Free what a segment has on disk of records that are settled, of the one that has most; return whether any
-        has enough.
+        has enough. Raises OSError where another try may help: it begins with another segment.
         """
         async with self._lock:
-            movable = (each for each in self._segments if not each.fixed)
-            segment = max(movable, key=attrgetter("settled"), default=None)
-            if segment is None or segment.settled * WORTH < segment.size:
-                return False
-            return await self._write_anew(segment)
+            while True:
+                worth = [each for each in self._segments if not each.fixed and each.settled * WORTH >= each.size]
+                if not worth:
+                    return False
+                if await self._write_anew(max(worth, key=lambda each: (-each.failed_anew, each.settled))):
+                    return True
 
     def save(self) -> None:
         """Write down how far the oldest segment is settled. Raises OSError."""
@@ -331,7 +331,7 @@ class DiskBuffer:
             log.warning("%s cannot be shortened: %s; its records come again", segment.path, error.strerror)
 
     async def _write_anew(self, segment: KnownSegment) -> bool:
-        """Have *segment* without what is settled; return whether that could be done."""
+        """Have *segment* without what is settled; return whether that could be done. Raises OSError."""
         self._leave_segment(segment)
         self._busy = segment
         self._moving = True
@@ -339,17 +339,28 @@ class DiskBuffer:
         unread_from = segment.read_to if segment.unread else segment.size
         try:
             moved = await on_disk(self._move, segment, lambda end: end > unread_from or end in under_way)
-        except (OSError, DamagedSegment) as error:
+        except DamagedSegment as error:
             log.warning("%s cannot be written anew: %s; it is there until all of it is settled", segment.path, error)
             segment.fixed = True
+        except OSError as error:
+            if not segment.failed_anew:
+                log.warning("%s cannot be written anew: %s; it is tried again", segment.path, error)
+            segment.failed_anew += 1
+            self._left(segment)
+            raise
         else:
             segment.move(moved)
             segment.damaged = False
+            segment.failed_anew = 0
         # Who is cancelled meanwhile does not come here: where the frames are is not known, and nothing is written down.
+        self._left(segment)
+        return not segment.fixed
+
+    def _left(self, segment: KnownSegment) -> None:
+        """*segment* is where it is known to be, and nobody is busy with it."""
         self._busy = None
         self._moving = False
         self._remove_settled(segment)
-        return not segment.fixed
 
     def _move(self, segment: KnownSegment, wanted: Callable[[int], bool]) -> dict[int, tuple[int, int]]:
         """Put those frames of *segment* that are *wanted* in its place; return where they are. Raises OSError and

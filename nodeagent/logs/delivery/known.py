@@ -32,7 +32,9 @@ class KnownSegment:
     damaged: bool = False
     """Whether what is left of it is kept for whoever looks into it."""
     fixed: bool = False
-    """Whether it cannot be written anew."""
+    """Whether it never can be written anew."""
+    failed_anew: int = 0
+    """How often in a row it could not be."""
 
     @property
     def settled(self) -> int:

@@ -26,7 +26,7 @@ GATHER_BYTES: Final = 1 << 20
 TAKE_BYTES: Final = 64 << 10
 """Compressed bytes that are read at once."""
 RETRY_SECONDS: Final = 5.0
-"""Between two tries to write to a disk that cannot be written."""
+"""Between two tries to write to a disk that cannot be written, or to free room on it."""
 SAVE_SECONDS: Final = 1.0
 """Between two times that it is written down how far the sink has taken the buffer."""
 FULL: Final = "buffer full"
@@ -79,6 +79,7 @@ class Spill:
         self._wake = asyncio.Event()
         self._feed = asyncio.Event()
         self._again_at = 0.0
+        self._reclaim_at = 0.0
         self._save_at = 0.0
 
     def open(self, counts: SinkCounts) -> None:
@@ -143,14 +144,14 @@ class Spill:
             if self._bytes < GATHER_BYTES:
                 await self._clock.wait(asyncio.Event(), GATHER_SECONDS)
             if not await self._make_room(counts):
-                await self._clock.wait(self._wake, None)
+                await self._clock.wait(self._wake, RETRY_SECONDS)
                 continue
             await self._write(lane)
 
     async def _make_room(self, counts: SinkCounts) -> bool:
         # Compressed they are less; but what is written may be no more than the bound in any case.
         while not self.buffer.room(2 * self._bytes):
-            if await self.buffer.reclaim():
+            if await self._reclaim():
                 continue
             if not self.buffer.unread:
                 break
@@ -160,6 +161,16 @@ class Spill:
             for pod, records in (await self.buffer.drop_oldest()).items():
                 counts.named(pod).dropped[FULL] += records
         return True
+
+    async def _reclaim(self) -> bool:
+        """Free what is settled beside what is not; return whether that was anything."""
+        if self._clock.now() < self._reclaim_at:
+            return False
+        try:
+            return await self.buffer.reclaim()
+        except OSError:
+            self._reclaim_at = self._clock.now() + RETRY_SECONDS
+            return False
 
     async def _write(self, lane: Feeding) -> None:
         # Not all at once: what it is encoded to is in memory a second time.

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from nodeagent.logs.delivery import buffer as buffer_module
 from nodeagent.logs.delivery.buffer import DiskBuffer
 from nodeagent.logs.delivery.counts import PodName
 from nodeagent.logs.delivery.known import Taking
-from nodeagent.logs.delivery.segments import MAGIC, DamagedSegment, SegmentReader, SegmentWriter, survey
+from nodeagent.logs.delivery.segments import MAGIC, DamagedSegment, SegmentReader, SegmentWriter, copy_frames, survey
 from nodeagent.logs.records import LogRecords
 from tests.unit.logs.made_records import origin, records
 
@@ -515,6 +516,59 @@ def test_what_is_settled_beside_what_is_under_way_frees_its_room(tmp_path: Path)
         for each in under_way.values():
             buffer.done(each)
         assert [each.name for each in tmp_path.iterdir()] == ["cursor"] and not buffer.pods
+
+    run(test)
+
+
+def test_room_is_freed_by_the_segment_that_is_worth_it_beside_one_that_has_more(tmp_path: Path) -> None:
+    """A large one with too little for itself kept a small one that was settled but for a record."""
+
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 17)
+        while len(list(tmp_path.glob("*.segment"))) < 2:
+            await buffer.append([records([os.urandom(1000).hex()])])
+        for _ in range(15):
+            await buffer.append([records([os.urandom(1000).hex()])])
+        taken = await everything(buffer)
+        large, small = ([each for each in taken if each.segment is segment] for segment in buffer._segments)
+        for each in [*large[: len(large) // 5], *small[1:]]:
+            buffer.done(each)
+        assert large[0].segment.settled > small[0].segment.settled
+        assert await buffer.reclaim() and not await buffer.reclaim()
+        assert small[0].segment.size < 2 * small[0].size
+        await buffer.close()
+
+    run(test)
+
+
+def test_a_disk_that_fails_as_a_segment_is_written_anew_has_it_tried_again_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once was enough to keep it for ever."""
+
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        under_way = await pinned(buffer)
+        segments = len(list(tmp_path.glob("*.segment")))
+        first = max(buffer._segments, key=lambda each: each.settled).path
+
+        def failing(path: Path, *others: Any) -> dict[int, tuple[int, int]]:
+            if path == first:
+                raise OSError(5, "Input/output error", str(path))
+            return copy_frames(path, *others)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(buffer_module, "copy_frames", failing)
+            with pytest.raises(OSError, match="Input/output"):
+                await buffer.reclaim()
+            for _ in range(segments - 1):
+                assert await buffer.reclaim()
+            with pytest.raises(OSError, match="Input/output"):
+                await buffer.reclaim()
+            buffer.save()
+        assert await buffer.reclaim() and not await buffer.reclaim()
+        assert numbers(await everything(opened(tmp_path))) == list(under_way)
+        await buffer.close()
 
     run(test)
 

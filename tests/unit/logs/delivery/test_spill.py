@@ -15,7 +15,7 @@ import pytest
 from nodeagent.logs.delivery.buffer import DiskBuffer
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.lane import Lane, LaneBounds
-from nodeagent.logs.delivery.spill import FULL, Spill
+from nodeagent.logs.delivery.spill import FULL, RETRY_SECONDS, Spill
 from nodeagent.logs.records import Receipt
 from nodeagent.logs.sinks.sink import Outcome, Taken, Untaken
 from tests.unit.logs.delivery.scripted import ScriptedSink, TestClock
@@ -239,3 +239,23 @@ def test_a_disk_that_cannot_be_written_blocks_and_the_sink_gets_what_is_in_memor
     with caplog.at_level(logging.ERROR):
         run(test)
     assert sum("takes no more: No space left" in each.message for each in caplog.records) == 1
+
+
+def test_a_disk_on_which_no_room_can_be_freed_is_asked_again_after_a_while(tmp_path: Path) -> None:
+    async def test() -> None:
+        scene = Scene(tmp_path, ScriptedSink(), MOST, "block")
+        answers: list[bool | OSError] = [OSError(28, "No space left on device"), True]
+
+        async def reclaim() -> bool:
+            answer = answers.pop(0)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        scene.buffer.reclaim = reclaim  # type: ignore[method-assign]
+        assert not await scene.spill._reclaim()
+        assert not await scene.spill._reclaim() and answers == [True], "not at once"
+        scene.clock.seconds += RETRY_SECONDS
+        assert await scene.spill._reclaim()
+
+    run(test)
