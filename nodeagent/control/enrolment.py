@@ -16,7 +16,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -79,7 +79,8 @@ class Member:
 
 def _described(member: Member) -> tuple[object, ...]:
     probed = member.probed, member.unlooked
-    return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass, probed
+    pod = replace(member.pod, faults=())  # in words, for people
+    return pod, member.mtls, member.port_mtls, member.protection, member.bypass, probed
 
 
 class Enrolment:
@@ -145,6 +146,8 @@ class Enrolment:
             wanted = self._described(snapshot, snapshot.captured[uid])
             if member.state in ("faulty", "failed") or not member.alike(wanted):
                 self._enrol(uid, wanted)
+            else:
+                member.pod = wanted.pod  # the words of its faults may be others
 
     def grown(self, snapshot: Snapshot) -> None:
         """Capture the pods that are new."""

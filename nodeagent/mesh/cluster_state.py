@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import islice
+from typing import Final
 
 from nodeagent.mesh import own_keys
 from nodeagent.mesh.endpoint_slices import EndpointSlices
@@ -29,6 +31,8 @@ from nodeagent.resources.objects import (
 from nodeagent.resources.security import KINDS, Policy
 from nodeagent.vocabulary import Address, ObjectKey, PodUid
 
+NAMED_KEYS: Final = 8
+"""So many wrong keys of one pod are named: whoever makes its Services makes as many as he likes."""
 NamedPort = tuple[NamespacedName, str, int]
 """A Service, and the name and number of a port in an EndpointSlice of it."""
 
@@ -207,18 +211,28 @@ class ClusterState:
 
     def key_faults(self, pod: PodObject, faults: list[str]) -> None:
         """Add to *faults* what is wrong with the path that *pod*, its namespace, or a Service that
-        selects it asks for, and which keys of the project's own nobody reads there.
+        selects it asks for, and which keys of the project's own nobody reads there: some, and how many more.
         """
-        self.path(pod, faults)
-        faults += own_keys.unread(pod.labels, pod.annotations, "", own_keys.OF_PODS)
+        wrong = self._wrong_keys(pod)
+        faults += map(str, islice(wrong, NAMED_KEYS))
+        if more := sum(1 for _ in wrong):
+            faults.append(f"and {more} more labels and annotations of it, its Namespace and its Services")
+
+    def _wrong_keys(self, pod: PodObject) -> Iterator[str | own_keys.UnreadKey]:
+        paths: list[str] = []
+        self.path(pod, paths)
+        yield from paths
+        yield from own_keys.unread(pod.labels, pod.annotations, "", own_keys.OF_PODS)
         namespace = self.namespaces.get(pod.namespace)
         if namespace is not None:
             whose = f"Namespace {namespace.name}: "
-            faults += own_keys.unread(namespace.labels, namespace.annotations, whose, own_keys.OF_NAMESPACES)
+            yield from own_keys.unread(namespace.labels, namespace.annotations, whose, own_keys.OF_NAMESPACES)
         for key in sorted(self.selection.services_of((pod.namespace, pod.name))):
             annotations = self.services[key].annotations
-            path_setting(annotations, f"Service {key[1]}: ", faults)
-            faults += own_keys.unread({}, annotations, f"Service {key[1]}: ", own_keys.OF_SERVICES)
+            of_service: list[str] = []
+            path_setting(annotations, f"Service {key[1]}: ", of_service)
+            yield from of_service
+            yield from own_keys.unread({}, annotations, f"Service {key[1]}: ", own_keys.OF_SERVICES)
 
     def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
         pod = self.pods[key]

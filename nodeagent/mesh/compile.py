@@ -338,6 +338,7 @@ class Mesh:
         touched.clear()
         self._alike.clear()
         self._state.selection.forget()
+        self.node_pods.tell()
         return (yield from self._commit(made))
 
     def _govern(self, keys: Iterable[NamespacedName], fresh: _Fresh) -> Steps[None]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
@@ -20,6 +22,9 @@ from nodeagent.places.place import Place, Places
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
+GOOD_AGAIN: Final = "its labels and annotations are good again"
+TOLD_FAULTS: Final = 50
+"""So many lines a batch of changes is worth in the log: one annotation of a tenant may be of all pods."""
 log = logging.getLogger("nodeagent.mesh")
 
 
@@ -79,6 +84,8 @@ class NodePods:
         self._objects: dict[NamespacedName, PodObject] = {}
         self._istio: dict[NamespacedName, str] = {}
         self._istio_here = ""
+        self._untold: dict[str, list[NamespacedName]] = {}
+        """Whose faults are to be logged, by their words."""
 
     def __iter__(self) -> Iterator[NodePod]:
         return iter(self._pods.values())
@@ -122,9 +129,21 @@ class NodePods:
             return
         made = self._made(key, pod)
         self._pods[key] = made
-        if made.faults != (known.faults if known is not None else ()):
-            told = "; ".join(made.faults) or "its labels and annotations are good again"
-            log.warning("Pod %s/%s: %s", *key, told)
+        before = known.faults if known is not None else ()
+        for words in made.faults or ((GOOD_AGAIN,) if before else ()):
+            if words not in before:
+                self._untold.setdefault(words, []).append(key)
+
+    def tell(self) -> None:
+        """Log what has become wrong with pods since the last time: once what several have in common, such as a
+        Service's annotation, and so much of it as people read.
+        """
+        for words, keys in islice(self._untold.items(), TOLD_FAULTS):
+            others = f" and {len(keys) - 1} more" if keys[1:] else ""
+            log.warning("Pod %s/%s%s: %s", *keys[0], others, words)
+        if (more := len(self._untold) - TOLD_FAULTS) > 0:
+            log.warning("%d more faults of pods: see nodeagent get pods", more)
+        self._untold.clear()
 
     def _made(self, key: NamespacedName, pod: PodObject) -> NodePod:
         faults: list[str] = []

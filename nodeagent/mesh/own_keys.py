@@ -7,7 +7,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from nodeagent.mesh.local import BYPASS, PATH, WORKLOAD_API
@@ -19,8 +18,6 @@ LOG_KEYS: Final = "nodeagent.io/log-"
 """Annotations that begin so are judged by who reads logs."""
 _WRITTEN: Final = ("nodeagent.io/job", "nodeagent.io/unit", "nodeagent.io/netns", "nodeagent.io/cgroup")
 """What the project itself writes on pods."""
-_MAX: Final = 8
-"""So many of one object are named: whoever makes it writes as many as he likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +33,31 @@ OF_NAMESPACES: Final = OwnKeys((DATAPLANE,), (DATAPLANE, PATH))
 OF_SERVICES: Final = OwnKeys((), (PATH,))
 
 
-def unread(labels: Mapping[str, str], annotations: Mapping[str, str], whose: str, keys: OwnKeys) -> Iterator[str]:
-    """Yield, in words that begin with *whose* they are, which of *labels* and *annotations* of an object of which
-    *keys* are read nobody reads.
+@dataclass(frozen=True, slots=True)
+class UnreadKey:
+    """A key that nobody reads; its words are made when they are asked for, as they cost more than to find it."""
+
+    where: str
+    """Whose it is, and whether a label or an annotation."""
+    name: str
+    keys: OwnKeys
+
+    def __str__(self) -> str:
+        misplaced = self.where.endswith("labels") and self.name in self.keys.annotations
+        why = "an annotation, not a label, of this name is read" if misplaced else _meant(self.name, self.keys)
+        return f"{self.where}[{self.name:.80}]: it has no effect: {why}"
+
+
+def unread(labels: Mapping[str, str], annotations: Mapping[str, str], whose: str, keys: OwnKeys) -> Iterator[UnreadKey]:
+    """Yield which of *labels* and *annotations* of an object of which *keys* are read nobody reads; their words
+    begin with *whose* they are. They may be as many as whoever makes the object likes.
     """
-    yield from islice(_unread(labels, annotations, whose, keys), _MAX)
-
-
-def _unread(labels: Mapping[str, str], annotations: Mapping[str, str], whose: str, keys: OwnKeys) -> Iterator[str]:
     for name in _own(labels):
         if name not in keys.labels:
-            words = (
-                "an annotation, not a label, of this name is read" if name in keys.annotations else _meant(name, keys)
-            )
-            yield f"{whose}metadata.labels[{name:.80}]: it has no effect: {words}"
+            yield UnreadKey(f"{whose}metadata.labels", name, keys)
     for name in _own(annotations):
         if name not in keys.annotations and not name.startswith(LOG_KEYS):
-            yield f"{whose}metadata.annotations[{name:.80}]: it has no effect: {_meant(name, keys)}"
+            yield UnreadKey(f"{whose}metadata.annotations", name, keys)
 
 
 def _own(names: Iterable[str]) -> Iterator[str]:

@@ -107,6 +107,19 @@ def test_a_pod_that_is_gone_is_released_before_another_is_captured(stage: Stage)
     assert stage.published == {"a": False}
 
 
+def test_other_words_of_a_pods_faults_are_told_and_leave_the_kernel_alone(stage: Stage) -> None:
+    """Verdict: the pod is not enrolled anew, whose listeners would be looked for again; its row has the new words."""
+    stage.certificates.good.add(identity("a"))
+    stage.bring("a")
+    enrolled = stage.plane.captured["a"]
+    for faults in (("Service x: metadata.annotations[nodeagent.io/dataplam]: it has no effect",), ()):
+        now = snapshot(["a"], entries=[workload("a")])
+        pod = replace(now.captured[PodUid("a")], faults=faults)
+        stage.enrolment.changed(replace(now, captured={PodUid("a"): pod}))
+        assert [row["faults"] for row in stage.enrolment.rows()] == [list(faults)]
+    assert stage.plane.captured["a"] is enrolled
+
+
 def test_a_pod_that_cannot_be_captured_keeps_no_other_from_it(stage: Stage) -> None:
     stage.plane.refused = {"a"}
     stage.certificates.good = {identity("a"), identity("b")}

@@ -15,6 +15,7 @@ from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import NamespaceObject, PodObject, parse
 from nodeagent.vocabulary import LOGS, PodUid
+from tests.unit.mesh.test_compile import service
 from tests.unit.resources.test_proxies import ARTICLE
 from tests.unit.resources.test_proxies import pod as pod_of
 
@@ -428,7 +429,43 @@ def test_keys_of_a_namespace_that_nobody_reads_are_named_at_its_pods() -> None:
 def test_keys_that_nobody_reads_are_named_up_to_a_bound() -> None:
     node = Node()
     node.runs(document(annotations={f"nodeagent.io/x{at}": "" for at in range(1000)}, addresses=ADDRESSES))
-    assert len(node.pod().faults) == 8
+    *named, more = node.pod().faults
+    assert len(named) == 8
+    assert more == "and 992 more labels and annotations of it, its Namespace and its Services"
+
+
+def bad_service(at: int, key: str) -> Change:
+    annotations = {f"nodeagent.io/{key}{each}": "x" for each in range(8)} | {"nodeagent.io/path": "x"}
+    return service(f"s{at:02}", namespace="shop", annotations=annotations, addresses=[])
+
+
+def test_what_a_tenants_services_say_wrong_is_bounded_at_a_pod_and_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Input: 40 Services with 9 wrong annotations each select 20 pods; then one Service is changed. Verdict: a pod
+    has 8 faults and a number; the log has each once, whatever the number of pods.
+    """
+    node = Node()
+    for at in range(20):
+        address = f"10.0.0.{at + 1}"
+        node.runs(document(f"p{at}", labels={"app": "web"}, addresses=[{"ip": address}]), address)
+    node.mesh.apply(bad_service(at, "dataplam") for at in range(40))
+    for each in node.mesh.node_pods:
+        assert len(each.faults) == 9
+        assert each.faults[-1].startswith("and 352 more labels and annotations")
+    assert len(caplog.records) == 9
+    caplog.clear()
+    node.mesh.apply([bad_service(0, "pass")])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 7
+    assert all(" and 19 more: Service s00: metadata.annotations[nodeagent.io/pass" in each for each in said)
+
+
+def test_faults_of_many_pods_at_once_are_logged_up_to_a_bound(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.mesh.apply(document(f"p{at}", labels={f"nodeagent.io/x{at}": ""}) for at in range(80))
+    assert len(caplog.records) == 51
+    assert caplog.records[-1].getMessage() == "30 more faults of pods: see nodeagent get pods"
 
 
 def test_ports_that_are_the_agents_in_a_captured_pod_are_named() -> None:
