@@ -9,7 +9,8 @@ compared with the last one: an event that was lost, doubled or late changes noth
 A pod that makes and removes files as fast as it can is looked at no oftener for it: after a look that
 took long, the next one waits for a multiple of that. A look goes in slices of some milliseconds, so that nothing
 of control waits for thousands of names; what is told meanwhile and makes it wrong ends it, and it begins anew.
-Milliseconds of the processor: where a node has none to spare, a look that waited for it did nothing meanwhile.
+Milliseconds of the processor: where a node has none to spare, a look that waited for it did nothing meanwhile. One
+that waits for a disk has others of control wait with it: its slices end, and what it waited counts.
 """
 
 from __future__ import annotations
@@ -54,6 +55,15 @@ GONE_SECONDS: Final = 30.0
 log = logging.getLogger("nodeagent.logs")
 
 
+def _queued() -> float:
+    """Return for how many seconds this thread waited for a processor; 0: the kernel does not count that."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
 class LogFinder:
     """Follows pods, and says what it finds to *tells*."""
 
@@ -65,13 +75,17 @@ class LogFinder:
         *,
         clock: Callable[[], float] = time.monotonic,
         work: Callable[[], float] = time.thread_time,
+        queued: Callable[[], float] = _queued,
     ) -> None:
-        """*clock* and *work*, what this thread took of a processor, in seconds, are injected for tests."""
+        """*clock*, *work*, what this thread took of a processor, and *queued*, for how long it waited for one, in
+        seconds, are injected for tests.
+        """
         self._settings = settings
         self._folders = folders
         self._tells = tells
         self._clock = clock
         self._work = work
+        self._queued = queued
         self._pods: dict[PodUid, FollowedPod] = {}
         self._known: dict[FileId, PodUid] = {}
         self._watches = LogWatches(self._happened)
@@ -269,7 +283,7 @@ class LogFinder:
             return
         told = followed.told
         followed.alarmed = False
-        time_slice = TimeSlice(self._work)
+        time_slice = TimeSlice(self._work, self._clock, self._queued)
         look = LogLook()
         try:
             with self._watches.look(uid):

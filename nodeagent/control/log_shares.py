@@ -15,7 +15,9 @@ MOST: Final = 3 / 4
 SLICE_SECONDS: Final = 0.004
 """Of a processor, at once."""
 SLICE_STEPS: Final = 500
-"""At once, however little each takes of a processor: those that wait for a disk take none."""
+"""At once, however little each takes."""
+BLOCKED_SECONDS: Final = 0.05
+"""At once, with what waits for a disk: it takes nothing of a processor, and others of control wait with it."""
 
 
 def room_of(limits: LogLimits, open_files: int, others: Iterable[int], gone: int = 0) -> int:
@@ -33,13 +35,19 @@ def room_of(limits: LogLimits, open_files: int, others: Iterable[int], gone: int
 
 
 class TimeSlice:
-    """Tells when others of control are to have their turn, and how much work was done in all."""
+    """Tells when others of control are to have their turn, and how long it took in all what was done: of a processor
+    and of disks, but not what passed until a processor was free.
+    """
 
-    def __init__(self, work: Callable[[], float]) -> None:
-        """*work* tells what was taken of a processor, in seconds."""
+    def __init__(self, work: Callable[[], float], clock: Callable[[], float], queued: Callable[[], float]) -> None:
+        """*work* tells what was taken of a processor, *queued* for how long one was waited for, and *clock* the time;
+        all in seconds.
+        """
         self.spent = 0.0
         """Seconds, of the slices that are over."""
         self._work = work
+        self._clock = clock
+        self._queued = queued
         self.begin()
 
     def is_over(self) -> bool:
@@ -47,17 +55,31 @@ class TimeSlice:
         next.
         """
         self._steps += 1
-        passed = self._work() - self._begun
-        if passed < SLICE_SECONDS and self._steps < SLICE_STEPS:
+        if self._worked() < SLICE_SECONDS and self._steps < SLICE_STEPS and not self._was_blocked():
             return False
-        self.spent += passed
+        self.spent += self._taken()
         return True
 
     def begin(self) -> None:
         """The next slice begins."""
-        self._begun = self._work()
+        self._work_begun = self._work()
+        self._begun = self._clock()
+        self._queued_begun = self._queued()
         self._steps = 0
 
     def end(self) -> float:
         """Return the seconds that were spent, this slice included."""
-        return self.spent + self._work() - self._begun
+        return self.spent + self._taken()
+
+    def _worked(self) -> float:
+        return self._work() - self._work_begun
+
+    def _passed(self) -> float:
+        return self._clock() - self._begun
+
+    def _taken(self) -> float:
+        return max(self._worked(), self._passed() - (self._queued() - self._queued_begun))
+
+    def _was_blocked(self) -> bool:
+        # What was queued is a file to be read: not after each step.
+        return self._passed() >= BLOCKED_SECONDS and self._taken() >= BLOCKED_SECONDS

@@ -572,11 +572,25 @@ def test_on_a_starved_machine_a_look_does_as_much_at_once_and_the_next_one_comes
         node.file(f"varlog/app/{number}.log")
     folders = LogFolders(node.outputs, node.volumes, kubelet=False)
     slow = _Ticking(1.0)
-    finder = LogFinder(node.settings, folders, node.heard, clock=slow, work=lambda: 0.0)
+    finder = LogFinder(node.settings, folders, node.heard, clock=slow, work=lambda: 0.0, queued=lambda: slow.now)
     finder.follow(node.pods)
     assert sum(1 for _ in finder._look(PodUid("u1"))) == 0
     (followed,) = finder.pods()
     assert followed.not_before <= slow.now < followed.next_look
+
+
+def test_a_look_that_waits_for_a_disk_lets_others_have_their_turn_and_the_next_one_comes_later(node: Node) -> None:
+    node.pod(annotations=FILES)
+    for number in range(90):
+        node.file(f"varlog/app/{number}.log")
+    folders = LogFolders(node.outputs, node.volumes, kubelet=False)
+    disk = _Ticking(0.02)
+    finder = LogFinder(node.settings, folders, node.heard, clock=disk, work=lambda: 0.0, queued=lambda: 0.0)
+    finder.follow(node.pods)
+    began = disk.now
+    assert sum(1 for _ in finder._look(PodUid("u1"))) > 30
+    (followed,) = finder.pods()
+    assert followed.not_before - disk.now > 10 * (disk.now - began) / 2
 
 
 def test_what_is_told_while_a_look_goes_on_begins_it_anew(node: Node) -> None:
