@@ -17,8 +17,9 @@ node that knew half of its policies, or no place of its pods, would open or rele
 
 The end of a pod is its sandbox's, not its object's: that may be gone, or its phase say that all has
 ended, while what it ran runs on (a forced deletion, a kubelet that is cut off). As long as the runtime
-has the sandbox such a pod is told as one that runs and is on its way out. What the API knows no more
-is told under a name that no object has (``name@uid``), as another pod may have the name by now.
+has the sandbox, or has not told whether, such a pod is told as one that runs and is on its way out.
+What the API knows no more is told under a name that no object has (``name@uid``), as another pod may
+have the name by now.
 
 API server away. What was known stays. A start takes the snapshot on disk (``snapshot.py``) for each
 kind that cannot be listed, so no kind is half old and half new; without a snapshot it waits. Nothing
@@ -62,8 +63,8 @@ _LEAVING: Final = "@"
 log = logging.getLogger("nodeagent.kube")
 
 
-class Sandboxed(Protocol):
-    """What the runtime says of a pod."""
+class NamedSandbox(Protocol):
+    """Whose sandbox it is, as the runtime's list has it."""
 
     @property
     def namespace(self) -> str:
@@ -72,6 +73,10 @@ class Sandboxed(Protocol):
     @property
     def name(self) -> str:
         """The pod's."""
+
+
+class Sandboxed(NamedSandbox, Protocol):
+    """What the runtime says of a pod."""
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -86,6 +91,9 @@ class Sandboxes(Places, Protocol):
 
     def all(self) -> Mapping[PodUid, Sandboxed]:
         """Return all of them."""
+
+    def untold(self) -> Mapping[PodUid, NamedSandbox]:
+        """Return those that are or may be there, and of which is not known where."""
 
     def known(self) -> bool:
         """Say whether the runtime has ever answered."""
@@ -196,20 +204,27 @@ class KubernetesSource:
         return found
 
     def unread_pods(self) -> list[str]:
-        """Return the pods that are wrong and never were right, and those that run here and that
-        nobody knows.
+        """Return the pods that are wrong and never were right, those that run here and that nobody knows, and
+        those of whose sandbox the runtime does not tell.
         """
+        return [*self._wrong(), *self._unknown(), *self._untold()]
+
+    def _wrong(self) -> list[str]:
         pods = self._kinds.get(PODS.kind)
-        wrong = [f"Pod {'/'.join(name)}" for name in pods.never_right()] if pods is not None else []
+        return [f"Pod {'/'.join(name)}" for name in pods.never_right()] if pods is not None else []
+
+    def _unknown(self) -> list[str]:
         running = self.sandboxes.all() if self.sandboxes is not None else {}
         unknown = [
             uid
             for uid, box in running.items()
             if uid not in self._leaving and (box.namespace, box.name) not in self._here.get(uid, ())
         ]
-        return wrong + [
-            f"{running[uid].namespace}/{running[uid].name} (uid {uid}), which runs here" for uid in sorted(unknown)
-        ]
+        return [f"{running[uid].namespace}/{running[uid].name} (uid {uid}), which runs here" for uid in sorted(unknown)]
+
+    def _untold(self) -> list[str]:
+        untold = self.sandboxes.untold() if self.sandboxes is not None else {}
+        return [f"the sandbox of {each.namespace}/{each.name} (uid {uid})" for uid, each in sorted(untold.items())]
 
     def here(self) -> frozenset[PodUid]:
         """Return the uids of this node's pods."""
@@ -221,9 +236,14 @@ class KubernetesSource:
         return [kind.wrong for kind in self._kinds.values() if kind.wrong and kind.status in DENIED]
 
     def warnings(self) -> list[str]:
-        """Return, in words, how long the API server has been away, and which pods run here that nobody knows."""
-        unread = [f"neither the API server nor what was kept knows {each}" for each in self.unread_pods()]
-        return [*self.outages.warnings(), *unread]
+        """Return, in words, how long the API server has been away, and which pods run here that nobody knows, or
+        may do so.
+        """
+        unread = [
+            f"neither the API server nor what was kept knows {each}" for each in (*self._wrong(), *self._unknown())
+        ]
+        untold = [f"the container runtime does not tell where {each} is" for each in self._untold()]
+        return [*self.outages.warnings(), *unread, *untold]
 
     def close(self) -> None:
         """Stop following; idempotent."""
@@ -312,7 +332,7 @@ class KubernetesSource:
                 if uid in differ and held.change is not None:
                     self.tell(held, held.change)
             for uid, pod in list(self._leaving.items()):
-                if self._sandbox(pod) is None:
+                if self._held_by(pod) is None:
                     self._left(uid)
                 elif uid in differ:
                     self._tell_leaving(pod)
@@ -363,7 +383,7 @@ class KubernetesSource:
         """The API knows *pod* no more: it is told on while its sandbox is here, or may be."""
         if self.sandboxes is None or pod.host_network:
             return
-        uid = self._sandbox_uid(pod) if self.sandboxes.known() else runtime_uids(pod)[-1]
+        uid = self._held_by(pod) if self.sandboxes.known() else runtime_uids(pod)[-1]
         if uid is None:
             return
         log.info("Pod %s/%s (uid %s) is gone, and its sandbox is not: it stays as it is", *_name(pod), uid)
@@ -419,6 +439,13 @@ class KubernetesSource:
                 return uid
         return None
 
+    def _held_by(self, pod: PodObject) -> PodUid | None:
+        """Return the uid of the sandbox that *pod* has, or may have: the runtime has it, and does not tell of it."""
+        assert self.sandboxes is not None
+        untold = self.sandboxes.untold()
+        maybe = (uid for uid in runtime_uids(pod) if uid in untold and _name(untold[uid]) == _name(pod))
+        return self._sandbox_uid(pod) or next(maybe, None)
+
     def _placed(self, pod: PodObject) -> PodObject:
         """Return *pod* of this node with the addresses that its sandbox has: the API knows them later, and
         knows what a status says. One that names another's sandbox gets none of it. While there is a
@@ -436,7 +463,7 @@ class KubernetesSource:
         return pod if addresses == pod.addresses else replace(pod, addresses=addresses)
 
 
-def _name(pod: PodObject) -> Name:
+def _name(pod: PodObject | NamedSandbox) -> Name:
     return pod.namespace, pod.name
 
 

@@ -9,8 +9,9 @@ nothing.
 
 A sandbox that is ready no more, as when the process that holds its namespaces was killed, is there for as
 long as its network namespace is: containers may run in it, until the kubelet has the network taken down.
-Where a process stood for the namespace, any other one of the pod that is in it does; who starts meanwhile
-asks for such sandboxes once.
+Where a process stood for the namespace, any other one of the pod that is in it does. Of a sandbox that was
+so before its status was known, as for who starts meanwhile, the runtime is asked until it has told what is left:
+:meth:`CriPlaces.untold` names it so long, for its pod is not to be let go.
 
 While the runtime does not answer (it restarts; pods go on), the last answer holds, and it is asked
 again after growing pauses.
@@ -22,9 +23,9 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Set
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -34,7 +35,7 @@ from nodeagent.places.bundles import FOLDERS, Bundles, Network, Reader
 from nodeagent.places.cgroups import processes
 from nodeagent.places.place import Place
 from nodeagent.places.runtime import ContainerRuntime, EventsUnserved, QuestionRefused, RuntimeUnavailable
-from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport
+from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxGone, SandboxReport
 from nodeagent.resources import inotify
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import PodUid
@@ -74,6 +75,8 @@ STUCK_SECONDS: Final = 0.5
 """A status that takes longer is in no other's way: the shim of its container may hang."""
 STILL_SECONDS: Final = 1.5
 """The first look waits for all statuses, but no longer than for so long after the last one that came."""
+LONGEST_PUT_OFF: Final = 60.0
+"""Between two questions after a sandbox that has ended, of which the runtime does not tell."""
 NETNS_FOLDERS: Final = (Path("/run/netns"), Path("/var/run/netns"))
 MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid that the kubelet and the runtime know the pod by."""
@@ -91,6 +94,16 @@ def pause(waited: float | None, since_alarm: float, *, events: bool, watched: bo
     if waited is not None:
         return SLOW_SECONDS if events else min(max(FAST_SECONDS, waited / PATIENCE), SLOW_SECONDS)
     return WATCHED_SECONDS if events or watched else SLOW_SECONDS
+
+
+@dataclass(slots=True)
+class _Ended:
+    """A sandbox that is ready no more, and of which it is not known what is left."""
+
+    listed: Listed
+    due: float = float("-inf")
+    """When it is asked for again, by the loop's clock."""
+    pause: float = SLOW_SECONDS
 
 
 class CriPlaces:
@@ -124,7 +137,13 @@ class CriPlaces:
         """Which network namespace each of these has, by the runtime's id."""
         self._lost = False
         """One of them is ready no more."""
-        self._here: frozenset[PodUid] = frozenset()
+        self._fresh: Mapping[PodUid, Listed] = {}
+        """What the runtime listed last as ready."""
+        self._ended: dict[PodUid, _Ended] = {}
+        """Those that are not ready, and of which the runtime has yet to tell."""
+        self._held: dict[PodUid, Sandbox] = {}
+        """What is left of those, as it came since the last look."""
+        self._untold: Mapping[PodUid, Listed] = {}
         self._expected: dict[PodUid, float] = {}
         self._faults: dict[PodUid, str] = {}
         self._failures = 0
@@ -164,6 +183,10 @@ class CriPlaces:
         """Return all sandboxes with a network of their own."""
         return self._current
 
+    def untold(self) -> Mapping[PodUid, Listed]:
+        """Return the sandboxes that are or may be there, and of which is not known where: none is to be let go."""
+        return self._untold
+
     def faults(self) -> Mapping[PodUid, str]:
         """Return, for pods whose sandbox is there and cannot be used, why."""
         return self._faults
@@ -183,9 +206,10 @@ class CriPlaces:
         """
         if not self._asked:
             return [self._trouble]
-        if not self._faults or self._current:
+        faults = [why for uid, why in self._faults.items() if uid not in self._ended]
+        if not faults or self._current:
             return []
-        return [f"no sandbox of this node can be used, as of one of {len(self._faults)}: {min(self._faults.values())}"]
+        return [f"no sandbox of this node can be used, as of one of {len(faults)}: {min(faults)}"]
 
     def trouble(self) -> str:
         """Return why what is known may be old; empty: the runtime answers."""
@@ -199,7 +223,7 @@ class CriPlaces:
         """The pods *uids* shall run here: look often while one of them has no sandbox."""
         now = self._loop.time()
         before = self._expected
-        self._expected = {uid: before.get(uid, now) for uid in uids if uid not in self._here}
+        self._expected = {uid: before.get(uid, now) for uid in uids if uid not in self._fresh}
         if self._expected.keys() - before.keys():
             self._wake.set()
 
@@ -256,8 +280,10 @@ class CriPlaces:
         self._building = {name: since for name, since in self._building.items() if now - since < BUILDING_SECONDS}
         since_alarm = float("-inf") if self._building else now - self._alarm
         usual = pause(waited, since_alarm, events=self._events, watched=self._watched)
-        soon = self._retry or self._lost or now - self._left < ALARM_SECONDS
-        return min(usual, SLOW_SECONDS) if soon else usual
+        if self._retry or self._lost or now - self._left < ALARM_SECONDS:
+            return min(usual, SLOW_SECONDS)
+        asked_again = min((each.due for each in self._ended.values()), default=float("inf"))
+        return min(usual, max(asked_again - now, SLOW_SECONDS))
 
     def _wake_early(self) -> None:
         self._is_early = True
@@ -283,56 +309,31 @@ class CriPlaces:
         try:
             listed = await self._runtime.sandboxes()
             fresh = _newest(listed)
-            held = await self._read_ended(fresh.keys()) if not self._asked else {}
+            if not self._asked:
+                ended = _newest(await self._runtime.sandboxes(ready=False))
+                self._ended = {uid: _Ended(each) for uid, each in ended.items() if uid not in fresh}
             await self._read_new(fresh.values())
         except RuntimeUnavailable as error:
             self._failed(str(error))
             return frozenset()
         self._well()
-        return self._take(fresh, {each.id for each in listed}, held)
-
-    async def _read_ended(self, others: Collection[PodUid]) -> dict[PodUid, Sandbox]:
-        """Return the sandboxes of pods that are not among *others* which are ready no more, and whose network is
-        there yet. Raises RuntimeUnavailable.
-        """
-        listed = _newest(await self._runtime.sandboxes(ready=False))
-        waiting = {self._loop.create_task(self._ask_ended(each)) for uid, each in listed.items() if uid not in others}
-        found: dict[PodUid, Sandbox] = {}
-        try:
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, timeout=STILL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    log.warning("the container runtime does not tell of %d sandboxes that have ended", len(waiting))
-                    break
-                for sandbox in filter(None, (asking.result() for asking in done)):
-                    found[sandbox.uid] = sandbox
-        finally:
-            for asking in waiting:
-                asking.cancel()
-        return found
-
-    async def _ask_ended(self, listed: Listed) -> Sandbox | None:
-        """Return the sandbox *listed* as it was, None where nothing is left of it. Raises RuntimeUnavailable."""
-        try:
-            report = await self._reported(listed.id)
-            if report is None or report.ready or report.host_network:
-                return None
-            return self._read(listed, report)
-        except (QuestionRefused, SandboxError, OSError) as error:
-            log.debug("the sandbox of pod %r/%r has ended: %s", listed.namespace, listed.name, error)
-            return None
+        return self._take(fresh, {each.id for each in listed})
 
     async def _read_new(self, sandboxes: Iterable[Listed]) -> None:
-        """Ask for those of *sandboxes* that are not known yet; what comes later than this look is told
-        by the next one, which it wakes. The first look waits for all that come. Raises RuntimeUnavailable.
+        """Ask for those of *sandboxes* that are not known yet, and for those that have ended; what comes later than
+        this look is told by the next one, which it wakes. The first look waits for all that come. Raises
+        RuntimeUnavailable.
         """
         listed = {each.id: each for each in sandboxes}
         now = self._loop.time()
         for each in listed.values():
             due = each.id not in self._seen or self._retry.get(each.id, now + 1) <= now
             if due and each.id not in self._asking:
-                asking = self._asking[each.id] = self._loop.create_task(self._ask(each))
-                asking.add_done_callback(partial(self._asked_for, each.id))
+                self._begin(each.id, self._ask(each))
+        for ended in self._ended.values():
+            listed[ended.listed.id] = ended.listed
+            if ended.due <= now and ended.listed.id not in self._asking:
+                self._begin(ended.listed.id, self._ask_ended(ended))
         waiting = set(self._asking.values())
         while waiting:
             patience = TOGETHER_SECONDS if self._asked else STILL_SECONDS
@@ -346,6 +347,10 @@ class CriPlaces:
         self._asking = {name: asking for name, asking in self._asking.items() if not asking.done()}
         for name in self._asking.keys() & listed.keys() if not self._asked else ():
             self._fault(listed[name], f"the container runtime has not told of it for {STILL_SECONDS:g} s")
+
+    def _begin(self, sandbox: str, question: Coroutine[None, None, None]) -> None:
+        asking = self._asking[sandbox] = self._loop.create_task(question)
+        asking.add_done_callback(partial(self._asked_for, sandbox))
 
     def _asked_for(self, sandbox: str, asking: asyncio.Task[None]) -> None:
         """Let the next look tell what came; what failed is asked for again by it, when it is due."""
@@ -378,6 +383,34 @@ class CriPlaces:
         if not found.addresses:
             self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
 
+    async def _ask_ended(self, ended: _Ended) -> None:
+        """Ask what is left of *ended*; it is asked for again where that cannot be known. Raises RuntimeUnavailable."""
+        listed = ended.listed
+        ended.due = self._loop.time() + ended.pause
+        ended.pause = min(ended.pause * 2, LONGEST_PUT_OFF)
+        held: Sandbox | None = None
+        why = ""
+        try:
+            report = await self._reported(listed.id)
+            if report is not None and report.ready:
+                raise SandboxError("the container runtime lists it as ended, and says that it is ready")
+            if report is not None and not report.host_network:
+                held = self._read(listed, report)
+        except SandboxGone as error:
+            log.debug("the sandbox of pod %r/%r: %s", listed.namespace, listed.name, error)
+        except (QuestionRefused, SandboxError, OSError) as error:
+            why = str(error)
+        if self._ended.get(listed.uid) is not ended:
+            return  # its pod has another sandbox by now
+        if why:
+            self._fault(listed, why)
+            return
+        del self._ended[listed.uid]
+        self._faults.pop(listed.uid, None)
+        if held is not None:
+            self._held[listed.uid] = held
+        self._wake.set()
+
     async def _reported(self, sandbox: str) -> SandboxReport | None:
         """Ask for the status of *sandbox* when there is room. Raises RuntimeUnavailable."""
         await self._room.acquire()
@@ -395,11 +428,12 @@ class CriPlaces:
             self._faults[listed.uid] = why
             log.error("the sandbox of pod %r/%r cannot be used: %s", listed.namespace, listed.name, why)
 
-    def _take(
-        self, fresh: Mapping[PodUid, Listed], ids: Collection[str], held: Mapping[PodUid, Sandbox]
-    ) -> frozenset[PodUid]:
-        """Make *fresh* what is known, and *held*, which have ended; forget all but *ids*. Return who differs."""
+    def _take(self, fresh: Mapping[PodUid, Listed], ids: Collection[str]) -> frozenset[PodUid]:
+        """Make *fresh* what is known, and what is left of those that have ended; forget all but *ids*.
+        Return who differs.
+        """
         before = self._current
+        held, self._held = self._held, {}
         now: dict[PodUid, Sandbox] = {}
         for uid, each in fresh.items():
             # what holds of a pod holds until its next sandbox is known
@@ -413,19 +447,37 @@ class CriPlaces:
         lost = {uid: found for uid, each in missed.items() if (found := self._kept(each)) is not None}
         self._lost = bool(lost)
         now |= lost
-        differ = frozenset(uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid))
+        differ = {uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid)}
+        differ |= self._leave_untold(fresh, now)
         self._seen = {name: found for name, found in self._seen.items() if name in ids}
         self._retry = {name: due for name, due in self._retry.items() if name in ids}
-        self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh}
+        self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh or uid in self._ended}
         self._current = now
         unknown = _networks_of(each for each in now.values() if each.id not in self._networks)
         ids_now = {each.id for each in now.values()}
         self._networks = {name: found for name, found in (self._networks | unknown).items() if name in ids_now}
         for sandbox in now.values():
             self._building.pop(PurePosixPath(sandbox.place.netns).name, None)
-        self._here = frozenset(fresh)
+        self._fresh = fresh
         self._expected = {uid: since for uid, since in self._expected.items() if uid not in fresh}
-        return differ
+        return frozenset(differ)
+
+    def _leave_untold(self, fresh: Mapping[PodUid, Listed], now: Mapping[PodUid, Sandbox]) -> Set[PodUid]:
+        """Bring to *fresh* and *now* of which sandboxes is not known where they are; return of which it was so, and
+        is no more. One that ended meanwhile is asked for on.
+        """
+        before = self._untold
+        self._ended = {uid: each for uid, each in self._ended.items() if uid not in fresh and uid not in now}
+        for uid, each in before.items():
+            if each is self._fresh.get(uid) and uid not in fresh and uid not in now:
+                self._ended[uid] = _Ended(each)
+        unread = {
+            uid: each
+            for uid, each in fresh.items()
+            if uid not in now and (uid in self._faults or each.id not in self._seen)
+        }
+        self._untold = unread | {uid: each.listed for uid, each in self._ended.items()}
+        return before.keys() - self._untold.keys()
 
     def _kept(self, sandbox: Sandbox) -> Sandbox | None:
         """Return *sandbox*, which is ready no more, where its network namespace is now; None: it is gone."""

@@ -39,6 +39,10 @@ class SandboxError(NodeagentError):
     """What a runtime says of a sandbox is no place to be, and why."""
 
 
+class SandboxGone(SandboxError):
+    """It has ended, and nothing of it is left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A sandbox that is ready, as the runtime's list has it."""
@@ -86,11 +90,13 @@ class SandboxReader:
         self._proc = proc
 
     def read(self, listed: Listed, report: SandboxReport) -> Sandbox:
-        """Return the sandbox *listed*, of which the runtime says *report*. Raises SandboxError."""
+        """Return the sandbox *listed*, of which the runtime says *report*. Raises SandboxError, SandboxGone."""
         info = _info(report.info)
         linux = _part(_part(info, "runtimeSpec"), "linux")
         netns = self._netns(linux, info.get("pid")) if report.ready else ""
         cgroup = pod_cgroup(self._root, _text(linux, "cgroupsPath"), listed.uid)
+        if not cgroup and not report.ready:
+            raise SandboxGone("it has ended, and its cgroup is gone")
         if not cgroup:
             raise SandboxError(
                 f"its cgroup is not below {self._root}, so nothing that it opens could be captured: the runtime says "
@@ -126,7 +132,8 @@ class SandboxReader:
     def _left(self, linux: Mapping[str, Json], cgroup: Path) -> str:
         """Return the path of the network namespace of a sandbox whose own process has ended: where the runtime has
         it mounted, else of a process of the pod, if all that are left in *cgroup* are in the same one. Raises
-        SandboxError where none is left, and where they are in several: a process can make one for itself.
+        SandboxGone where none is left, and SandboxError where they are in several, as a process can make one for
+        itself, or cannot be looked at; OSError.
         """
         own = os.stat(self._proc / "self/ns/net")
         said = _netns_path(linux)
@@ -138,9 +145,15 @@ class SandboxReader:
         paths: dict[int, str] = {}
         for pid in processes(cgroup):
             path = f"{self._proc}/{pid}/ns/net"
-            with suppress(OSError):
+            if not pid:
+                raise SandboxError("it has ended, and its processes are not seen: the agent's pod needs hostPID: true")
+            with suppress(FileNotFoundError, ProcessLookupError):
                 paths[os.stat(path).st_ino] = path
-        if len(paths) != 1 or own.st_ino in paths:
+        if not paths:
+            raise SandboxGone("it has ended, and so have its processes")
+        if own.st_ino in paths:
+            raise SandboxError("it has ended, and a process that is left of it is in the node's own network namespace")
+        if len(paths) > 1:
             raise SandboxError(f"it has ended, and what is left of it is in {len(paths)} network namespaces")
         return next(iter(paths.values()))
 

@@ -36,6 +36,7 @@ class Runtime:
         self.boxes: dict[PodUid, Box] = {}
         self.expected: frozenset[PodUid] = frozenset()
         self.answers = known
+        self.unanswered: dict[PodUid, Box] = {}
         self._changed: set[PodUid] = set()
         self._wake = asyncio.Event()
         self._begun = False
@@ -45,6 +46,17 @@ class Runtime:
         uid = PodUid(f"uid-{name}")
         self.boxes[uid] = Box("default", name, Place(netns, ""), tuple(Address(each) for each in addresses))
         self.answers = True
+        self._changed.add(uid)
+        self._wake.set()
+
+    def hide(self, name: str) -> None:
+        """Have nothing told of the sandbox of the pod *name*."""
+        self.unanswered[PodUid(f"uid-{name}")] = Box("default", name, Place("", ""), ())
+
+    def reveal(self, name: str) -> None:
+        """Have it told: it is where ``put`` says, or gone."""
+        uid = PodUid(f"uid-{name}")
+        del self.unanswered[uid]
         self._changed.add(uid)
         self._wake.set()
 
@@ -63,6 +75,9 @@ class Runtime:
 
     def all(self) -> dict[PodUid, Box]:
         return self.boxes
+
+    def untold(self) -> dict[PodUid, Box]:
+        return self.unanswered
 
     def known(self) -> bool:
         return self.answers

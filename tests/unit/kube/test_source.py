@@ -856,6 +856,48 @@ def test_a_pod_that_went_while_no_agent_looked_is_captured_while_its_sandbox_is_
     play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("goes", ["before the start", "later"])
+def test_a_pod_of_whose_sandbox_the_runtime_does_not_tell_is_not_let_go(tmp_path: Path, goes: str, there: bool) -> None:
+    """Input: a pod's object goes by force while the runtime does not say what is left of its sandbox. Verdict: the pod
+    stays, with what protects it, and is named; once it is told, it is where it was, or let go.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        kept = SnapshotFile(tmp_path, "node1")
+        runtime = Runtime()
+        source = KubernetesSource(client, "node1", runtime, kept, sleep=soon)
+        api.put(pod("web"))
+        runtime.put("web", "10.0.0.1")
+        await following(source)
+        await kept.write()
+        source.close()
+        runtime = Runtime()
+        runtime.hide("web")
+        mesh = Mesh("node1", "cluster.local", runtime)
+        strict(api)
+        if goes == "before the start":
+            api.remove("Pod", "default", "web")
+        source = KubernetesSource(client, "node1", runtime, kept, sleep=soon)
+        mesh.apply(await source.changes())
+        if goes == "later":
+            api.remove("Pod", "default", "web")
+            mesh.apply(await source.changes())
+        assert mesh.node_pods.here() == source.here() == {"uid-web"}
+        assert source.unread_pods() == ["the sandbox of default/web (uid uid-web)"]
+        assert any("does not tell where the sandbox of default/web" in each for each in source.warnings())
+        if there:
+            runtime.put("web", "10.0.0.1")
+        runtime.reveal("web")
+        mesh.apply(await source.changes())
+        assert source.unread_pods() == []
+        assert source.here() == ({"uid-web"} if there else frozenset())
+        assert [each.uid for each in mesh.local_pods()] == (["uid-web"] if there else [])
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_of_pods_on_other_nodes_little_is_kept(tmp_path: Path) -> None:
     document = pod("far", "node2")
     document["metadata"]["annotations"] = {"nodeagent.io/path": "proxy", "example.org/long": "x" * 1000}

@@ -22,7 +22,7 @@ from nodeagent.places.cri import MIRROR, CriPlaces, pause
 from nodeagent.places.place import Place
 from nodeagent.places.preflight import try_runtime
 from nodeagent.places.runtime import CriRuntime, RuntimeUnavailable, find_socket, takes_events_from_others
-from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport, addresses
+from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxGone, SandboxReport, addresses
 from nodeagent.protocols import cri_pb2
 from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
@@ -212,8 +212,8 @@ def test_a_sandbox_that_is_ready_no_more_is_there_while_its_network_is(fake: Fak
 def test_who_starts_while_a_sandbox_is_ready_no_more_finds_it_while_its_network_is_there(
     fake: FakeCri, tmp_path: Path
 ) -> None:
-    """Input: sandboxes that have ended before anybody looks: one with its network, one without, one that is broken, one
-    whose pod has another. Verdict: the first is where it was, and goes with its network; it is expected all the same.
+    """Input: sandboxes that have ended before anybody looks: one with its network, one without, one whose pod has
+    another. Verdict: the first is where it was, and goes with its network; it is expected all the same.
     """
 
     def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
@@ -226,7 +226,7 @@ def test_who_starts_while_a_sandbox_is_ready_no_more_finds_it_while_its_network_
             assert await places.changed() == {FIRST, SECOND}
             assert {found.id for found in places.all().values()} == {"a", "new"}
             assert places.of(pod(FIRST)) == Place(str(tmp_path / "a"), "/kubepods/podu-1", "a")
-            assert places.faults() == {} and places.missing() == []
+            assert (places.faults(), places.untold(), places.missing()) == ({}, {}, [])
             places.expect({FIRST})
             assert set(places._expected) == {FIRST}, "its next one is looked for"
             (tmp_path / "a").unlink()
@@ -239,11 +239,60 @@ def test_who_starts_while_a_sandbox_is_ready_no_more_finds_it_while_its_network_
     fake.sandboxes = [
         FakeSandbox("a", FIRST, ready=False),
         FakeSandbox("b", "u-3", ready=False),
-        FakeSandbox("c", "u-4", ready=False, broken=True),
         FakeSandbox("old", SECOND, ready=False),
         FakeSandbox("new", SECOND, attempt=1),
     ]
     asyncio.run(script())
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("how", ["refused", "slow", "no place"])
+@pytest.mark.parametrize("ended", ["before", "meanwhile"])
+def test_of_a_sandbox_that_has_ended_the_runtime_is_asked_until_it_tells(
+    fake: FakeCri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str, how: str, left: bool
+) -> None:
+    """Input: a sandbox of which the runtime does not tell at first, and which is ready no more, before anybody looks
+    or after. Verdict: it is named and untold, and keeps nobody from being ready, until it is told: where it is, or
+    that it is gone.
+    """
+    monkeypatch.setattr(cri, "STILL_SECONDS", 0.2)
+    monkeypatch.setattr(cri, "SLOW_SECONDS", 0.05)
+    held = threading.Event()
+    box = FakeSandbox("a", FIRST, ready=ended == "meanwhile", broken=how == "refused")
+    box.held = held if how == "slow" else None
+    box.info = "bad" if how == "no place" else "{}"
+
+    def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
+        if not left and listed.id == "a" and report.info != "bad":
+            raise SandboxGone("nothing is left")
+        found = read(listed, report)
+        return replace(found, place=replace(found.place, netns=str(tmp_path / listed.id)))
+
+    async def script() -> None:
+        places = CriPlaces(CriRuntime(fake.path), read_here, folders=(), uniform=lambda low, high: low)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                assert await places.changed() == {SECOND}
+                box.ready = False
+                coming = asyncio.ensure_future(places.changed())
+                await until(lambda: set(places._ended) == {FIRST})
+                await until(lambda: how == "slow" or places._ended[FIRST].pause > 2 * cri.SLOW_SECONDS)
+                assert set(places.untold()) == set(places.faults()) == {FIRST}
+                assert (places.trouble(), places.missing()) == ("", [])
+                box.broken, box.info = False, "{}"
+                held.set()
+                assert await coming == {FIRST}
+                assert (places.untold(), places.faults()) == ({}, {})
+                assert set(places.all()) == ({FIRST, SECOND} if left else {SECOND})
+        finally:
+            places.close()
+
+    (tmp_path / "a").touch()
+    fake.sandboxes = [box, FakeSandbox("b", SECOND)]
+    try:
+        asyncio.run(script())
+    finally:
+        held.set()
 
 
 def test_where_a_process_stood_for_the_network_another_one_of_the_pod_does(fake: FakeCri, tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from nodeagent.places.place import Place
-from nodeagent.places.sandbox import MAX_INFO, Listed, SandboxError, SandboxReader, SandboxReport, addresses
+from nodeagent.places.sandbox import (
+    MAX_INFO,
+    Listed,
+    SandboxError,
+    SandboxGone,
+    SandboxReader,
+    SandboxReport,
+    addresses,
+)
 from nodeagent.vocabulary import PodUid
 from tests.fakes.cri import containerd_info, crio_info
 
@@ -86,7 +94,8 @@ def test_a_file_that_is_no_namespace_here_is_not_entered(node: Node) -> None:
 
 def test_of_a_sandbox_that_has_ended_what_is_left_says_where_it_was(node: Node) -> None:
     """Input: its process is gone, and its number another one's by now. Verdict: the namespace is that of the pod's
-    processes if they are in one together; in none, in several, or in the node's: it is not known.
+    processes if they are in one together; where there is none it is gone; in several, in the node's, or where they are
+    not seen: it is not known.
     """
 
     def left(*processes: str) -> str:
@@ -100,9 +109,18 @@ def test_of_a_sandbox_that_has_ended_what_is_left_says_where_it_was(node: Node) 
     (node.proc / "22/ns/net").hardlink_to(node.proc / "21/ns/net")
     (node.proc / "23/ns/net").touch()
     assert left("21", "22", "99") in (f"{node.proc}/21/ns/net", f"{node.proc}/22/ns/net")
-    for processes in ((), ("99",), ("21", "23"), ("21", "1"), ("1",)):
-        with pytest.raises(SandboxError, match="has ended"):
+    for processes in ((), ("99",)):
+        with pytest.raises(SandboxGone):
             left(*processes)
+    several = (("21", "23"), "in 2 network namespaces")
+    for processes, words in (several, (("21", "1"), "the node's own"), (("1",), "the node's own"), (("0",), "hostPID")):
+        with pytest.raises(SandboxError, match=f"has ended, .*{words}") as raised:
+            left(*processes)
+        assert not isinstance(raised.value, SandboxGone)
+    (node.cgroup / "cgroup.procs").unlink()
+    node.cgroup.rmdir()
+    with pytest.raises(SandboxGone, match="cgroup is gone"):
+        SandboxReader(node.root, node.proc).read(LISTED, SandboxReport((), False, "{}", ready=False))
 
 
 def test_a_cgroup_that_is_not_captured_is_named(node: Node) -> None:
