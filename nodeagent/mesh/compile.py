@@ -41,7 +41,7 @@ worker hears only of what differs for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -77,12 +77,13 @@ from nodeagent.mesh.local import (
 )
 from nodeagent.mesh.membership import EVERY_POD, MembershipRules
 from nodeagent.mesh.node_pods import NodePods
-from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row
+from nodeagent.mesh.pod_ports import PodPorts
+from nodeagent.mesh.policies import Deciding, MtlsModes, entry_key, names, refused_row
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.mesh.service_ports import Translated, ports_of
 from nodeagent.places.place import Places
 from nodeagent.policy.mesh_settings import NOBODY, ProviderNames
-from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
 from nodeagent.resources.security import Policy, Spec
@@ -133,6 +134,14 @@ class _Said:
     policies: tuple[str, ...]
     """Keys of entries."""
     network: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one page of policies asks of pods: of each once, however many policies are for it."""
+
+    ports: PodPorts
+    deciding: Deciding
 
 
 class Mesh:
@@ -216,17 +225,22 @@ class Mesh:
         *known* returns what was fetched for policies, by the entry's key.
         """
         local = self._governed_here()
-        others = list(refused)
+        pods = _Asked(
+            PodPorts(self._state, lambda key: self._entries.get(self._made[key])), self._state.policies.decisions()
+        )
+        others = dict(enumerate(refused))
+        by_key: dict[ObjectKey, list[int]] = {}
+        for number, each in others.items():
+            by_key.setdefault((each.kind, each.namespace, each.name), []).append(number)
         rows = []
         for key, policy in sorted(self._state.policies.known.items()):
-            row = self._row(key, self._state.affected(key) & local, known)
-            own = next((each for each in others if _is_told_by(each, policy, str(row["file"]))), None)
-            if own is not None:
-                others.remove(own)
-                if own.stays:
-                    row |= {"state": f"last good one in force; refused: {own.error}"}
+            row = self._row(key, self._state.affected(key) & local, known, pods)
+            told = (each for each in by_key.get(key, ()) if _is_told_by(others[each], policy, str(row["file"])))
+            own = others.pop(next(told, -1), None)
+            if own is not None and own.stays:
+                row |= {"state": f"last good one in force; refused: {own.error}"}
             rows.append(row)
-        return rows + [refused_row(each) for each in others]
+        return rows + [refused_row(each) for each in others.values()]
 
     def unanswered(self, known: Callable[[str], Entry | None]) -> list[str]:
         """Return, in words, which policies of this node's pods ask somebody who cannot answer; *known* is as above."""
@@ -246,57 +260,20 @@ class Mesh:
         }
 
     def _row(
-        self, key: ObjectKey, local: Set[NamespacedName], known: Callable[[str], Entry | None]
+        self, key: ObjectKey, local: Set[NamespacedName], known: Callable[[str], Entry | None], pods: _Asked
     ) -> dict[str, object]:
-        """Return the row of the policy *key*, which is for the pods *local* of this node."""
-        row = self._state.policies.row(key, local)
+        """Return the row of the policy *key*, which is for the pods *local* of this node; *pods* remembers them."""
+        row = self._state.policies.row(key, local, pods.deciding)
         policy = self._state.policies.known[key]
         notes = policy_notes.never_matched(policy.spec, (self._trust_domain, *self._aliases))
         if str(row["state"]).startswith("in force"):
-            strange = self._state.strange_ports(key) or self._undeclared(policy, local)
+            strange = self._state.strange_ports(key) or pods.ports.undeclared(policy, local)
             notes = [*([strange] if strange else []), *notes]
             notes += policy_notes.unanswered(policy.spec, self._providers, known)
         row["state"] = "; ".join([str(row["state"]), *notes])
         if fault := self.faults.get(Change(*key, None).title):
             row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
         return row
-
-    def _undeclared(self, policy: Policy, pods: Set[NamespacedName]) -> str:
-        """Return, in words, which ports of *policy* none of the *pods* has, which it selects; empty: none is such, or
-        not all of them say which they have.
-        """
-        named = {port for port, _ in policy.spec.ports} if isinstance(policy.spec, PeerAuthentication) else set()
-        if isinstance(policy.spec, AuthorizationPolicy) and not policy.targets:
-            named = ports_of(policy.spec)
-        declared = [self._declared(key) for key in pods] if named else []
-        strange = sorted(named - {0}.union(*declared))
-        if not strange or not all(declared):
-            return ""
-        leads: set[str] = set()
-        for key in pods:
-            leads.update(self._led_to(key, strange))
-        where = f" ({', '.join(sorted(leads))})" if leads else ""
-        return f"ports: {', '.join(map(str, strange))}: no port of a pod of this node that it selects{where}"
-
-    def _declared(self, key: NamespacedName) -> set[int]:
-        """Return the ports that the pod *key* has as it and its Services say."""
-        pod = self._state.pods[key]
-        found: set[int] = set()
-        for container in pod.containers:
-            found.update(port.number for port in container.ports)
-        entry = self._entries.get(self._made[key])
-        if isinstance(entry, Workload):
-            found |= {number for number, _ in entry.ports}
-            found |= {probe.port for probe in (*entry.probes, *entry.scrapes)}
-        return found
-
-    def _led_to(self, key: NamespacedName, ports: Sequence[int]) -> Iterator[str]:
-        """Yield, in words, to which port of the pod *key* those of *ports* lead that are of Services that select it."""
-        for service in self._state.selection.services_of(key):
-            for port in self._state.services[service].ports:
-                number = rules.target_port(port, self._state.pods[key])
-                if number is not None and port.port in ports:
-                    yield f"Service {service[1]}'s {port.port} is {number} there"
 
     def left_open(self) -> list[str]:
         """Return, in words, the wrong documents that nothing stands in for, as they may be for the whole mesh."""
@@ -583,10 +560,10 @@ def _policies_of(key: NamespacedName) -> str:
 
 
 def _is_told_by(refused: Refused, policy: Policy, file: str) -> bool:
-    """Say whether the row of *policy*, which stands in *file*, tells of *refused*: what is in force is of that
-    document, an earlier version of it or what stands in for it.
+    """Say whether the row of *policy*, which stands in *file*, tells of *refused*, which has its key: what is in
+    force is of that document, an earlier version of it or what stands in for it.
     """
-    if refused.ignored or refused.displaced or (refused.kind, refused.namespace, refused.name) != policy.key:
+    if refused.ignored or refused.displaced:
         return False
     stands_in = bool(policy.refused) and refused.error.endswith(policy.refused)
     return refused.file == file and (refused.stays or stands_in)

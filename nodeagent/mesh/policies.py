@@ -8,11 +8,12 @@ matches, not what exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
-from nodeagent.mesh.selection import NamespacedName, PodLabels, Postings
+from nodeagent.mesh.selection import Likeness, NamespacedName, PodLabels, Postings
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.policy_scope import PolicyTarget
@@ -23,6 +24,8 @@ _Term = tuple[str, str, str]
 """Namespace (empty: of the whole mesh), label and value; label and value empty: everything of the namespace."""
 _EVERYTHING: Final = ("", "")
 PEER_AUTHENTICATION: Final = "PeerAuthentication"
+Deciding = Callable[[NamespacedName], Mapping[int, Policy]]
+"""Which PeerAuthentications decide about a pod, by what they speak for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,14 @@ class Policies:
         self._peers_by_term: Postings[_Term, ObjectKey] = Postings()
         """Of PeerAuthentications alone: of a pod on another node nobody asks for more."""
         self._by_service: Postings[NamespacedName, ObjectKey] = Postings()
+        self._oldest: dict[tuple[str, tuple[tuple[str, str], ...]], Policy] = {}
+        """The oldest PeerAuthentication by its scope and selector; empty: not looked for since the last change."""
 
     def put(self, key: ObjectKey, policy: Policy | None, file: str) -> None:
         """Know the policy *key*, know it anew, or (None) no more."""
         before = self.known.pop(key, None)
         self.files.pop(key, None)
+        self._oldest.clear()
         if before is not None:
             if not isinstance(before.spec, PeerAuthentication):
                 self.entries.pop(before.spec.key, None)
@@ -143,15 +149,36 @@ class Policies:
         ports = ((port, own or mode) for port, own in workload.ports) if workload else ()
         return MtlsModes(mode, source, tuple((port, own) for port, own in ports if own != mode))
 
-    def displaced(self, key: ObjectKey, pods: Iterable[NamespacedName]) -> list[Policy]:
+    def decisions(self) -> Deciding:
+        """Return what tells which PeerAuthentications decide about a pod, for many questions until the next change:
+        each pod is looked at once, and each kind of pods that are alike.
+        """
+        known: dict[Likeness, Mapping[int, Policy]] = {}
+
+        def deciding(pod: NamespacedName) -> Mapping[int, Policy]:
+            likeness = self._pods.likeness(pod)
+            if likeness not in known:
+                known[likeness] = self._deciding(pod)
+            return known[likeness]
+
+        return cache(deciding)
+
+    def _deciding(self, pod: NamespacedName) -> Mapping[int, Policy]:
+        """Return of each that a PeerAuthentication can speak for the oldest that is for *pod*."""
+        found: dict[int, Policy] = {}
+        for policy in self.peers(pod):
+            found.setdefault(self._rank(policy), policy)
+        return found
+
+    def displaced(self, key: ObjectKey, pods: Iterable[NamespacedName], deciding: Deciding) -> list[Policy]:
         """Return, for each of *pods* that a PeerAuthentication *key* is for and does not decide about, the older one
-        that does: of a pod's workload, namespace and mesh the oldest of each counts.
+        that does, as *deciding* says.
         """
         policy = self.known[key]
         if not isinstance(policy.spec, PeerAuthentication):
             return []
         rank = self._rank(policy)
-        firsts = [next((each for each in self.peers(pod) if self._rank(each) == rank), policy) for pod in pods]
+        firsts = [deciding(pod).get(rank, policy) for pod in pods]
         return [first for first in firsts if first is not policy]
 
     def _rank(self, policy: Policy) -> int:
@@ -188,13 +215,13 @@ class Policies:
             if (why := self.leaves_open(policy))
         ]
 
-    def row(self, key: ObjectKey, local: Set[NamespacedName]) -> dict[str, object]:
+    def row(self, key: ObjectKey, local: Set[NamespacedName], deciding: Deciding) -> dict[str, object]:
         """Return the policy *key*, which is for the pods *local* of this node, as a row for people; of a
-        PeerAuthentication those count about which it decides.
+        PeerAuthentication those count about which it decides. *deciding* is of :meth:`decisions`.
         """
         policy = self.known[key]
         why = self.idle(key) or ("" if local else "no pod of this node is meant")
-        others = self.displaced(key, local) if not why else []
+        others = self.displaced(key, local, deciding) if not why else []
         pods = len(local) - len(others)
         older = ", ".join(sorted({f"{each.namespace}/{each.name}" for each in others}))
         if others and not pods:
@@ -227,8 +254,11 @@ class Policies:
 
     def _older(self, policy: Policy) -> Policy | None:
         """Return the PeerAuthentication that takes *policy*'s place for every pod: one with the same selector."""
-        rivals = [self.known[key] for key in self._peers_by_term.get(self._term(policy))]
-        oldest = min((each for each in rivals if each.selector == policy.selector), key=_age)
+        if not self._oldest:
+            for each in sorted(self.known.values(), key=_age, reverse=True):
+                if isinstance(each.spec, PeerAuthentication) and not self._selects_nobody(each):
+                    self._oldest[self._scope(each), each.selector] = each
+        oldest = self._oldest[self._scope(policy), policy.selector]
         return None if oldest is policy else oldest
 
     def _scope(self, policy: Policy) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -534,6 +536,29 @@ def test_each_of_several_documents_with_one_name_has_a_row() -> None:
         *(("default/one", f"refused: {why}", f"/etc/{at}.yaml") for at in "bcd"),
         ("default/one", "refused: document 1: spec.x", "/etc/e.yaml"),
     ]
+
+
+def calls_of_the_page(count: int) -> int:
+    """Return how many functions a page of *count* policies each of ports and of modes calls, and of refused ones."""
+    at_port = [{"to": [{"operation": {"ports": ["9999"]}}]}]
+    made = compiled(service(ports=[{"name": "http", "port": 9999, "targetPort": 8080}]))
+    made.apply(allow(f"p{at}", rules=at_port) for at in range(count))
+    made.apply(peer("STRICT", name=f"m{at}", **WEB) for at in range(count))
+    made.apply(peer("STRICT", name=f"n{at}", selector={"matchLabels": {"n": str(at)}}) for at in range(count))
+    refused = [Refused("AuthorizationPolicy", "default", f"r{at}", "f", "wrong", False) for at in range(count)]
+    called: Counter[str] = Counter()
+    sys.setprofile(lambda frame, event, what: called.update([event]))
+    try:
+        rows = made.policies(refused)
+    finally:
+        sys.setprofile(None)
+    assert len(rows) == 4 * count
+    return called["call"]
+
+
+def test_the_page_of_policies_costs_what_there_is_not_its_square() -> None:
+    """Verdict: twice as many of all have it call twice as many functions; control does nothing else meanwhile."""
+    assert calls_of_the_page(400) < 2.5 * calls_of_the_page(200)
 
 
 def test_whom_a_policy_asks_and_who_cannot_answer_is_told() -> None:
