@@ -6,8 +6,9 @@ was delivered since comes again after a crash. Nothing is written behind what st
 started: a new process begins a new segment. Only files of its own names are ever removed.
 
 A segment is there until all of it is settled. Where room is wanted, one that holds much that is settled besides
-what is under way is written anew without it. The cursor is set to its beginning first, for its frames move; then
-the new file takes its name. Whoever is killed in between has the old one, and some of it comes again.
+what is under way is written anew without it, in room that nothing is appended to. The cursor is set to its
+beginning first, for its frames move; then the new file takes its name. Whoever is killed in between has the old one,
+and some of it comes again.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class DiskBuffer:
         self._folder = folder
         self._most = most
         self._segment_bytes = min(segment_bytes, max(1 << 16, most // 4))
+        self._spare = min(self._segment_bytes, most // 4)
+        """Bytes that are left free, to write a segment anew in."""
         self._segments: deque[KnownSegment] = deque()
         self._writer: SegmentWriter | None = None
         self._reading: tuple[KnownSegment, SegmentReader] | None = None
@@ -124,8 +127,8 @@ class DiskBuffer:
         return any(each.unread for each in self._segments)
 
     def room(self, size: int) -> bool:
-        """Whether so many bytes more are within the bound."""
-        return self.bytes + size <= self._most
+        """Whether so many bytes more are within the bound, and a segment can still be written anew."""
+        return self.bytes + size + self._spare <= self._most
 
     async def append(self, batch: Sequence[LogRecords]) -> None:
         """Return when *batch* is on disk. Raises OSError, and nothing of it is kept then."""
@@ -203,11 +206,17 @@ class DiskBuffer:
         """
         async with self._lock:
             while True:
-                worth = [each for each in self._segments if not each.fixed and each.settled * WORTH >= each.size]
+                worth = [each for each in self._segments if self._is_worth_it(each)]
                 if not worth:
                     return False
                 if await self._write_anew(max(worth, key=lambda each: (-each.failed_anew, each.settled))):
                     return True
+
+    def _is_worth_it(self, segment: KnownSegment) -> bool:
+        """Say whether *segment* can be written anew within the bound, and much is freed by it."""
+        settled = segment.settled
+        fits = self.bytes + segment.size - settled <= self._most
+        return fits and not segment.fixed and settled * WORTH >= segment.size
 
     def save(self) -> None:
         """Write down how far the oldest segment is settled. Raises OSError."""

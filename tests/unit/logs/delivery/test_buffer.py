@@ -573,6 +573,53 @@ def test_a_disk_that_fails_as_a_segment_is_written_anew_has_it_tried_again_after
     run(test)
 
 
+def test_while_a_segment_is_written_anew_both_are_within_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 1 << 18
+    held: list[int] = []
+
+    def copied(*arguments: Any) -> dict[int, tuple[int, int]]:
+        moved = copy_frames(*arguments)
+        held.append(sum(each.stat().st_size for each in tmp_path.iterdir()))
+        return moved
+
+    async def test() -> None:
+        buffer = opened(tmp_path, most)
+        number = 0
+        while buffer.room(1 << 11):
+            await buffer.append([records([f"{number} {os.urandom(1000).hex()}"], number)])
+            number += 1
+        assert buffer.bytes > most * 5 // 8
+        taken = await everything(buffer)
+        for each in taken[::3]:
+            buffer.done(each)
+        before = buffer.bytes
+        monkeypatch.setattr(buffer_module, "copy_frames", copied)
+        while await buffer.reclaim():
+            pass
+        assert buffer.bytes < before * 3 / 4
+        assert len(held) > 1 and max(held) <= most
+        await buffer.close()
+
+    run(test)
+
+
+def test_a_buffer_that_is_fuller_than_it_may_be_is_left_as_it_is_until_there_is_room(tmp_path: Path) -> None:
+    """As after logs.buffer.bytes was made less: what is written anew would be more of it."""
+
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        await pinned(buffer)
+        buffer._most = buffer.bytes
+        assert not await buffer.reclaim()
+        buffer._most = MOST
+        assert await buffer.reclaim()
+        await buffer.close()
+
+    run(test)
+
+
 def test_what_is_damaged_behind_what_is_under_way_is_put_aside_at_once_where_room_is_wanted(tmp_path: Path) -> None:
     async def test() -> None:
         buffer = opened(tmp_path)
