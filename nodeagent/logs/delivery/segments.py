@@ -73,8 +73,7 @@ class _Columns(msgspec.Struct, array_like=True):
     streams: list[bytes]
     texts: list[bytes]
     objects: list[bytes]
-    read_at: tuple[bytes, ...] | None = None
-    """None: written by a version that did not tell."""
+    read_at: tuple[bytes, ...]
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -240,10 +239,9 @@ class SegmentReader:
     @staticmethod
     def _records(origin: LogOrigin, payload: bytes) -> LogRecords:
         found = _COLUMNS.decode(isal_zlib.decompress(payload))
-        read_at = tuple(set(found.times)) if found.read_at is None else found.read_at
         return LogRecords(
             origin, found.file, found.end, found.offsets, found.times, found.streams, found.texts, found.objects,
-            found.read, read_at,
+            found.read, found.read_at,
         )  # fmt: skip
 
 
