@@ -2,8 +2,10 @@
 
 The runtime waits for each answer, with whatever else it has to start too, so nobody may be waited for
 for long: half of what it has patience for (one second, if it is not told otherwise), and while pods
-are waited for in vain, half as long for each next one. What starts unknown all the same is counted,
-named in the log, and captured a little later.
+are waited for in vain, half as long for each next one. It is one thing to wait for a capture, which
+takes moments and is always waited for so long, and another to wait for an authority, which may be
+slow: who waits in vain for a certificate takes no patience from those that are not captured yet. What
+starts unknown all the same is counted, named in the log, and captured a little later.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,11 +33,24 @@ PATIENCE: Final = 0.5
 """Which part of the time in which the runtime wants its answer a start waits at most; the rest is for who
 has no processor just then.
 """
+LEAST_SECONDS: Final = 0.2
+"""For so long a capture is waited for, however many were in vain, if the runtime lets it."""
 MOST_SECONDS: Final = 10.0
 """For so long it waits at most, whatever the runtime says."""
 GIVEN_UP: Final = 256
 """Sandboxes that are not waited for again."""
 log = logging.getLogger("nodeagent.enrolment")
+
+
+@dataclass(slots=True)
+class _Patience:
+    """Part of the longest wait that each next one is."""
+
+    least_seconds: float
+    share: float = 1.0
+
+    def seconds(self, longest: float) -> float:
+        return max(self.share * longest, min(self.least_seconds, longest))
 
 
 class StartGate:
@@ -50,7 +66,8 @@ class StartGate:
         self._left_alone: frozenset[str] = frozenset()
         """Sandboxes."""
         self._news = asyncio.Event()
-        self._patience = PATIENCE
+        self._for_capture = _Patience(LEAST_SECONDS)
+        self._for_certificate = _Patience(0.0)
         self._given_up: deque[str] = deque(maxlen=GIVEN_UP)
         self._counted: Counter[str] = Counter()
         self._asked: asyncio.Task[None] | None = None
@@ -64,28 +81,42 @@ class StartGate:
         outcome = "known"
         if not self._is_known(start.sandbox):
             outcome = "awaited" if await self._waited(start) else "unknown"
-        if outcome != "unknown":
-            self._patience = PATIENCE
+        if outcome == "known":
+            self._for_capture.share = self._for_certificate.share = 1.0
         self._counted[outcome] += 1
 
     async def _waited(self, start: Start) -> bool:
         """Wait until the pod is known; return whether it is."""
         if start.sandbox in self._given_up:
             return False
-        seconds = self._patience * min(start.seconds, MOST_SECONDS / PATIENCE)
+        longest = min(PATIENCE * start.seconds, MOST_SECONDS)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        for patience, is_there in (self._for_capture, self._is_placed), (self._for_certificate, self._is_known):
+            left = began + longest - clock()
+            if not await self._until(is_there, start.sandbox, min(patience.seconds(longest), left)):
+                patience.share /= 2
+                self._given_up.append(start.sandbox)
+                log.warning("pod %s starts, and is not %s after %.2f s", start.pod, self._lack(start), clock() - began)
+                return False
+            patience.share = 1.0
+        return True
+
+    async def _until(self, is_there: Callable[[str], bool], sandbox: str, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                while not self._is_known(start.sandbox):
+                while not is_there(sandbox):
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            self._patience /= 2
-            self._given_up.append(start.sandbox)
-            log.warning(
-                "pod %s starts, and is not known yet after %.2f s: its first packets may go by", start.pod, seconds
-            )
             return False
         return True
+
+    def _lack(self, start: Start) -> str:
+        return "certified yet" if self._is_placed(start.sandbox) else "captured yet, its first packets may go by,"
+
+    def _is_placed(self, sandbox: str) -> bool:
+        return sandbox in self._left_alone or sandbox in self._captured
 
     def _is_known(self, sandbox: str) -> bool:
         if sandbox in self._left_alone:

@@ -112,19 +112,48 @@ def test_nobody_is_waited_for_for_ever_nor_twice_and_many_in_vain_cost_as_much_a
 ) -> None:
     async def act(scene: Scene) -> None:
         await scene.gate.may_start(start("s1", SOON))
-        assert caplog.text.count("default/web starts, and is not known yet after 0.01 s") == 1
+        assert caplog.text.count("default/web starts, and is not captured yet") == 1
         await scene.gate.may_start(start("s1", SOON))
         assert caplog.text.count("default/web starts") == 1
         for number in range(30):
             await scene.gate.may_start(start(f"t{number}", SOON))
-        assert scene.gate._patience < start_gate.PATIENCE / 2**30
+        assert scene.gate._for_capture.share < 1 / 2**30
         assert scene.counted() == {"unknown": 32}
         scene.settled = {PodUid("a")}
         scene.bring(snapshot(captured="s1"))
         await scene.gate.may_start(start("s1"))
-        assert scene.gate._patience == start_gate.PATIENCE, "it has patience again"
+        assert scene.gate._for_capture.share == 1, "it has patience again"
 
     play(act)
+
+
+def test_certificates_that_do_not_come_take_no_patience_from_who_is_not_captured_yet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Input: many start that are captured, and their certificates do not come; then one that is not captured.
+    Verdict: each waits shorter than the one before, and that one as long as if it were the first.
+    """
+
+    async def act(scene: Scene) -> None:
+        for number in range(30):
+            scene.bring(snapshot(captured=f"s{number}"))
+            await scene.gate.may_start(start(f"s{number}", SOON))
+        assert caplog.text.count("default/web starts, and is not certified yet") == 30
+        assert scene.gate._for_certificate.share < 1 / 2**29
+        assert scene.gate._for_capture.share == 1
+        task = await waits(scene, "late")
+        scene.settled = {PodUid("a")}
+        scene.bring(snapshot(captured="late"))
+        await task
+        assert scene.counted() == {"unknown": 30, "awaited": 1}
+
+    play(act)
+
+
+@pytest.mark.parametrize(("longest", "waited"), [(1.0, 0.2), (0.1, 0.1)])
+def test_a_capture_is_waited_for_however_many_were_in_vain(longest: float, waited: float) -> None:
+    patience = start_gate._Patience(start_gate.LEAST_SECONDS, share=1 / 2**30)
+    assert patience.seconds(longest) == waited
 
 
 @pytest.mark.usefixtures("patient")
