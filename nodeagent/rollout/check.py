@@ -225,7 +225,7 @@ class ClusterCheck:
             return [ClusterFinding("cluster", "preflight", "missing", words)]
         found = chosen(template["spec"], await self._objects.list("v1", "Node"))
         nodes = [each["metadata"]["name"] for each in found]
-        async with lent(self._objects, self._documents, template, self._seconds) as own:
+        async with lent(self._objects, self._documents, self._agents.namespace, template, self._seconds) as own:
             return await self._tried(own, nodes)
 
     async def _tried(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:

@@ -23,11 +23,12 @@ TRIED: Final = "-check"
 
 @asynccontextmanager
 async def lent(
-    objects: ClusterObjects, documents: Sequence[KubeObject], template: KubeObject, seconds: float
+    objects: ClusterObjects, documents: Sequence[KubeObject], namespace: str, template: KubeObject, seconds: float
 ) -> AsyncIterator[KubeObject]:
-    """Within, the cluster has what pods of *template* need of *documents*: namespaces, accounts and pull secrets that
-    are not there, and the ConfigMaps that *template* mounts, whatever is there under their names. Yield the template
-    by which pods get these. Afterwards what was made is removed, and a namespace waited for at most *seconds*.
+    """Within, the cluster has what pods of *template* in *namespace* need of *documents*: namespaces, accounts and pull
+    secrets that are not there, and the ConfigMaps that *template* mounts, whatever is there under their names. Yield
+    the template by which pods get these. Afterwards what was made is removed, and a namespace waited for at most
+    *seconds*.
 
     Raises ConfigError, ControlError, ApiError.
     """
@@ -35,15 +36,17 @@ async def lent(
     own: KubeObject = copy.deepcopy(template)
     mounts = [volume["configMap"] for volume in own["spec"].get("volumes") or () if "configMap" in volume]
     pulled = set(pull_secrets(own["spec"], None))
-    for account in (each for each in documents if each.get("kind") == "ServiceAccount"):
-        pulled.update(pull_secrets(own["spec"], account))
+    for document in documents:
+        if name_of(document).kind == "ServiceAccount" and name_of(document).namespace == namespace:
+            pulled.update(pull_secrets(own["spec"], document))
+    secrets = {ObjectName("v1", "Secret", namespace, each) for each in pulled}
     try:
         for document in documents:
             name = name_of(document)
-            asked = [mount for mount in mounts if name.kind == "ConfigMap" and mount.get("name") == name.name]
+            asked = [mount for mount in mounts if name == ObjectName("v1", "ConfigMap", namespace, mount.get("name"))]
             if asked:
                 name = replace(name, name=f"{name.name}{TRIED}")
-            elif not _is_lent(name, pulled) or await objects.get(name) is not None:
+            elif not _is_lent(name, secrets) or await objects.get(name) is not None:
                 continue
             made.append(name)
             await objects.apply(document | {"metadata": document["metadata"] | {"name": name.name}}, force=True)
@@ -66,5 +69,5 @@ def pull_secrets(spec: KubeObject, account: KubeObject | None) -> list[str]:
     return [each["name"] for each in own]
 
 
-def _is_lent(name: ObjectName, pulled: Collection[str]) -> bool:
-    return name.kind in ("Namespace", "ServiceAccount") or (name.kind == "Secret" and name.name in pulled)
+def _is_lent(name: ObjectName, secrets: Collection[ObjectName]) -> bool:
+    return name.kind in ("Namespace", "ServiceAccount") or name in secrets

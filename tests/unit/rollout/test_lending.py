@@ -62,7 +62,7 @@ def test_a_trial_reads_what_is_to_be_applied_and_leaves_the_cluster_as_it_was(
     async def scene() -> None:
         cluster = Cluster(*before)
         try:
-            async with lent(cluster, WANTED, TEMPLATE, 1) as template:
+            async with lent(cluster, WANTED, WHERE, TEMPLATE, 1) as template:
                 mounted = template["spec"]["volumes"][0]["configMap"]["name"]
                 assert cluster.there[ObjectName("v1", "ConfigMap", WHERE, mounted)]["data"] == {"agent.yaml": "new"}
                 assert {name_of(NAMESPACE), name_of(ACCOUNT)} <= cluster.there.keys()
@@ -86,7 +86,7 @@ def test_what_the_image_is_pulled_by_is_lent_too(by: str) -> None:
 
     async def scene() -> None:
         cluster = Cluster()
-        async with lent(cluster, (NAMESPACE, account, keys, document("Secret", "other")), template, 1):
+        async with lent(cluster, (NAMESPACE, account, keys, document("Secret", "other")), WHERE, template, 1):
             there = {name.name for name in cluster.there if name.kind == "Secret"}
             assert there == {"keys"}
         assert not cluster.there
@@ -94,10 +94,35 @@ def test_what_the_image_is_pulled_by_is_lent_too(by: str) -> None:
     asyncio.run(scene())
 
 
+def test_what_has_such_a_name_in_another_namespace_is_not_lent() -> None:
+    """Input: a Secret and a ConfigMap with the names of the agents', and an account that pulls by another Secret, all
+    of another namespace; the Secrets of both names. Verdict: only what pods of the agents' namespace can have.
+    """
+
+    def elsewhere(given: KubeObject) -> KubeObject:
+        return given | {"metadata": given["metadata"] | {"namespace": "logs"}}
+
+    keys = document("Secret", "keys", type="kubernetes.io/dockerconfigjson")
+    others = document("Secret", "others", type="kubernetes.io/dockerconfigjson")
+    account = ACCOUNT | {"imagePullSecrets": [{"name": "keys"}]}
+    stranger = elsewhere(ACCOUNT | {"imagePullSecrets": [{"name": "others"}]})
+    wanted = (NAMESPACE, account, stranger, keys, elsewhere(keys), others, NEW, elsewhere(OLD))
+
+    async def scene() -> None:
+        cluster = Cluster(NAMESPACE)
+        async with lent(cluster, wanted, WHERE, TEMPLATE, 1) as template:
+            there = [name for name in cluster.there if name.kind in ("Secret", "ConfigMap")]
+            assert there == [name_of(keys), ObjectName("v1", "ConfigMap", WHERE, "nodeagent-check")]
+            mounted = template["spec"]["volumes"][0]["configMap"]["name"]
+            assert cluster.there[ObjectName("v1", "ConfigMap", WHERE, mounted)]["data"] == {"agent.yaml": "new"}
+
+    asyncio.run(scene())
+
+
 def test_what_is_installed_is_tried_as_it_is() -> None:
     async def scene() -> None:
         cluster = Cluster(NAMESPACE, OLD)
-        async with lent(cluster, (), TEMPLATE, 1) as template:
+        async with lent(cluster, (), WHERE, TEMPLATE, 1) as template:
             assert template == TEMPLATE
             assert len(cluster.there) == 2
 
