@@ -21,6 +21,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
 STEADY_SECONDS: Final = 10.0
 """A part that has run for so long since it failed is well again."""
+LOOP: Final = 5
+"""So many failures, never steady between two, do not pass by themselves."""
 Part = Callable[[], Coroutine[object, object, None]]
 log = logging.getLogger("nodeagent.parts")
 
@@ -29,6 +31,7 @@ log = logging.getLogger("nodeagent.parts")
 class _Failure:
     words: str
     count: int
+    vital: bool
     resumed: float = float("inf")
     """When the part was started again, by the loop's clock."""
 
@@ -47,11 +50,12 @@ class Parts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: dict[str, _Failure] = {}
 
-    def start(self, name: str, part: Part) -> asyncio.Task[None]:
+    def start(self, name: str, part: Part, *, vital: bool = False) -> asyncio.Task[None]:
         """Run *part* on the running loop, and run it again whenever it raises; one that returns has
-        done its work. Return its task, which may be cancelled alone.
+        done its work. Return its task, which may be cancelled alone. *vital*: without it the process does
+        not what it is there for.
         """
-        task = asyncio.get_running_loop().create_task(self._keep(name, part), name=name)
+        task = asyncio.get_running_loop().create_task(self._keep(name, part, vital=vital), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -60,38 +64,42 @@ class Parts:
         """Return, in words, the parts that failed and have not run steadily since."""
         steady = asyncio.get_running_loop().time() - STEADY_SECONDS
         self._failures = {name: failure for name, failure in self._failures.items() if failure.resumed > steady}
-        return [
-            f"{name} failed {failure.count} times: {failure.words}" for name, failure in sorted(self._failures.items())
-        ]
+        return [_said(name, failure) for name, failure in sorted(self._failures.items())]
+
+    def looping(self) -> list[str]:
+        """Return, in the same words, those of them that are vital and fail again and again."""
+        self.failing()
+        found = sorted(self._failures.items())
+        return [_said(name, failure) for name, failure in found if failure.vital and failure.count >= LOOP]
 
     def stop(self) -> None:
         """Cancel every part."""
         for task in self._tasks:
             task.cancel()
 
-    async def _keep(self, name: str, part: Part) -> None:
+    async def _keep(self, name: str, part: Part, *, vital: bool) -> None:
         try:
-            while not await self._done(name, part):
+            while not await self._done(name, part, vital=vital):
                 pass
         finally:
             self._failures.pop(name, None)
 
-    async def _done(self, name: str, part: Part) -> bool:
+    async def _done(self, name: str, part: Part, *, vital: bool) -> bool:
         """Run *part* once; say whether it has done its work. If it has not, its pause is over."""
         try:
             await part()
         except Exception as error:  # noqa: BLE001 - whatever it is, all other parts go on
-            await self._sleep(self._failed(name, error))
+            await self._sleep(self._failed(name, error, vital=vital))
             self._failures[name].resumed = asyncio.get_running_loop().time()
             return False
         return True
 
-    def _failed(self, name: str, error: Exception) -> float:
+    def _failed(self, name: str, error: Exception, *, vital: bool) -> float:
         """Note that *name* failed; return the seconds to wait before it is started again."""
         self.failing()  # what ran steadily until now starts to count anew
         before = self._failures.get(name)
         failure = self._failures[name] = _Failure(
-            f"{type(error).__name__}: {shown(str(error))}", before.count + 1 if before else 1
+            f"{type(error).__name__}: {shown(str(error))}", before.count + 1 if before else 1, vital
         )
         pause = min(FIRST_PAUSE * 2.0 ** min(failure.count - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.2)
         log.error(
@@ -102,3 +110,7 @@ class Parts:
             exc_info=error,
         )
         return pause
+
+
+def _said(name: str, failure: _Failure) -> str:
+    return f"{name} failed {failure.count} times: {failure.words}"

@@ -129,7 +129,7 @@ class Enrolment:
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """Compare with the kernel, for ever; leaving tells the other nodes that these pods take no mTLS any more."""
-        parts.start("the check of the pods", self._keep_checking)
+        parts.start("the check of the pods", self._keep_checking, vital=True)
         yield
         self.withdraw()
 
@@ -163,10 +163,17 @@ class Enrolment:
         One pod that is in its own way, or whose identity the authority refuses, stops no rollout:
         :meth:`warnings` names it.
         """
-        members = self._members.values()
-        judged = [member for member in members if not member.excused]
+        judged = self._judged()
         none = not any(member.state == "enrolled" for member in judged)
         return [self._named(member) for member in judged if member.state != "enrolled" and (none or _stops(member))]
+
+    def uncaptured(self) -> list[str]:
+        """Name the pods where the node captures none at all, for no pod's own doing: nothing is protected then."""
+        judged = self._judged()
+        return [self._named(each) for each in judged] if all(each.state == "failed" for each in judged) else []
+
+    def _judged(self) -> list[Member]:
+        return [member for member in self._members.values() if not member.excused]
 
     def warnings(self) -> list[str]:
         """Name the other pods that are not captured as they should be, and why."""

@@ -1,17 +1,30 @@
 """Whether the daemon is ready, and what keeps it from that.
 
 Who is not ready must not take another one's place, and a rollout removes at once, on every node, an
-agent that is not. So an agent that was ready once is so for as long as it carries traffic at all: a policy
-that somebody writes, an authority that is away or a pod that is broken is a warning then. A rollout goes
-on node by node, and stops at an agent that comes and lacks anything.
+agent that is not. So an agent that has settled is ready for as long as it carries and protects traffic at
+all: a policy that somebody writes, an authority that is away or a pod that is broken is a warning then.
+
+One moment in which nothing is lacking proves little: a node may have no pod yet, and what fails may not
+have been tried. Until it has lacked nothing for a while, an agent lacks whatever it lacks.
+
+A rollout goes on to the next node as soon as the old agent's pod is not ready any more (Kubernetes,
+``daemon/update.go``: a pod that is told to end counts no more), and the kubelet asks for that one at the
+port that its successor has by then. So a startup probe asks whether the new agent has settled, and a
+readiness probe until then no more than whether somebody carries the node's traffic.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from nodeagent.telemetry.http_request import Response, Routes
 
+SETTLED_SECONDS: Final = 8.0
+"""For so long nothing is lacking before outsiders cannot make an agent unready: longer than the check of the
+pods pauses, if agent.yaml does not say otherwise.
+"""
 Missing = Callable[[], list[str]]
 """Returns, in words, what somebody lacks."""
 
@@ -19,32 +32,68 @@ Missing = Callable[[], list[str]]
 class Readiness:
     """Puts together what all concerns, and control's parts, lack."""
 
-    def __init__(self, vital: Iterable[Missing], needed: Iterable[Missing], warnings: Iterable[Missing] = ()) -> None:
-        """*vital* tell what no traffic is carried without; *needed* what the daemon has to have once, before it takes
-        another one's place; *warnings* what keeps it from nothing, as one pod that is in its own way.
+    def __init__(
+        self,
+        carrying: Iterable[Missing],
+        protecting: Iterable[Missing],
+        needed: Iterable[Missing],
+        warnings: Iterable[Missing] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*carrying* tell what no traffic is carried without; *protecting* what none is protected without; *needed*
+        what the daemon has to have until it has settled; *warnings* what keeps it from nothing, as one pod that is
+        in its own way. *clock*: steady seconds.
         """
-        self._vital = tuple(vital)
+        self._carrying = tuple(carrying)
+        self._vital = (*self._carrying, *protecting)
         self._needed = tuple(needed)
         self._warnings = tuple(warnings)
-        self._was_ready = False
+        self._clock = clock
+        self._whole_since: float | None = None
+        """Nothing has been lacking since."""
+        self._settled = False
 
     def missing(self) -> list[str]:
         """Return what keeps the daemon from being ready; nothing: it is."""
-        found = self.lacking()
-        self._was_ready = self._was_ready or not found
-        return _all(self._vital) if self._was_ready else found
+        if self._settled:
+            return _all(self._vital)
+        if found := self.lacking():
+            self._whole_since = None
+            return found
+        now = self._clock()
+        if self._whole_since is None:
+            self._whole_since = now
+        self._settled = now - self._whole_since >= SETTLED_SECONDS
+        return []
 
     def lacking(self) -> list[str]:
         """Return all that the daemon has to have and has not, also where it is ready without."""
-        return [*_all(self._vital), *_all(self._needed)]
+        return list(dict.fromkeys([*_all(self._vital), *_all(self._needed)]))
 
     def routes(self) -> Routes:
         """``nodeagent ready``'s question, at the admin port."""
-        return {("GET", "/ready"): self.page}
+        return {("GET", "/ready"): self._ready}
 
-    async def page(self, query: Mapping[str, str]) -> Response:
-        """Answer 200, with a line for each warning, or 503 with a line for each that is missing."""
+    def probes(self) -> Routes:
+        """What is asked by whoever may not ask more."""
+        return {
+            ("GET", "/ready"): self._ready,
+            ("GET", "/healthz/ready"): self._ready,
+            ("GET", "/healthz/carries"): self._carries,
+        }
+
+    async def _ready(self, query: Mapping[str, str]) -> Response:
         missing = self.missing()
+        if not missing and "settled" in query and not self._settled:
+            missing = [f"it has not settled: nothing has been missing for less than {SETTLED_SECONDS:g} s"]
+        return self._page(missing)
+
+    async def _carries(self, query: Mapping[str, str]) -> Response:
+        return self._page(self.missing() if self._settled else _all(self._carrying))
+
+    def _page(self, missing: list[str]) -> Response:
+        """Return 200, with a line for each warning, or 503 with a line for each that is *missing*."""
         if missing:
             return Response(_lines(missing), 503)
         warnings = [*self.lacking(), *_all(self._warnings)]

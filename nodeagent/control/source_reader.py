@@ -101,7 +101,7 @@ class SourceReader:
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """Follow the source."""
-        parts.start("the reader of the source", self._follow)
+        parts.start("the reader of the source", self._follow, vital=True)
         yield
 
     def changed(self, snapshot: Snapshot) -> None:

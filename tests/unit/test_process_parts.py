@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
-from nodeagent.parts import LONGEST_PAUSE, STEADY_SECONDS, Parts
+from nodeagent.parts import LONGEST_PAUSE, LOOP, STEADY_SECONDS, Parts
+from tests.waiting import until
 
 
 def test_a_part_that_fails_is_started_again_alone_and_named() -> None:
@@ -52,6 +54,34 @@ def test_a_part_that_fails_is_started_again_alone_and_named() -> None:
     assert pauses[:3] == [0.12, 0.24, 0.48]
     assert pauses[-1] == LONGEST_PAUSE * 1.2
     assert pauses == sorted(pauses)
+
+
+def test_a_vital_part_that_fails_again_and_again_is_told_from_one_that_did() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+        failed = dict.fromkeys(("what is vital", "something else"), 0)
+
+        async def pause(seconds: float) -> None:
+            if LOOP - 1 in failed.values():
+                await go_on.wait()
+            await asyncio.sleep(0)
+
+        async def wrong(name: str) -> None:
+            failed[name] += 1
+            raise KeyError(name)
+
+        parts = Parts(sleep=pause)
+        for name in failed:
+            parts.start(name, partial(wrong, name), vital=name == "what is vital")
+        await until(lambda: failed["what is vital"] == LOOP - 1)
+        assert parts.looping() == []
+        go_on.set()
+        await until(lambda: min(failed.values()) > LOOP)
+        assert [words.split(" failed")[0] for words in parts.looping()] == ["what is vital"]
+        assert len(parts.failing()) == 2
+        parts.stop()
+
+    asyncio.run(main())
 
 
 def test_a_part_that_returns_has_done_its_work() -> None:

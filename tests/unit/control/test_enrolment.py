@@ -150,6 +150,21 @@ def test_one_pod_in_its_own_way_stops_no_rollout(stage: Stage) -> None:
     )
 
 
+def test_a_node_that_captures_no_pod_at_all_is_told_from_one_where_pods_are_in_their_own_way(stage: Stage) -> None:
+    assert stage.enrolment.uncaptured() == [], "nobody is to be captured"
+    stage.plane.own_doing = {"a"}
+    stage.bring("a")
+    assert stage.enrolment.uncaptured() == []
+    stage.plane.refused = {"b", "c"}
+    stage.bring("a", "b", "c")
+    failed = ["pod default/b: failed: port 15001 is taken", "pod default/c: failed: port 15001 is taken"]
+    assert stage.enrolment.uncaptured() == failed
+    stage.plane.refused = {"b"}
+    stage.enrolment.check()
+    assert stage.states() == {"a": "failed", "b": "failed", "c": "pending"}
+    assert stage.enrolment.uncaptured() == [], "it is captured, whatever the authority does"
+
+
 def test_an_identity_that_the_authority_refuses_stops_no_rollout_and_all_do(stage: Stage) -> None:
     stage.bring("a", "b")
     assert len(stage.enrolment.missing()) == 2

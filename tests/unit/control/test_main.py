@@ -73,6 +73,9 @@ class Piece(Noted):
     def warnings(self) -> list[str]:
         return []
 
+    def uncaptured(self) -> list[str]:
+        return []
+
     def addresses(self) -> tuple[str, ...]:
         return ()
 
