@@ -242,7 +242,7 @@ class Enrolment:
         pod = member.pod
         try:
             with translated(KernelError, "the pod cannot be captured"):
-                netns = self._plane.pod_netns(Path(pod.place.netns))
+                netns = self._plane.pod_netns(Path(pod.place.netns), pod.place.network)
                 bypass = member.bypass and not self._plane.joining.refusal
                 wanted = EnrolledPod(
                     uid,

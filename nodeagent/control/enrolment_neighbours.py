@@ -41,8 +41,8 @@ class Capturing(Protocol):
     def joining(self) -> Joining:
         """Whether sockets may be joined past TCP."""
 
-    def pod_netns(self, path: Path) -> PodNetns:
-        """Return the network namespace at *path*."""
+    def pod_netns(self, path: Path, network: tuple[int, int] | None = None) -> PodNetns:
+        """Return the network namespace at *path*, if it is *network*, of that device and number."""
 
     def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:
         """Capture *pod*, with those of *listeners* that are still good."""

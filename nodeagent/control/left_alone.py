@@ -9,12 +9,12 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from nodeagent.control.concern import Snapshot
 from nodeagent.errors import KernelError, translated
 from nodeagent.parts import Parts
+from nodeagent.places.place import Place
 from nodeagent.redirect.left_alone import Denial
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.vocabulary import PodUid
@@ -28,7 +28,7 @@ _TOLD_AT_ONCE: Final = 8
 class KernelOutside:
     """The kernel's half: ``redirect.left_alone.LeftAlone`` of the data plane."""
 
-    admit: Callable[[Mapping[PodUid, Path]], list[str]]
+    admit: Callable[[Mapping[PodUid, Place]], list[str]]
     """Lets pods connect as they like; returns in words for which that failed."""
     dismiss: Callable[[Collection[PodUid]], None]
     """These are not left alone any more. Raises OSError."""
@@ -48,7 +48,7 @@ class LeftAlonePods:
         """*check_seconds*: how often it is tried again, and told who was refused."""
         self._kernel = kernel
         self._check_seconds = check_seconds
-        self._wanted: dict[PodUid, Path] = {}
+        self._wanted: Mapping[PodUid, Place] = {}
         self._faults: tuple[str, ...] = ()
         self._told: dict[int, int] = {}
 
@@ -60,7 +60,7 @@ class LeftAlonePods:
 
     def changed(self, snapshot: Snapshot) -> None:
         """Let the pods outside of the mesh be."""
-        self._wanted = {uid: Path(place.netns) for uid, place in snapshot.left_alone.items()}
+        self._wanted = snapshot.left_alone
         self._admit()
 
     def grown(self, snapshot: Snapshot) -> None:

@@ -35,7 +35,7 @@ SO_PEERPIDFD: Final = 77
 def stranger(connection: socket.socket, pod: Place) -> str:
     """Return why the process that connected *connection*, a unix socket, is none of *pod*'s; empty: it is one."""
     try:
-        if cookie_of(connection) != cookie_at(Path(pod.netns)):
+        if cookie_of(connection) != cookie_at(Path(pod.netns), pod.network):
             return "its socket is of another network namespace"
         pid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if pid <= 0:
@@ -73,6 +73,8 @@ def _is_elsewhere(pid: int, pod: Place) -> bool:
     PermissionError where nothing else would tell it from others.
     """
     own = os.stat(pod.netns)
+    if pod.network is not None and (own.st_dev, own.st_ino) != pod.network:
+        return True
     try:
         found = os.stat(f"/proc/{pid}/ns/net")
     except PermissionError:

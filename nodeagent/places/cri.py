@@ -133,8 +133,6 @@ class CriPlaces:
         self._retry: dict[str, float] = {}
         """When a sandbox that could not be read is asked for again, by the loop's clock."""
         self._current: dict[PodUid, Sandbox] = {}
-        self._networks: dict[str, tuple[int, int]] = {}
-        """Which network namespace each of these has, by the runtime's id."""
         self._lost = False
         """One of them is ready no more."""
         self._fresh: Mapping[PodUid, Listed] = {}
@@ -442,7 +440,6 @@ class CriPlaces:
                 now[uid] = found
         if self._bundles is not None:
             now |= self._bundles.early(ids)  # what is not told yet is later than what is
-        self._networks |= _networks_of(held.values())
         missed = {uid: each for uid, each in {**held, **before}.items() if uid not in now}
         lost = {uid: found for uid, each in missed.items() if (found := self._kept(each)) is not None}
         self._lost = bool(lost)
@@ -453,9 +450,6 @@ class CriPlaces:
         self._retry = {name: due for name, due in self._retry.items() if name in ids}
         self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh or uid in self._ended}
         self._current = now
-        unknown = _networks_of(each for each in now.values() if each.id not in self._networks)
-        ids_now = {each.id for each in now.values()}
-        self._networks = {name: found for name, found in (self._networks | unknown).items() if name in ids_now}
         for sandbox in now.values():
             self._building.pop(PurePosixPath(sandbox.place.netns).name, None)
         self._fresh = fresh
@@ -479,18 +473,18 @@ class CriPlaces:
         self._untold = unread | {uid: each.listed for uid, each in self._ended.items()}
         return before.keys() - self._untold.keys()
 
-    def _kept(self, sandbox: Sandbox) -> Sandbox | None:
+    @staticmethod
+    def _kept(sandbox: Sandbox) -> Sandbox | None:
         """Return *sandbox*, which is ready no more, where its network namespace is now; None: it is gone."""
-        known = self._networks.get(sandbox.id)
-        if known is None:
-            return None
         place = sandbox.place
-        if _network_at(place.netns) == known:
+        if place.network is None:
+            return None
+        if _network_at(place.netns) == place.network:
             return sandbox
         if not place.netns.startswith(_PROC):
             return None
         paths = (f"{_PROC}{pid}/ns/net" for pid in processes(Path(place.cgroup)))
-        path = next((path for path in paths if _network_at(path) == known), None)
+        path = next((path for path in paths if _network_at(path) == place.network), None)
         return replace(sandbox, place=replace(place, netns=path)) if path is not None else None
 
     def _failed(self, why: str) -> None:
@@ -563,12 +557,6 @@ def _network_at(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _networks_of(sandboxes: Iterable[Sandbox]) -> dict[str, tuple[int, int]]:
-    """Return which network namespace each of *sandboxes* has, by the runtime's id, as far as it is there."""
-    found = {each.id: _network_at(each.place.netns) for each in sandboxes}
-    return {name: network for name, network in found.items() if network is not None}
 
 
 def _newest(listed: Iterable[Listed]) -> dict[PodUid, Listed]:

@@ -20,6 +20,10 @@ class Place:
     """What the container runtime calls what holds both. A pod whose sandbox was made anew is at another
     place, even where the paths are the same.
     """
+    network: tuple[int, int] | None = None
+    """Device and number of the network namespace's file: where ``netns`` leads to another one by now, as the number
+    of a process that ended may, it is no place. None: it always leads to the pod's.
+    """
 
 
 class Places(Protocol):

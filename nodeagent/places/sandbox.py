@@ -93,7 +93,7 @@ class SandboxReader:
         """Return the sandbox *listed*, of which the runtime says *report*. Raises SandboxError, SandboxGone."""
         info = _info(report.info)
         linux = _part(_part(info, "runtimeSpec"), "linux")
-        netns = self._netns(linux, info.get("pid")) if report.ready else ""
+        found = self._netns(linux, info.get("pid")) if report.ready else None
         cgroup = pod_cgroup(self._root, _text(linux, "cgroupsPath"), listed.uid)
         if not cgroup and not report.ready:
             raise SandboxGone("it has ended, and its cgroup is gone")
@@ -102,11 +102,12 @@ class SandboxReader:
                 f"its cgroup is not below {self._root}, so nothing that it opens could be captured: the runtime says "
                 f"{shown(_text(linux, 'cgroupsPath'))}; see redirect.cgroup"
             )
-        place = Place(netns or self._left(linux, Path(cgroup)), cgroup, listed.id)
+        netns, network = found or self._left(linux, Path(cgroup))
+        place = Place(netns, cgroup, listed.id, network)
         return Sandbox(listed.uid, listed.namespace, listed.name, listed.id, place, addresses(report.addresses))
 
-    def _netns(self, linux: Mapping[str, Json], pid: Json) -> str:
-        """Return the path of the network namespace that can be entered here. Raises SandboxError."""
+    def _netns(self, linux: Mapping[str, Json], pid: Json) -> tuple[str, tuple[int, int]]:
+        """Return the path of the network namespace that can be entered here, and its file. Raises SandboxError."""
         own = os.stat(self._proc / "self/ns/net")
         said = _netns_path(linux)
         tried = [said] if said else []
@@ -121,7 +122,7 @@ class SandboxReader:
                 continue
             if found.st_ino == own.st_ino:
                 raise SandboxError(f"{path} is the node's own network namespace, though the pod has one of its own")
-            return path
+            return path, (found.st_dev, found.st_ino)
         if not tried:
             raise SandboxError("the runtime says neither its network namespace nor its process")
         raise SandboxError(
@@ -129,11 +130,11 @@ class SandboxReader:
             "mountPropagation: HostToContainer"
         )
 
-    def _left(self, linux: Mapping[str, Json], cgroup: Path) -> str:
-        """Return the path of the network namespace of a sandbox whose own process has ended: where the runtime has
-        it mounted, else of a process of the pod, if all that are left in *cgroup* are in the same one. Raises
-        SandboxGone where none is left, and SandboxError where they are in several, as a process can make one for
-        itself, or cannot be looked at; OSError.
+    def _left(self, linux: Mapping[str, Json], cgroup: Path) -> tuple[str, tuple[int, int]]:
+        """Return the path of the network namespace of a sandbox whose own process has ended, and its file: where the
+        runtime has it mounted, else of a process of the pod, if all that are left in *cgroup* are in the same one.
+        Raises SandboxGone where none is left, and SandboxError where they are in several, as a process can make one
+        for itself, or cannot be looked at; OSError.
         """
         own = os.stat(self._proc / "self/ns/net")
         said = _netns_path(linux)
@@ -141,21 +142,31 @@ class SandboxReader:
             with suppress(OSError):
                 found = os.stat(said)
                 if found.st_dev == own.st_dev and found.st_ino != own.st_ino:
-                    return said
-        paths: dict[int, str] = {}
-        for pid in processes(cgroup):
-            path = f"{self._proc}/{pid}/ns/net"
-            if not pid:
-                raise SandboxError("it has ended, and its processes are not seen: the agent's pod needs hostPID: true")
-            with suppress(FileNotFoundError, ProcessLookupError):
-                paths[os.stat(path).st_ino] = path
+                    return said, (found.st_dev, found.st_ino)
+        paths = self._left_in(cgroup)
         if not paths:
             raise SandboxGone("it has ended, and so have its processes")
-        if own.st_ino in paths:
+        if (own.st_dev, own.st_ino) in paths:
             raise SandboxError("it has ended, and a process that is left of it is in the node's own network namespace")
         if len(paths) > 1:
             raise SandboxError(f"it has ended, and what is left of it is in {len(paths)} network namespaces")
-        return next(iter(paths.values()))
+        ((network, path),) = paths.items()
+        return path, network
+
+    def _left_in(self, cgroup: Path) -> Mapping[tuple[int, int], str]:
+        """Return the network namespaces in which processes of *cgroup* are, with a path of each. Raises SandboxError
+        where these are not seen from here; OSError.
+        """
+        seen: dict[int, tuple[int, int]] = {}
+        for pid in processes(cgroup):
+            if not pid:
+                raise SandboxError("it has ended, and its processes are not seen: the agent's pod needs hostPID: true")
+            with suppress(FileNotFoundError, ProcessLookupError):
+                found = os.stat(f"{self._proc}/{pid}/ns/net")
+                seen[pid] = found.st_dev, found.st_ino
+        # one that ended meanwhile may have left its number to a process of another pod
+        still = set(processes(cgroup))
+        return {network: f"{self._proc}/{pid}/ns/net" for pid, network in seen.items() if pid in still}
 
 
 def addresses(said: tuple[str, ...]) -> tuple[Address, ...]:

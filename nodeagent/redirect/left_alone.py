@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from nodeagent.errors import KernelError
+from nodeagent.places.place import Place
 from nodeagent.redirect import layout, netns
 from nodeagent.redirect.maps import Map
 from nodeagent.vocabulary import PodUid
@@ -40,9 +41,9 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A pod that is left alone: the file of its network namespace, and the cookie."""
+    """A pod that is left alone: where it runs, and the cookie of its network namespace."""
 
-    path: Path
+    place: Place
     cookie: int
 
 
@@ -59,28 +60,28 @@ class LeftAlone:
         self._pods: dict[PodUid, _Known] = {}
         self._adopted = {key for key, _ in known.items()}
 
-    def admit(self, pods: Mapping[PodUid, Path]) -> list[str]:
-        """Let *pods*, each by the file of its network namespace, connect as they like; return in
+    def admit(self, pods: Mapping[PodUid, Place]) -> list[str]:
+        """Let *pods*, each by where it runs, connect as they like; return in
         words which could not be entered into the map: they are refused where unknown pods are.
         """
         wrong: list[str] = []
         if self._superseded():
             return wrong
-        for uid, path in pods.items():
+        for uid, place in pods.items():
             before = self._pods.get(uid)
-            if before is not None and before.path == path:
+            if before is not None and before.place == place:
                 continue
             try:
-                self._admit(uid, path)
+                self._admit(uid, place)
             except (KernelError, OSError) as error:
                 wrong.append(f"pod {uid} cannot be told from an unknown one: {error}")
         return wrong
 
-    def _admit(self, uid: PodUid, path: Path) -> None:
-        cookie = netns.cookie_at(path)
+    def _admit(self, uid: PodUid, place: Place) -> None:
+        cookie = netns.cookie_at(Path(place.netns), place.network)
         before = self._pods.get(uid)
         self._map.put(_key(cookie), _YES)
-        self._pods[uid] = _Known(path, cookie)
+        self._pods[uid] = _Known(place, cookie)
         if before is not None and before.cookie not in self._cookies():
             self._map.drop(_key(before.cookie))
 

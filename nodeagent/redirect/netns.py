@@ -85,11 +85,19 @@ class PodNetns:
     inode: int
 
     @classmethod
-    def open(cls, path: Path) -> PodNetns:
-        """Open the namespace file *path*. Raises KernelError."""
+    def open(cls, path: Path, network: tuple[int, int] | None = None) -> PodNetns:
+        """Open the namespace file *path*, of device and number *network* where these are known. Raises KernelError,
+        also where it is another one's.
+        """
         fd = -1
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found = os.fstat(fd)
+            if network is not None and (found.st_dev, found.st_ino) != network:
+                os.close(fd)
+                raise KernelError(
+                    f"{path}: it is another network namespace by now, which is not entered: is the pod still there?"
+                )
             with inside(fd):
                 cookie = own_cookie()
         except OSError as error:
@@ -98,13 +106,15 @@ class PodNetns:
             raise KernelError(
                 f"{path}: the network namespace cannot be entered: {error.strerror}; is the pod still there?"
             ) from None
-        return cls(path, fd, cookie, os.fstat(fd).st_ino)
+        return cls(path, fd, cookie, found.st_ino)
 
     def close(self) -> None:
         os.close(self.fd)
 
 
-def cookie_at(path: Path) -> int:
-    """Return the cookie of the network namespace whose file is *path*. Raises KernelError."""
-    with contextlib.closing(PodNetns.open(path)) as namespace:
+def cookie_at(path: Path, network: tuple[int, int] | None = None) -> int:
+    """Return the cookie of the network namespace whose file is *path*; *network* as for ``PodNetns.open``.
+    Raises KernelError.
+    """
+    with contextlib.closing(PodNetns.open(path, network)) as namespace:
         return namespace.cookie

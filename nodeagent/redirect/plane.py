@@ -224,9 +224,9 @@ class DataPlane:
         heartbeat.end(self.heartbeat_fd)
 
     @staticmethod
-    def pod_netns(path: Path) -> PodNetns:
-        """Open a pod's network namespace. Raises KernelError."""
-        return PodNetns.open(path)
+    def pod_netns(path: Path, network: tuple[int, int] | None = None) -> PodNetns:
+        """Open a pod's network namespace, which is *network*. Raises KernelError."""
+        return PodNetns.open(path, network)
 
     def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:
         """Capture *pod*, or bring an enrolled one to its new description; return its listeners.

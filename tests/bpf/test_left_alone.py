@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.places.place import Place
 from nodeagent.redirect import netns
 from nodeagent.vocabulary import PodUid
 from tests.bpf.conftest import Node, growth, in_use
@@ -40,7 +41,7 @@ def denying(_denying: Node, b: Pod) -> Iterator[Node]:
 
 
 def admit(node: Node, **pods: Path) -> list[str]:
-    return node.plane.left_alone.admit({PodUid(uid): path for uid, path in pods.items()})
+    return node.plane.left_alone.admit({PodUid(uid): Place(str(path), "") for uid, path in pods.items()})
 
 
 @pytest.mark.parametrize("kind", ["4", "6", "mapped"])
@@ -102,6 +103,14 @@ def test_what_cannot_be_entered_is_named_and_keeps_no_other_out(denying: Node, a
     assert _answer(denying, a, b.ipv4, PORT) == b"app 1"
 
 
+def test_a_place_that_is_another_pods_by_now_opens_nothing_to_that_one(denying: Node, a: Pod, b: Pod) -> None:
+    file = b.path.stat()
+    known = denying.plane.left_alone
+    (wrong,) = known.admit({PLAIN: Place(str(a.path), "", network=(file.st_dev, file.st_ino))})
+    assert "another network namespace by now" in wrong
+    assert dict(denying.plane._maps["left_alone"].items()) == {}
+
+
 def test_the_check_repairs(denying: Node, a: Pod, b: Pod) -> None:
     admit(denying, plain=a.path)
     one = denying.plane._maps["left_alone"]
@@ -132,7 +141,7 @@ def test_it_outlives_the_daemon_and_is_removed_with_the_pod(make_node: Callable[
 def test_a_full_map_refuses_and_is_named(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
     node = make_node(unknownPods="deny", maps={"pods": 1})
     node.stage.start(b, serve, "0.0.0.0", PORT).receive()
-    wrong = node.plane.left_alone.admit({PodUid("other"): b.path, PLAIN: a.path})
+    wrong = node.plane.left_alone.admit({PodUid("other"): Place(str(b.path), ""), PLAIN: Place(str(a.path), "")})
     (words,) = wrong
     assert words.startswith("pod plain cannot be told from an unknown one: the BPF map left_alone is full (1 entries):")
     assert words.endswith("raise redirect.maps.pods")

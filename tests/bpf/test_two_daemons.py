@@ -12,6 +12,7 @@ import pytest
 
 from nodeagent.errors import KernelError
 from nodeagent.mesh.kernel_plan import KernelPlan
+from nodeagent.places.place import Place
 from nodeagent.redirect import layout
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane, Loading
@@ -41,7 +42,7 @@ def test_the_old_daemon_undoes_nothing(
     before = _objects(node)
     assert old.verify_node() == old.repair_node() == old.verify("pod") == old.repair("pod") == old.prune() == []
     old.kernel.sync(KernelPlan({}, {}), old.numbers())
-    assert old.left_alone.admit({PodUid("plain"): b.path}) == []
+    assert old.left_alone.admit({PodUid("plain"): Place(str(b.path), "")}) == []
     with pytest.raises(KernelError, match="another daemon has taken this node over"):
         old.enroll(EnrolledPod("new", old.pod_netns(b.path), b.addresses))
     for uid in ("pod", "other"):

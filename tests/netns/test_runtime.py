@@ -160,7 +160,7 @@ def test_the_pods_root_is_found_and_a_pod_is_where_it_runs(node: Node) -> None:
         found = places.sandbox(uid)
         assert found is not None
         assert (found.id, found.namespace, found.name) == (sandbox, "default", "web")
-        entered = PodNetns.open(Path(found.place.netns))
+        entered = PodNetns.open(Path(found.place.netns), found.place.network)
         assert entered.cookie != own_cookie()
         entered.close()
         assert Path(found.place.cgroup) == node.root / "burstable" / f"pod{uid}"

@@ -182,8 +182,12 @@ class Plane:
     """Programs of somebody else, in words."""
     pruned: list[tuple[str, ...]] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    file: tuple[int, int] = (4, 1)
+    """Of every pod's network namespace."""
 
-    def pod_netns(self, path: Path) -> PodNetns:
+    def pod_netns(self, path: Path, network: tuple[int, int] | None = None) -> PodNetns:
+        if network is not None and network != self.file:
+            raise KernelError("it is another network namespace by now")
         return PodNetns(path, -1, 1000 + len(path.name), 1)
 
     def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:

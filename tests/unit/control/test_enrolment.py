@@ -328,6 +328,27 @@ def test_what_is_left_in_the_kernel_is_spared_for_pods_that_could_not_be_capture
     assert stage.plane.pruned == [("10.0.0.9", "10.0.0.0")]
 
 
+def test_a_place_that_leads_to_another_pods_network_is_none(stage: Stage) -> None:
+    """As by the number of a process that has ended. Verdict: nothing is captured there, what protected the pod stays,
+    and it is said; where the place leads to its own network again, it is captured.
+    """
+    now = snapshot(["a"], entries=[workload("a")])
+    own = now.captured[PodUid("a")]
+
+    def bring(network: tuple[int, int]) -> None:
+        pod = replace(own, addresses=(Address("10.0.0.1"),), place=replace(own.place, network=network))
+        changed = replace(now, captured={PodUid("a"): pod})
+        stage.enrolment.changed(changed)
+        stage.enrolment.grown(changed)
+
+    bring((4, 2))
+    stage.enrolment.prune()
+    assert (stage.plane.captured, stage.plane.pruned) == ({}, [("10.0.0.1",)])
+    assert "another network namespace" in stage.enrolment.missing()[0]
+    bring(stage.plane.file)
+    assert set(stage.plane.captured) == {"a"}
+
+
 def run(scene: Callable[[Stage], Awaitable[None]]) -> None:
     async def whole() -> None:
         stage = Stage()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +23,7 @@ class Kernel:
     """Knows whom it was told of."""
 
     def __init__(self) -> None:
-        self.pods: dict[PodUid, Path] = {}
+        self.pods: dict[PodUid, Place] = {}
         self.refused: set[PodUid] = set()
         self.denied: list[Denial] = []
         self.tries = 0
@@ -37,9 +36,9 @@ class Kernel:
         )
         return LeftAlonePods(told, check_seconds=0.001)
 
-    def admit(self, pods: Mapping[PodUid, Path]) -> list[str]:
+    def admit(self, pods: Mapping[PodUid, Place]) -> list[str]:
         self.tries += 1
-        self.pods |= {uid: path for uid, path in pods.items() if uid not in self.refused}
+        self.pods |= {uid: place for uid, place in pods.items() if uid not in self.refused}
         return [f"pod {uid} cannot be told" for uid in pods if uid in self.refused]
 
     def dismiss(self, pods: Collection[PodUid]) -> None:
@@ -64,7 +63,7 @@ def test_who_is_outside_is_known_until_it_is_gone() -> None:
     kernel = Kernel()
     concern = kernel.concern()
     bring(concern, A, B)
-    assert kernel.pods == {A: Path("/run/netns/a"), B: Path("/run/netns/b")}
+    assert kernel.pods == {A: Place("/run/netns/a", ""), B: Place("/run/netns/b", "")}
     bring(concern, B)
     assert kernel.pods.keys() == {B}
     assert concern.missing() == []

@@ -82,6 +82,9 @@ def test_a_process_of_another_pod(own_cgroup: str) -> None:
     )
     with elsewhere() as path:
         assert caller(Place(path, own_cgroup)) == "its socket is of another network namespace"
+    file = Path(OWN).stat()
+    assert caller(Place(OWN, own_cgroup, network=(file.st_dev, file.st_ino))) == ""
+    assert "another network namespace by now" in caller(Place(OWN, own_cgroup, network=(file.st_dev, 1)))
 
 
 def test_a_number_that_is_a_process_of_the_pod_by_now_helps_no_stranger(

@@ -41,6 +41,13 @@ def read(listed: Listed, report: SandboxReport) -> Sandbox:
     return Sandbox(listed.uid, listed.namespace, listed.name, listed.id, place, addresses(report.addresses))
 
 
+def at(netns: Path, found: Sandbox) -> Sandbox:
+    """Return *found*, whose network namespace's file is *netns*."""
+    file = netns.stat() if netns.exists() else None
+    network = (file.st_dev, file.st_ino) if file is not None else None
+    return replace(found, place=replace(found.place, netns=str(netns), network=network))
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[FakeCri]:
     made = FakeCri(tmp_path / "cri.sock")
@@ -181,8 +188,7 @@ def test_a_sandbox_that_is_ready_no_more_is_there_while_its_network_is(fake: Fak
     """
 
     def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
-        found = read(listed, report)
-        return replace(found, place=replace(found.place, netns=str(tmp_path / listed.id)))
+        return at(tmp_path / listed.id, read(listed, report))
 
     async def script() -> None:
         places = CriPlaces(CriRuntime(fake.path), read_here, folders=(tmp_path,), uniform=lambda low, high: low)
@@ -217,15 +223,14 @@ def test_who_starts_while_a_sandbox_is_ready_no_more_finds_it_while_its_network_
     """
 
     def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
-        found = read(listed, report)
-        return replace(found, place=replace(found.place, netns=str(tmp_path / listed.id)))
+        return at(tmp_path / listed.id, read(listed, report))
 
     async def script() -> None:
         places = CriPlaces(CriRuntime(fake.path), read_here, folders=(tmp_path,), uniform=lambda low, high: low)
         async with asyncio.timeout(DEADLINE):
             assert await places.changed() == {FIRST, SECOND}
             assert {found.id for found in places.all().values()} == {"a", "new"}
-            assert places.of(pod(FIRST)) == Place(str(tmp_path / "a"), "/kubepods/podu-1", "a")
+            assert places.of(pod(FIRST)) == at(tmp_path / "a", places.all()[FIRST]).place
             assert (places.faults(), places.untold(), places.missing()) == ({}, {}, [])
             places.expect({FIRST})
             assert set(places._expected) == {FIRST}, "its next one is looked for"
@@ -265,8 +270,7 @@ def test_of_a_sandbox_that_has_ended_the_runtime_is_asked_until_it_tells(
     def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
         if not left and listed.id == "a" and report.info != "bad":
             raise SandboxGone("nothing is left")
-        found = read(listed, report)
-        return replace(found, place=replace(found.place, netns=str(tmp_path / listed.id)))
+        return at(tmp_path / listed.id, read(listed, report))
 
     async def script() -> None:
         places = CriPlaces(CriRuntime(fake.path), read_here, folders=(), uniform=lambda low, high: low)
@@ -295,6 +299,33 @@ def test_of_a_sandbox_that_has_ended_the_runtime_is_asked_until_it_tells(
         held.set()
 
 
+def test_a_number_that_is_another_pods_process_by_now_is_no_place(fake: FakeCri, tmp_path: Path) -> None:
+    """Input: who stood for the network of a sandbox that ended is gone as well, and its number another pod's, before
+    the look at all sandboxes has come to its end.
+    """
+    stood = tmp_path / "4711"
+    stood.symlink_to(tmp_path / "own")
+
+    def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
+        found = at(stood, read(listed, report)) if listed.id == "a" else read(listed, report)
+        if listed.id == "a":
+            stood.unlink()
+            stood.symlink_to(tmp_path / "others")
+        return found
+
+    async def script() -> None:
+        places = CriPlaces(CriRuntime(fake.path), read_here, folders=(), uniform=lambda low, high: low)
+        async with asyncio.timeout(DEADLINE):
+            assert await places.changed() == {SECOND}
+            assert places.of(pod(FIRST)) is None
+        places.close()
+
+    for name in ("own", "others"):
+        (tmp_path / name).touch()
+    fake.sandboxes = [FakeSandbox("a", FIRST, ready=False), FakeSandbox("b", SECOND)]
+    asyncio.run(script())
+
+
 def test_where_a_process_stood_for_the_network_another_one_of_the_pod_does(fake: FakeCri, tmp_path: Path) -> None:
     """Input: the sandbox's own process ends, while one of the pod's containers is in its network, and then that one.
     Verdict: the place is that other process's; then there is none.
@@ -307,7 +338,7 @@ def test_where_a_process_stood_for_the_network_another_one_of_the_pod_does(fake:
 
     def read_here(listed: Listed, report: SandboxReport) -> Sandbox:
         found = read(listed, report)
-        return replace(found, place=Place(f"/proc/{own.pid}/ns/net", str(group), listed.id))
+        return at(Path(f"/proc/{own.pid}/ns/net"), replace(found, place=replace(found.place, cgroup=str(group))))
 
     async def script() -> None:
         places = CriPlaces(CriRuntime(fake.path), read_here, folders=(tmp_path,), uniform=lambda low, high: low)
@@ -316,7 +347,9 @@ def test_where_a_process_stood_for_the_network_another_one_of_the_pod_does(fake:
             own.communicate()
             fake.sandboxes[0].ready = False
             assert await places.changed() == {FIRST}
-            assert places.of(pod(FIRST)) == Place(f"/proc/{container.pid}/ns/net", str(group), "a")
+            found = places.of(pod(FIRST))
+            assert found is not None
+            assert (found.netns, found.cgroup) == (f"/proc/{container.pid}/ns/net", str(group))
             container.communicate()
             assert await places.changed() == {FIRST}
             assert places.all() == {}

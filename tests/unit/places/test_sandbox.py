@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.places import sandbox
 from nodeagent.places.place import Place
 from nodeagent.places.sandbox import (
     MAX_INFO,
@@ -46,7 +47,9 @@ class Node:
 
     @property
     def place(self) -> Place:
-        return Place(f"{self.proc}/{PID}/ns/net", str(self.cgroup), "5af1")
+        path = self.proc / str(PID) / "ns/net"
+        file = path.stat()
+        return Place(str(path), str(self.cgroup), "5af1", (file.st_dev, file.st_ino))
 
 
 @pytest.fixture
@@ -121,6 +124,28 @@ def test_of_a_sandbox_that_has_ended_what_is_left_says_where_it_was(node: Node) 
     node.cgroup.rmdir()
     with pytest.raises(SandboxGone, match="cgroup is gone"):
         SandboxReader(node.root, node.proc).read(LISTED, SandboxReport((), False, "{}", ready=False))
+
+
+def test_a_number_that_was_left_to_another_pods_process_says_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: one of two processes ends while it is looked at, and its number is another pod's before its namespace is
+    asked for. Verdict: the pod is where the other one is, and gone where that has ended too.
+    """
+    for pid in ("21", "22"):
+        (node.proc / pid / "ns").mkdir(parents=True)
+        (node.proc / pid / "ns/net").touch()
+    report = SandboxReport((), False, containerd_info("", PATH), ready=False)
+    own = (node.proc / "21/ns/net").stat()
+    for after in ([21], []):
+        lists = iter(([21, 22], after))
+        monkeypatch.setattr(sandbox, "processes", lambda _, lists=lists: next(lists))
+        if not after:
+            with pytest.raises(SandboxGone):
+                SandboxReader(node.root, node.proc).read(LISTED, report)
+            return
+        place = SandboxReader(node.root, node.proc).read(LISTED, report).place
+        assert (place.netns, place.network) == (f"{node.proc}/21/ns/net", (own.st_dev, own.st_ino))
 
 
 def test_a_cgroup_that_is_not_captured_is_named(node: Node) -> None:
