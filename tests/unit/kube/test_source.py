@@ -868,6 +868,7 @@ def test_a_pod_of_whose_sandbox_the_runtime_does_not_tell_is_not_let_go(tmp_path
         runtime = Runtime()
         source = KubernetesSource(client, "node1", runtime, kept, sleep=soon)
         api.put(pod("web"))
+        api.put(pod("other"))
         runtime.put("web", "10.0.0.1")
         await following(source)
         await kept.write()
@@ -883,7 +884,9 @@ def test_a_pod_of_whose_sandbox_the_runtime_does_not_tell_is_not_let_go(tmp_path
         if goes == "later":
             api.remove("Pod", "default", "web")
             mesh.apply(await source.changes())
-        assert mesh.node_pods.here() == source.here() == {"uid-web"}
+        runtime.put("other", "10.0.0.2")
+        mesh.apply(await source.changes())
+        assert mesh.node_pods.here() == source.here() == {"uid-web", "uid-other"}
         assert source.unread_pods() == ["the sandbox of default/web (uid uid-web)"]
         assert any("does not tell where the sandbox of default/web" in each for each in source.warnings())
         if there:
@@ -891,8 +894,8 @@ def test_a_pod_of_whose_sandbox_the_runtime_does_not_tell_is_not_let_go(tmp_path
         runtime.reveal("web")
         mesh.apply(await source.changes())
         assert source.unread_pods() == []
-        assert source.here() == ({"uid-web"} if there else frozenset())
-        assert [each.uid for each in mesh.local_pods()] == (["uid-web"] if there else [])
+        assert source.here() == ({"uid-web", "uid-other"} if there else {"uid-other"})
+        assert {each.uid for each in mesh.local_pods()} == source.here()
         source.close()
 
     play(tmp_path, scene)
