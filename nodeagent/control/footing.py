@@ -117,7 +117,8 @@ def this_machine(config: AgentConfig) -> Machine:
 def network_in(namespace: Path) -> Network:
     """Return the network namespace whose file is *namespace*. Raises KernelError."""
     with closing(PodNetns.open(namespace)) as opened:
-        return Network(opened.cookie, addresses_in(Path(f"/proc/self/fd/{opened.fd}")))
+        file = os.fstat(opened.fd)
+        return Network(opened.cookie, addresses_in(Path(f"/proc/self/fd/{opened.fd}")), (file.st_dev, file.st_ino))
 
 
 def addresses_in(namespace: Path) -> frozenset[Address]:

@@ -27,6 +27,8 @@ class Network:
 
     cookie: int
     addresses: frozenset[Address]
+    file: tuple[int, int] | None = None
+    """As ``Place.network`` has it: a unit's process stands for its namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def service_pod(
             f"its cgroup {cgroup} is not below redirect.cgroup, {machine.captured}, so that what it sends would not "
             f"be captured: redirect.cgroup: {machine.cgroups} has all that runs on this machine"
         )
-    place = Place(str(where), cgroup, sandbox=str(network.cookie))
+    place = Place(str(where), cgroup, sandbox=str(network.cookie), network=network.file)
     logs = tuple(Path("/var/log", name) for name in unit.logs)
     document = _document(setting, unit, place, network, uid, machine.node, created)
     return ServicePod(unit.name, uid, setting.namespace, pod_name(setting, machine.node), place, document, logs)

@@ -38,7 +38,7 @@ SETTINGS = (
 )
 MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1, captured=Path("/sys/fs/cgroup"))
 NETNS_PATH = "/run/netns/legacy"
-NETWORK = Network(5, frozenset((Address("10.7.0.2"), Address("fd00::2"))))
+NETWORK = Network(5, frozenset((Address("10.7.0.2"), Address("fd00::2"))), (4, 1))
 OTHER_PATH = "/run/netns/other"
 OTHER_NETWORK = Network(9, frozenset((Address("10.7.0.3"),)))
 
@@ -108,7 +108,8 @@ def test_a_unit_is_a_pod(world: World) -> None:
     assert pod.ready and pod.owners[0].name == "legacy" and pod.owners[0].controller
     place = world.services.of(pod)
     assert place is not None
-    assert (place.netns, place.cgroup) == (NETNS_PATH, "/sys/fs/cgroup/system.slice/legacy.service")
+    assert (place.netns, place.network) == (NETNS_PATH, NETWORK.file)
+    assert place.cgroup == "/sys/fs/cgroup/system.slice/legacy.service"
     assert world.services.logs(pod) == (Path("/var/log/legacy"),)
 
 
