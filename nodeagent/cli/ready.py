@@ -14,16 +14,10 @@ from nodeagent.cli.admin import RunningAgent, choosing
     is_flag=True,
     help="Only the daemon of this container counts: while it takes over from another one, that one answers.",
 )
-@click.option(
-    "--settled",
-    is_flag=True,
-    help="Not before nothing has been missing for some seconds: for a startup probe.",
-)
 @click.pass_context
-def ready(context: click.Context, agents: list[RunningAgent], own: bool, settled: bool) -> None:
+def ready(context: click.Context, agents: list[RunningAgent], own: bool) -> None:
     """Say whether an agent is ready, and what is missing; exit 1: it is not."""
-    path = "/ready?settled=1" if settled else "/ready"
-    answers = [agent.words(path, own=own) for agent in agents]
+    answers = [agent.words("/ready", own=own) for agent in agents]
     for _, text in answers:
         click.echo(text, nl=False)
     context.exit(0 if all(good for good, _ in answers) else 1)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from nodeagent.config import Telemetry
-from nodeagent.telemetry.http_request import Routes
+from nodeagent.telemetry.http_request import Handler, Routes
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, serve, serve_unix
 
 
@@ -35,17 +35,18 @@ class AdminPorts:
         """Close what :meth:`open` opened."""
         await self._servers.aclose()
 
-    async def open(self, admin: Routes, metrics: Routes, ready: Routes) -> None:
+    async def open(self, admin: Routes, metrics: Routes, ready: Handler) -> None:
         """Open the ports of ``telemetry`` in agent.yaml (0: any free one) and the admin socket.
 
         *admin* is told on localhost and at the socket; *metrics* and *ready* everywhere. Raises
         ConfigError when one of them cannot be had.
         """
         telemetry = self._telemetry
+        readiness = {("GET", "/ready"): ready, ("GET", "/healthz/ready"): ready}
         await self._serve("admin", admin, telemetry.admin_port, LOCALHOST)
         self._close(await serve_unix(admin, self._socket))
         await self._serve("metrics", metrics, telemetry.metrics_port, EVERYWHERE)
-        await self._serve("ready", ready, telemetry.ready_port, EVERYWHERE)
+        await self._serve("ready", readiness, telemetry.ready_port, EVERYWHERE)
 
     def listeners(self) -> dict[str, int]:
         """Return the TCP listeners, by ``ROLE/ADDRESS``: for a daemon that goes on with them."""

@@ -501,9 +501,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         *beginning.beside,
     )
     needed = [workers.untold, *(concern.missing for concern in others), beginning.parts.failing]
-    protecting = [made.enrolment.uncaptured, beginning.parts.looping]
-    carrying = [concern.missing for concern in vital]
-    readiness = Readiness(carrying, protecting, needed, all_warnings(beginning, made))
+    carrying = [*(concern.missing for concern in vital), made.enrolment.uncaptured, beginning.parts.looping]
+    readiness = Readiness(carrying, needed, all_warnings(beginning, made))
     for each in made.footing.cluster:
         pods_told = functools.partial(told_pods, made, beginning.logs)
         each.told_by(readiness.lacking, pods_told, beginning.link.succession)
@@ -533,4 +532,4 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     metrics = MetricsPages(store, functools.partial(report, beginning), collectors)
     pages = [page.routes() for page in (readiness, flows, mesh_pages, pods, metrics)]
     routes = merged([concern.routes() for concern in (*vital, *others)] + pages)
-    await ports.open(routes, metrics.scraped(), readiness.probes())
+    await ports.open(routes, metrics.scraped(), readiness.page)

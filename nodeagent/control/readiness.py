@@ -6,11 +6,6 @@ all: a policy that somebody writes, an authority that is away or a pod that is b
 
 One moment in which nothing is lacking proves little: a node may have no pod yet, and what fails may not
 have been tried. Until it has lacked nothing for a while, an agent lacks whatever it lacks.
-
-A rollout goes on to the next node as soon as the old agent's pod is not ready any more (Kubernetes,
-``daemon/update.go``: a pod that is told to end counts no more), and the kubelet asks for that one at the
-port that its successor has by then. So a startup probe asks whether the new agent has settled, and a
-readiness probe until then no more than whether somebody carries the node's traffic.
 """
 
 from __future__ import annotations
@@ -34,19 +29,16 @@ class Readiness:
 
     def __init__(
         self,
-        carrying: Iterable[Missing],
-        protecting: Iterable[Missing],
+        vital: Iterable[Missing],
         needed: Iterable[Missing],
         warnings: Iterable[Missing] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*carrying* tell what no traffic is carried without; *protecting* what none is protected without; *needed*
-        what the daemon has to have until it has settled; *warnings* what keeps it from nothing, as one pod that is
-        in its own way. *clock*: steady seconds.
+        """*vital* tell what no traffic is carried or protected without; *needed* what the daemon has to have until it
+        has settled; *warnings* what keeps it from nothing, as one pod that is in its own way. *clock*: steady seconds.
         """
-        self._carrying = tuple(carrying)
-        self._vital = (*self._carrying, *protecting)
+        self._vital = tuple(vital)
         self._needed = tuple(needed)
         self._warnings = tuple(warnings)
         self._clock = clock
@@ -73,27 +65,11 @@ class Readiness:
 
     def routes(self) -> Routes:
         """``nodeagent ready``'s question, at the admin port."""
-        return {("GET", "/ready"): self._ready}
+        return {("GET", "/ready"): self.page}
 
-    def probes(self) -> Routes:
-        """What is asked by whoever may not ask more."""
-        return {
-            ("GET", "/ready"): self._ready,
-            ("GET", "/healthz/ready"): self._ready,
-            ("GET", "/healthz/carries"): self._carries,
-        }
-
-    async def _ready(self, query: Mapping[str, str]) -> Response:
+    async def page(self, query: Mapping[str, str]) -> Response:
+        """Answer 200, with a line for each warning, or 503 with a line for each that is missing."""
         missing = self.missing()
-        if not missing and "settled" in query and not self._settled:
-            missing = [f"it has not settled: nothing has been missing for less than {SETTLED_SECONDS:g} s"]
-        return self._page(missing)
-
-    async def _carries(self, query: Mapping[str, str]) -> Response:
-        return self._page(self.missing() if self._settled else _all(self._carrying))
-
-    def _page(self, missing: list[str]) -> Response:
-        """Return 200, with a line for each warning, or 503 with a line for each that is *missing*."""
         if missing:
             return Response(_lines(missing), 503)
         warnings = [*self.lacking(), *_all(self._warnings)]

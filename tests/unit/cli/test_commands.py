@@ -74,7 +74,6 @@ class FakeAgent:
         self.flows: list[dict[str, Any]] = [FLOW]
         self.reloads = 0
         self.missing = ""
-        self.settled_asked = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._servers: list[HttpServer] = []
@@ -126,7 +125,6 @@ class FakeAgent:
         return handler
 
     async def _ready(self, query: Mapping[str, str]) -> Response:
-        self.settled_asked += "settled" in query
         return Response(f"{self.missing or 'ready'}\n".encode(), 503 if self.missing else 200)
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
@@ -299,8 +297,6 @@ def test_ready(agent: FakeAgent, tmp_path: Path) -> None:
     result = nodeagent("ready", admin=str(agent.path))
     assert (result.returncode, result.stdout) == (0, "ready\n")
     assert nodeagent("ready", "--own", admin=str(agent.path)).returncode == 0, "a thread of the same cgroup"
-    assert nodeagent("ready", "--settled", admin=str(agent.path)).returncode == 0
-    assert agent.settled_asked == 1
     agent.missing = "a worker is not up"
     result = nodeagent("ready", admin=str(agent.path))
     assert (result.returncode, result.stdout) == (1, "a worker is not up\n")

@@ -91,11 +91,11 @@ def test_routes_of_all_are_told_and_no_path_has_two_answers() -> None:
 def test_ready_is_who_lacks_nothing() -> None:
     async def scene() -> None:
         lacks = ["a worker is not up"]
-        readiness = Readiness([lambda: lacks], [], [lambda: ["no heartbeat"] if lacks else []])
+        readiness = Readiness([lambda: lacks], [lambda: ["no heartbeat"] if lacks else []])
         assert await told(readiness.routes(), "/ready") == (503, "a worker is not up\nno heartbeat\n")
         lacks.clear()
         assert await told(readiness.routes(), "/ready") == (200, "ready\n")
-        warned = Readiness([lambda: lacks], [], [], [lambda: ["pod a: port 15006 is taken"]])
+        warned = Readiness([lambda: lacks], [], [lambda: ["pod a: port 15006 is taken"]])
         assert await told(warned.routes(), "/ready") == (200, "ready\nwarning: pod a: port 15006 is taken\n")
 
     play(scene)
@@ -111,7 +111,7 @@ def test_who_has_settled_is_ready_while_it_carries_traffic() -> None:
         wrong = ["a policy for the whole mesh is not seen"]
         now = 0.0
         broken = ["pod a: port 15006 is taken"]
-        readiness = Readiness([lambda: down], [], [lambda: wrong], [lambda: broken], clock=lambda: now)
+        readiness = Readiness([lambda: down], [lambda: wrong], [lambda: broken], clock=lambda: now)
         page = readiness.routes()
         assert await told(page, "/ready") == (503, "a policy for the whole mesh is not seen\n")
         mended = wrong.copy()
@@ -137,7 +137,7 @@ def test_a_newcomer_that_fails_after_its_first_ready_is_not_ready() -> None:
     """
     now = 0.0
     failed: list[str] = []
-    readiness = Readiness([], [], [lambda: failed], clock=lambda: now)
+    readiness = Readiness([], [lambda: failed], clock=lambda: now)
     assert readiness.missing() == []
     now += SETTLED_SECONDS - 1
     failed.append("pod a: failed")
@@ -150,41 +150,9 @@ def test_a_newcomer_that_fails_after_its_first_ready_is_not_ready() -> None:
     assert readiness.missing() == failed
 
 
-def test_a_rollout_waits_for_a_newcomer_that_does_not_settle_and_its_predecessor_is_not_removed() -> None:
-    """Input: a newcomer captures no pod, from when it has been ready for a moment, and again when it has settled.
-    Verdict: a startup probe that fails, so that it does not count, while a readiness probe, which is its
-    predecessor's, succeeds; settled, it is not ready.
-    """
-
-    async def scene() -> None:
-        now = 0.0
-        failed: list[str] = []
-        readiness = Readiness([], [lambda: failed], [], clock=lambda: now)
-        pages = readiness.probes()
-
-        async def told_now() -> tuple[str, str, str]:
-            settled = (await told(pages, "/ready", settled="1"))[1]
-            return (await told(pages, "/ready"))[1], settled, (await told(pages, "/healthz/carries"))[1]
-
-        too_early = "it has not settled: nothing has been missing for less than 8 s\n"
-        assert await told_now() == ("ready\n", too_early, "ready\n")
-        now += SETTLED_SECONDS
-        failed.append("pod a: failed")
-        none = "pod a: failed\n"
-        assert await told_now() == (none, none, f"ready\nwarning: {none}")
-        failed.clear()
-        assert await told_now() == ("ready\n", too_early, "ready\n")
-        now += SETTLED_SECONDS
-        assert await told_now() == ("ready\n",) * 3
-        failed.append("pod a: failed")
-        assert await told_now() == (none,) * 3
-
-    play(scene)
-
-
 def test_what_is_lacking_is_said_once() -> None:
     none = "pod a: failed: no map"
-    assert Readiness([], [lambda: [none]], [lambda: [none, "no heartbeat"]]).missing() == [none, "no heartbeat"]
+    assert Readiness([lambda: [none]], [lambda: [none, "no heartbeat"]]).missing() == [none, "no heartbeat"]
 
 
 def test_a_flow_is_told_when_it_is_new_or_has_changed() -> None:
@@ -321,7 +289,7 @@ def test_ports_are_open_until_they_are_left(tmp_path: Path) -> None:
         telemetry = Telemetry.model_validate({"adminPort": 0, "metricsPort": 0, "readyPort": 0})
         ports = AdminPorts(telemetry, tmp_path, {})
         async with ports.run():
-            await ports.open({("GET", "/a"): one}, {}, {("GET", "/ready"): one})
+            await ports.open({("GET", "/a"): one}, {}, one)
             assert (await ask(tmp_path / "admin.sock")).endswith(b"told")
         with pytest.raises(OSError):
             await ask(tmp_path / "admin.sock")
