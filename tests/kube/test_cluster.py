@@ -20,12 +20,11 @@ from nodeagent.lab.kube.node import v1_hierarchies
 from tests.kube.workloads import client, deployment, service
 
 
-def traces() -> set[str]:
-    """Return what clusters leave on a machine while they are up."""
-    found = {str(path) for path in FOLDERS.glob(f"{FOLDER_PREFIX}*")}
-    found |= {str(path) for path in STATE_ROOT.glob("*")}
+def traces(identifier: str) -> set[str]:
+    """Return what the cluster *identifier* has on a machine while it is up; others stand in other rooms."""
+    found = {str(path) for path in FOLDERS.glob(f"{FOLDER_PREFIX}{identifier}")}
     for hierarchy in v1_hierarchies():
-        found |= {str(path) for path in hierarchy.glob("kube-*")}
+        found |= {str(path) for path in hierarchy.glob(f"kube-{identifier}*")}
     return found
 
 
@@ -109,13 +108,15 @@ def test_containerd_comes_back_and_pods_outlive_it(shop: Kube) -> None:
 
 
 def test_clusters_stand_side_by_side_and_leave_nothing(kube: Kube, binary: Path) -> None:
-    before, settings = traces(), tunables()
+    states, settings = set(STATE_ROOT.glob("*")), tunables()
     with Kube.up(name="other", shape=KubeShape(nodes=1, cni="bridge", dns=False), binary=binary) as other:
         assert [each["metadata"]["name"] for each in get(other, "nodes")["items"]] == ["node-a"]
         assert len(get(kube, "nodes")["items"]) == 2
         other.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(client("default", "node-a")))
         other.kubectl("wait", "--for=condition=Ready", "pod/client-node-a", "--timeout=60s")
-    assert traces() == before
+        assert traces(other.layout.identifier), "this is where they are"
+    assert traces(other.layout.identifier) == set()
+    assert set(STATE_ROOT.glob("*")) == states
     assert tunables() == settings
     assert Kube.open("test").layout == kube.layout
 
