@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
+from nodeagent.lab.processes import inside
 from tests.netns.world import (
     QUICK,
     about,
@@ -51,6 +55,28 @@ kind: AuthorizationPolicy
 metadata: {name: deny-two, namespace: default}
 spec: {selector: {matchLabels: {app: two}}, action: DENY, rules: [{from: [{source: {namespaces: [default]}}]}]}
 """
+
+
+TAKEN = 15999
+HOLD = f"""
+import socket, sys
+held = socket.create_server(("", {TAKEN}), family=socket.AF_INET6, dualstack_ipv6=True)
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def port_taken(lab: Lab, place: str) -> Iterator[None]:
+    """Within, somebody else listens at the port TAKEN of *place*."""
+    command = inside(lab.netns(place), [sys.executable, "-c", HOLD])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"taken\n"
+            yield
+        finally:
+            holder.communicate(timeout=10)
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +175,13 @@ def test_a_restart_with_other_maps_that_fails_opens_nothing(lab: Lab) -> None:
     """
     own, address = lab.agent("node1"), lab.address("one")
     sizes = {"redirect": {"maps": {"pods": 2048}}}
-    failing = dataclasses.replace(own, overlay=merge(SETTINGS, merge(sizes, {"telemetry": {"metricsPort": 15000}})))
+    failing = dataclasses.replace(own, overlay=merge(SETTINGS, merge(sizes, {"telemetry": {"metricsPort": TAKEN}})))
     unknown = scrape(lab).sum(EVENTS, event="outbound_unknown_allowed")
     fresh = ("--fresh", "--pause", 0.02)
     with (
         client_in(lab, "node2", "load", address, 8080, *fresh) as stranger,
         client_in(lab, "near", "load", lab.address("bare"), 8080, *fresh) as own_pod,
+        port_taken(lab, "node1"),
     ):
         own.stop()
         failing.start(wait_seconds=0)
