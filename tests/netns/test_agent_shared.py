@@ -13,6 +13,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
+from nodeagent.proxy.shared.link import LOST_SECONDS
 from tests.netns import sidecar
 from tests.netns.test_agent_policy import Policies, policy
 from tests.netns.test_agent_processes import reload
@@ -155,7 +156,8 @@ def test_no_idle_one_keeps_a_daemon_that_was_succeeded(policies: Policies) -> No
         assert done.returncode == 0, done
         assert len(shared(lab)) == 2
         old = agent.succeed()
-        eventually(lambda: gone(old), "the old daemon has ended", 60)
+        # what had a network that vanished is given up after LOST_SECONDS
+        eventually(lambda: gone(old), "the old daemon has ended", 2 * LOST_SECONDS)
         assert [each.process.poll() for each in stay] == [None] * 3
     lab.delete_pod("brief", grace_seconds=0)
     assert about(lab, "one", f"http://{remote}")["pod"] == "remote"
