@@ -32,7 +32,7 @@ from pydantic import BaseModel
 
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError, NodeagentError
-from nodeagent.redirect import bypass, hooks, http_metrics, layout, maps, netns, pins, precompiled, syscall
+from nodeagent.redirect import bypass, hooks, http_metrics, layout, maps, netns, pins, precompiled, rights, syscall
 
 SOURCES: Final = ("maps.h", "http.c", "bypass.c", "connect.c", "name.c", "sockops.c", "node.c", "release.c", "lookup.c")
 """Joined into one text: BCC rewrites map accesses only in the main file, not in what it includes."""
@@ -91,9 +91,9 @@ def compile_programs(pin_directory: Path, joining: bypass.Joining) -> Any:
     try:
         return BPF(text=text, cflags=flags)
     except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
-        raise KernelError(
-            f"the BPF programs do not compile: {error}; is linux-libc-dev installed? The compiler's words are above"
-        ) from None
+        # bcc makes what the programs share while it compiles, and does not say why it failed
+        step = "is linux-libc-dev installed?" if "SYS_ADMIN" in rights.held() else "is CAP_SYS_ADMIN given?"
+        raise KernelError(f"the BPF programs do not compile: {error}; {step} The compiler's words are above") from None
 
 
 ATTACHED: Final = b"attached\n"
