@@ -27,7 +27,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "build" / "tests"
-LINTERS = (("ruff", "check", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
+LINTERS = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "--quiet", "."),
+    ("mypy",),
+    ("mypy", "--config-file", "tests/mypy.ini"),
+)
 PROCESSES = os.cpu_count() or 1
 """Processes of the unit tests, and of make; they are one lane's, others are beside it."""
 LANES = 2 * PROCESSES

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from nodeagent.errors import LabError
-from nodeagent.lab.kube import Kube
+from nodeagent.lab.kube import Kube, construction
 from nodeagent.lab.kube.cluster import KubeShape
 from nodeagent.lab.kube.config import TUNABLES
-from nodeagent.lab.kube.layout import FOLDER_PREFIX, FOLDERS, STATE_ROOT
+from nodeagent.lab.kube.construction import destroy
+from nodeagent.lab.kube.layout import FOLDER_PREFIX, FOLDERS, STATE_ROOT, KubeLayout
 from nodeagent.lab.kube.node import v1_hierarchies
 from tests.kube.workloads import client, deployment, service
 
@@ -121,8 +122,15 @@ def test_clusters_stand_side_by_side_and_leave_nothing(kube: Kube, binary: Path)
     assert Kube.open("test").layout == kube.layout
 
 
-def test_one_that_does_not_start_says_why_and_leaves_nothing() -> None:
-    before = traces()
+def test_one_that_does_not_start_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    destroyed: list[KubeLayout] = []
+
+    def noted(layout: KubeLayout) -> None:
+        destroyed.append(layout)
+        destroy(layout)
+
+    monkeypatch.setattr(construction, "destroy", noted)
     with pytest.raises(LabError, match="control/apiserver has ended"):
         Kube.up(name="broken", binary=Path("/bin/false"))
-    assert traces() == before
+    (layout,) = destroyed
+    assert traces(layout.identifier) == set()

@@ -51,7 +51,8 @@ def test_the_calls_of_one_connection_are_balanced(lab: Lab, version: int, parall
     assert set(answers) == set(NODES)
     if parallel == 1:  # drawn at random; with calls under way the less busy one of two is taken
         assert chi_square(answers) < CRITICAL, answers
-    assert min(answers.values()) > 120, answers
+    else:  # and one of another node, whose calls take longer, gets fewer: the more so, the busier the machine
+        assert min(answers.values()) > 60, answers
 
 
 def test_streams_are_balanced_too(lab: Lab) -> None:

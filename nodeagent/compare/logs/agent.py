@@ -141,10 +141,11 @@ def _yield_to_others() -> None:
     """Be as nice to a lab's agent, which is another session, as a daemon's collector is to its proxy.
 
     Kernels that schedule by sessions (autogroups, ``kernel/sched/autogroup.c``) count niceness within one only;
-    a container's processes, and a systemd unit's, are in one cgroup, where it counts.
+    a container's processes, and a systemd unit's, are in one cgroup, where it counts. Where no session was made
+    since the machine started there is nothing to write to (EINVAL), and niceness counts as it does elsewhere.
     """
     os.nice(NICENESS)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         AUTOGROUP.write_text(str(NICENESS))
 
 

@@ -16,7 +16,7 @@ def asked(port: int, service: str = "", timeout: int = 5) -> str:
     async def run(argv: object) -> int:
         raise AssertionError("no command is run")
 
-    probe = Probe(grpc=Grpc(port=port, service=service), timeoutSeconds=timeout)
+    probe = Probe(grpc=Grpc(port=port, service=service), timeout_seconds=timeout)
     return asyncio.run(probes.check(probe, Container(name="c", command=("x",)), "127.0.0.1", run))
 
 

@@ -78,7 +78,7 @@ class Alone(Collector):
         histograms = [family_of(metric) for metric in HTTP_FAMILIES]
         for _, labels, values in self._reports["http"]:
             series = ("destination", *labels)
-            requests.add_metric(series, sum(count for _, count in values[0][0]))
+            requests.add_metric(series, sum(count for _, count in values[0][0]))  # type: ignore[call-arg]
             for family, (pairs, total) in zip(histograms, values, strict=True):
                 counts = [0] * len(self._bounds)
                 for index, count in pairs:
@@ -90,7 +90,7 @@ class Alone(Collector):
             for place, metric in enumerate(families):
                 family = family_of(metric)
                 for _, labels, amounts in self._reports[kind]:
-                    family.add_metric(("destination", *labels), amounts[place])
+                    family.add_metric(("destination", *labels), amounts[place])  # type: ignore[call-arg]
                 yield family
         by_name: dict[str, Family] = {}
         for metric, labels in self._plain:

@@ -160,6 +160,7 @@ def test_a_limit_of_the_whole_tenant_makes_no_dead_letters(tmp_path: Path) -> No
         scene.sink.answer = shared
         seconds = scene.clock.seconds
         offered = 0
+        spilt = False
         while scene.clock.seconds < seconds + 600:
             for pod in OTHERS:
                 scene.lane.offer(records([f"{pod} {offered}"], 100 * offered, origin(pod)), Receipt(1, lambda: None))
@@ -168,8 +169,9 @@ def test_a_limit_of_the_whole_tenant_makes_no_dead_letters(tmp_path: Path) -> No
             offered += 1
             await scene.clock.wait(asyncio.Event(), 1.0)
             await until(scene.lane.room)
+            spilt |= scene.lane.spill is not None and scene.lane.spill.active
         assert scene.lane.counts.total().dead_lettered == 0
-        assert scene.lane.spill and scene.lane.spill.active, "it goes to disk"
+        assert spilt, "it goes to disk"
         shared.most = 1e12
         await until(lambda: scene.lane.counts.total().settled == 16 * offered)
         assert scene.lane.counts.total().delivered == 16 * offered
