@@ -89,7 +89,8 @@ def check(
     connectivity: bool,
     timeout: float,
 ) -> int:
-    """Try each thing that the agent needs of this machine; exit 1 when one is missing.
+    """Try each thing that the agent needs of this machine, and each path that agent.yaml names; exit 1 when one is
+    missing.
 
     With --cluster: what the API server says of rights, kinds, rollouts and the authority, and this
     check on every node, in a pod like the agent's; before an installation, with --overlay or --file.
@@ -113,6 +114,7 @@ def check(
     tried = preflight.run(redirect.cgroup, redirect.pin_directory) if redirect is not None else preflight.run()
     findings = [
         *tried,
+        *_paths(config),
         *_runtime(config),
         preflight.Finding(
             "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
@@ -149,6 +151,20 @@ def show(found: Sequence[ClusterFinding], output: Output) -> int:
     if output == "table":
         click.echo(f"\nthe agent does not work here as it should: {', '.join(missing)}" if missing else "\nall is well")
     return 1 if missing else 0
+
+
+def _paths(config: AgentConfig | None) -> Iterator[Finding]:
+    """Try every path that *config* names; yield those that cannot be used, or that all can."""
+    if config is None:
+        return
+    from nodeagent.config_paths import named_paths, wrong_paths
+    from nodeagent.redirect.preflight import Finding
+
+    wrong = list(wrong_paths(config))
+    for each in wrong:
+        yield Finding(each.named.key, False, each.needed, each.words, each.named.use.lost)
+    if not wrong:
+        yield Finding("paths in agent.yaml", True, True, f"all {len(list(named_paths(config)))} can be used", "")
 
 
 def _runtime(config: AgentConfig | None) -> Iterator[Finding]:
