@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks log-kills soak kube-soak kube-leaks nri rehearse lint documents kube kube-path wheel deb image artifacts pure
+.PHONY: help setup packages demo test bench shippers grpc-load h2spec peers scale nodes sinks log-kills explore soak kube-soak kube-leaks nri rehearse lint documents kube kube-path wheel deb image artifacts pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -113,6 +113,9 @@ sinks: $(SEARCH)/classpath $(RECEIVERS) packages $(VENV)/.complete ## sinks of l
 log-kills: setup ## the logs' collector is killed a hundred times while applications write and have their files rotated in every way, its sink fails, its buffer is full, and its disk is full: no line is missing; some minutes (root)
 	@NODEAGENT_KILLS=$(LOG_KILLS) $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/unit/logs/tail/test_kills.py tests/unit/logs/test_kills.py
 	@NODEAGENT_KILLS=$(LOG_KILLS) tests/room.sh $(PYTHON) -m pytest -q -s -p no:cacheprovider tests/netns/test_log_kills.py
+
+explore: setup ## properties on other examples each time, where make test has the same ones in every run; a counterexample stays in .hypothesis/ until it passes
+	@HYPOTHESIS_PROFILE=explore $(PYTHON) -m pytest -q -n auto --dist loadgroup $$(grep -rl '^from hypothesis' tests/unit --include='test_*.py')
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)

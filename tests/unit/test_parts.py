@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import parts
 from tests.parts import Outcome, Part
@@ -162,3 +164,9 @@ def test_where_the_modules_do_not_compile_no_test_runs(steps: list[str], monkeyp
         begun = parts.start(["setup", "lint", "unit", "bpf"], lane)
     assert steps == ["lint lint"]
     assert begun[1].result().failed == ("make setup",)
+
+
+def test_properties_have_the_same_examples_in_every_run() -> None:
+    explores = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
+    assert settings().derandomize is not explores
+    assert (settings().deadline, settings().database is not None) == (None, explores)

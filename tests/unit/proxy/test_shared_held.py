@@ -226,7 +226,7 @@ STEPS = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 99)), min_size=20, max_size=80))
 def test_whatever_is_held_somebody_can_give_up(monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, int]]) -> None:
     async def play() -> None:

@@ -108,7 +108,7 @@ class FoundSchedules(Schedules):
 
 
 FoundSchedules.TestCase.settings = settings(
-    max_examples=25, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestFoundSchedules = FoundSchedules.TestCase
 

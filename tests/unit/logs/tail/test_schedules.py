@@ -184,10 +184,10 @@ class Schedules(CopiedSchedules):
 
 
 CopiedSchedules.TestCase.settings = settings(
-    max_examples=40, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestCopiedSchedules = CopiedSchedules.TestCase
 Schedules.TestCase.settings = settings(
-    max_examples=40, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSchedules = Schedules.TestCase
