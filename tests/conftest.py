@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 MARK = "NODEAGENT_TEST_RUN"
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 60.0
 
 
 def marked_processes() -> dict[int, str]:

@@ -63,7 +63,7 @@ class Containerd:
         """End it as an upgrade does: pods go on."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(60)
             self._process = None
 
     def import_pause(self) -> None:

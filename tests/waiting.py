@@ -13,7 +13,7 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 """Seconds that a condition may take on a very busy machine; nothing waits for it to pass."""
 LOOK_SECONDS = 0.005
 """Between two looks at a condition."""

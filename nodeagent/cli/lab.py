@@ -35,7 +35,7 @@ _FILES = click.option(
 )
 _WAIT = click.option(
     "--wait",
-    default=30.0,
+    default=90.0,
     show_default=True,
     type=Seconds(min=0),
     metavar="SECONDS",

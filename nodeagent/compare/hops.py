@@ -16,7 +16,7 @@ from nodeagent.compare.modes import Log, Mode, pod_group
 from nodeagent.lab import Lab
 
 HAPROXY_PORT: Final = 10081
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 _FOLDER: Final = Path("/run/hop")
 """Where a hop's files are in the client's pod."""
 _HAPROXY = """

@@ -183,7 +183,7 @@ class Mode(ABC):
             "-w",
             "%{http_code}",
             "--max-time",
-            "5",
+            "60",
             "-X",
             "DELETE",
             self.url("http-authz"),

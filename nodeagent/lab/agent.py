@@ -20,7 +20,7 @@ from nodeagent.lab.layout import Layout, Node
 from nodeagent.lab.processes import inside, spawn, tail
 
 _BPFFS = Path("/sys/fs/bpf")
-READY_SECONDS = 30.0
+READY_SECONDS = 90.0
 _STOP_SECONDS = 40.0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nodeagent.errors import LabError
 
-_KILL_SECONDS = 10.0
+_KILL_SECONDS = 60.0
 _REAP_SECONDS = 1.0
 
 

@@ -41,7 +41,7 @@ Mode = Literal["direct", "nodeagent", "sidecar", "envoy"]
 """Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy,
 with an agent that only gives out certificates.
 """
-_KUBELET_SECONDS = 10.0
+_KUBELET_SECONDS = 60.0
 _SYNC_SECONDS = 180.0
 _POLL_SECONDS = 0.02
 _KUBELETS = ("Pod", "Deployment", "NetworkPolicy")
@@ -87,7 +87,7 @@ class Lab(View):
         agent: Mapping[str, object] | None = None,
         agent_in_kubepods: bool = False,
         injection: Mapping[str, object] | None = None,
-        wait_seconds: float = 30.0,
+        wait_seconds: float = READY_SECONDS,
         keep: bool = False,
         root: Path = STATE_ROOT,
     ) -> Lab:
@@ -200,7 +200,12 @@ class Lab(View):
         return Agent(self.layout, found, place, overlay)
 
     def apply(
-        self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0, keep: bool = False
+        self,
+        files: Iterable[Path | str] = (),
+        *,
+        text: str = "",
+        wait_seconds: float = READY_SECONDS,
+        keep: bool = False,
     ) -> None:
         """Add or change resources; a pod whose spec changed is replaced.
 

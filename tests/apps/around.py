@@ -19,7 +19,7 @@ def ask(way: str, address: str, port: int) -> bytes:
     """Return the first line of the answer."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM, MPTCP if way == "mptcp" else 0) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         if way == "device":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         if way == "fast-open":

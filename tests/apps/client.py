@@ -240,7 +240,7 @@ async def one_knock(options: argparse.Namespace, number: int, stop: asyncio.Even
 async def udp(options: argparse.Namespace) -> None:
     family, kind, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as sock:
-        sock.settimeout(5)
+        sock.settimeout(60)
         sock.sendto(b"datagram", address)
         data, sender = sock.recvfrom(100)
     say(received=data.decode(), sender=sender[0])

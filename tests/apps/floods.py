@@ -94,7 +94,7 @@ def flood(connection: socket.socket, made: Iterator[bytes]) -> tuple[int, bytes]
                 heard += connection.recv(1 << 20)
             except BlockingIOError:
                 pass
-            connection.settimeout(30)
+            connection.settimeout(60)
         while piece := connection.recv(1 << 20):
             heard += piece
     except (ConnectionError, TimeoutError):
@@ -104,7 +104,7 @@ def flood(connection: socket.socket, made: Iterator[bytes]) -> tuple[int, bytes]
 
 def main() -> None:
     host, port, way = sys.argv[1:]
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
         sent, heard = flood(connection, WAYS[way]())
     print(json.dumps({"sent": sent, **(told(heard) or {"code": None, "words": ""})}))

@@ -106,7 +106,7 @@ def call(address: str, method: str, metadata: list[tuple[str, str]]) -> None:
     """One call without the package, which says the metadata of its own accord."""
     with grpc.insecure_channel(address) as channel:
         try:
-            next(channel.unary_stream(method)(b"", metadata=metadata, timeout=20), None)
+            next(channel.unary_stream(method)(b"", metadata=metadata, timeout=60), None)
         except grpc.RpcError as error:
             say(status=error.code().name, details=error.details())
         else:
@@ -128,7 +128,7 @@ def abuse(path: str) -> None:
         answer(garbage)
     with grpc.insecure_channel(f"unix://{path}") as channel:
         endless = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")(
-            b"\0" * 100_000, metadata=[("workload.spiffe.io", "true")], timeout=20
+            b"\0" * 100_000, metadata=[("workload.spiffe.io", "true")], timeout=60
         )
         assert attempt_code(endless) == grpc.StatusCode.RESOURCE_EXHAUSTED
     say(done=True)
@@ -137,7 +137,7 @@ def abuse(path: str) -> None:
 def connected(path: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)  # waits for room in the backlog, which one with a timeout does not
-    connection.settimeout(20)
+    connection.settimeout(60)
     return connection
 
 

@@ -152,7 +152,7 @@ def _flood(pipe: Connection, address: str) -> int:
                 taken += connection.send(words[taken : taken + 10_000])
         except BlockingIOError:
             pipe.send("full")
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.sendall(words[taken : taken + 1_000_000 - taken % 4])
         return taken
 

@@ -53,7 +53,7 @@ def _deliver(
     and the port that it was dialled from.
     """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connection.bind(("::" if ":" in address else "0.0.0.0", source_port))
         if client:

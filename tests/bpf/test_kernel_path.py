@@ -518,7 +518,7 @@ def _error_of(connection: socket.socket) -> int:
 
 def _multipath(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple[str, int]]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 262) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         connection.connect((address, port))
         return connection.recv(100), connection.getpeername()[:2]
 

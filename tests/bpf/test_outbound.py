@@ -219,7 +219,7 @@ def test_udp_is_left_alone(node: Node, a: Pod, b: Pod, counted: Counted, kind: s
 def _receive_datagram(pipe: Connection, address: str, port: int) -> tuple[bytes, str]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind((address, port))
-        receiver.settimeout(5)
+        receiver.settimeout(60)
         pipe.send("ready")
         data, peer = receiver.recvfrom(100)
         return data, peer[0]
@@ -268,7 +268,7 @@ def _bound(_pipe: Connection, address: str, port: int, device: str, source: str,
     if user:
         os.setresuid(user, user, user)
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         if device:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         if source:
@@ -395,7 +395,7 @@ def _pending(listener: socket.socket) -> int:
 
 def _mptcp(_pipe: Connection, address: str, port: int) -> bytes:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as connection:
-        connection.settimeout(3)
+        connection.settimeout(60)
         connection.connect((address, port))
         return connection.recv(100)
 

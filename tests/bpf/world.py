@@ -24,7 +24,7 @@ from nodeagent.redirect import netns, syscall
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.pod import Listeners
 from tests.apps import uring
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 _fork = multiprocessing.get_context("fork")
 _numbers = itertools.count()
@@ -181,7 +181,7 @@ class Seen:
     data: bytes
 
 
-def connected(address: str, port: int, seconds: float = 5) -> socket.socket:
+def connected(address: str, port: int, seconds: float = DEADLINE) -> socket.socket:
     connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     connection.settimeout(seconds)
     connection.connect((address, port))
@@ -199,7 +199,7 @@ def dial_by_ring(_pipe: Connection, address: str, port: int, polled: bool) -> Se
     """As :func:`dial`, the connection being made by io_uring; *polled*: by a thread of the kernel."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as connection:
         uring.connect(connection, address, port, polled=polled)
-        connection.settimeout(5)
+        connection.settimeout(60)
         peer, name = connection.getpeername()[:2], connection.getsockname()[:2]
         return Seen(peer, name, connection.recv(100))
 
@@ -242,7 +242,7 @@ def keep_dialling(pipe: Connection, address: str, port: int) -> list[bytes]:
 # The daemon's side.
 
 
-def accept(listener: socket.socket, seconds: float = 5) -> socket.socket:
+def accept(listener: socket.socket, seconds: float = DEADLINE) -> socket.socket:
     listener.settimeout(seconds)
     connection, _ = listener.accept()
     connection.setblocking(True)

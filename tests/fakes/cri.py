@@ -118,7 +118,7 @@ class FakeCri:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such sandbox")
             raise AssertionError("abort raises")
         if found.held is not None:
-            found.held.wait(20)
+            found.held.wait(60)
         if found.broken:
             context.abort(grpc.StatusCode.UNKNOWN, "failed to get its task")
         network = cri.PodSandboxNetworkStatus(ip=found.addresses[0] if found.addresses else "")

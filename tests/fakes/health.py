@@ -64,7 +64,7 @@ def ask(target: str, method: str, service: str) -> str:
         call = channel.unary_unary(method, HealthCheckRequest.SerializeToString, HealthCheckResponse.FromString)
         try:
             return str(
-                HealthCheckResponse.ServingStatus.Name(call(HealthCheckRequest(service=service), timeout=10).status)
+                HealthCheckResponse.ServingStatus.Name(call(HealthCheckRequest(service=service), timeout=60).status)
             )
         except grpc.RpcError as error:
             return str(error.code().name)

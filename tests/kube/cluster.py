@@ -22,7 +22,7 @@ import yaml
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 TOKEN = "lab-admin"
 
 
@@ -69,7 +69,7 @@ class Cluster:
             self.server + path, None if body is None else json.dumps(body).encode(), headers, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=20, context=self._context) as response:
+            with urllib.request.urlopen(request, timeout=60, context=self._context) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
@@ -162,7 +162,7 @@ def _is_ready(folder: Path, port: int) -> bool:
         return False
     try:
         context = ssl.create_default_context(cafile=str(certificate))
-        with urllib.request.urlopen(f"https://127.0.0.1:{port}/readyz", timeout=5, context=context):
+        with urllib.request.urlopen(f"https://127.0.0.1:{port}/readyz", timeout=60, context=context):
             return True
     except (OSError, ssl.SSLError):
         return False

@@ -97,14 +97,14 @@ def before(kube: Kube, account: str) -> Iterator[Faults]:
     started = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(proxy.serve(listener, started.set)), daemon=True)
     thread.start()
-    assert started.wait(20), "the proxy does not start"
+    assert started.wait(60), "the proxy does not start"
     try:
         subprocess.run(kube.command(CONTROL, ["nft", "-f", "-"]), input=_RULES, text=True, check=True)
         yield faults
     finally:
         subprocess.run(kube.command(CONTROL, ["nft", "delete", "table", "ip", "faults"]), check=True)
         proxy.stop()
-        thread.join(20)
+        thread.join(60)
 
 
 class _Proxy:

@@ -76,7 +76,7 @@ def search(kube: Kube) -> Iterator[Records]:
     finally:
         loop.call_soon_threadsafe(server.close)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(20)
+        thread.join(60)
         loop.close()
 
 

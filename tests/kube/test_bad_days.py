@@ -39,7 +39,7 @@ from tests.kube.steady import NODES, asking, pods_addresses, strict_pods
 from tests.kube.workloads import client, deployment, service
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
+pytestmark = pytest.mark.timeout(900)  # the first one waits for cluster, image and agents
 WEB = "http://web.days/"
 SNAPSHOT = "/run/nodeagent/cluster.snapshot"
 Rule = dict[str, Any]

@@ -220,9 +220,9 @@ def test_replicas_that_start_at_once_make_one_authority(authority: Authority, po
         authority.cluster.ok("PATCH", SECRET, {"data": empty}, MERGE)
         with ThreadPoolExecutor(2) as pool:
             ports = list(pool.map(lambda name: stack.enter_context(authority.served(name)), ("two", "three")))
-        eventually(lambda: len(certificates(authority.trusted())) == 1 and authority.trusted() != before, seconds=30)
+        eventually(lambda: len(certificates(authority.trusted())) == 1 and authority.trusted() != before, seconds=60)
         for each in (port, *ports):
-            eventually(lambda each=each: _issues(authority, each, agent), seconds=30)
+            eventually(lambda each=each: _issues(authority, each, agent), seconds=60)
 
 
 def _issues(authority: Authority, port: int, agent: Any) -> bool:
@@ -242,8 +242,8 @@ def test_the_root_is_exchanged_in_the_secret(authority: Authority, port: int, ag
         command = [sys.executable, "-m", "nodeagent", "ca", "rotate-root", step, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        eventually(lambda roots=roots: len(certificates(authority.trusted())) == roots, seconds=30)
-        eventually(lambda: _issues(authority, port, agent), seconds=30)
+        eventually(lambda roots=roots: len(certificates(authority.trusted())) == roots, seconds=60)
+        eventually(lambda: _issues(authority, port, agent), seconds=60)
     assert authority.trusted() != before
     early = [*command[:5], "switch", *options[:4]]
     refused = subprocess.run(early, capture_output=True, text=True, timeout=60, check=False)
@@ -260,10 +260,10 @@ def test_a_right_that_is_missing_is_named(authority: Authority, port: int, agent
             left = [rule for rule in rules if rule["resources"] != [resource]]
             authority.cluster.ok("PATCH", path, {"rules": left}, MERGE)
             fresh = authority.token(SYSTEM, AGENT, agent, audience="istio-ca") if resource == "pods" else token
-            eventually(lambda fresh=fresh, words=words: words in _said(authority, port, fresh), seconds=30)
+            eventually(lambda fresh=fresh, words=words: words in _said(authority, port, fresh), seconds=60)
     finally:
         authority.cluster.ok("PATCH", path, {"rules": rules}, MERGE)
-    eventually(lambda: _issues(authority, port, agent), seconds=30)
+    eventually(lambda: _issues(authority, port, agent), seconds=60)
 
 
 def _said(authority: Authority, port: int, token: str) -> str:
@@ -278,7 +278,7 @@ def test_a_secret_that_is_gone_is_named_and_what_was_there_goes_on(authority: Au
     kept = authority.cluster.ok("GET", SECRET)
     authority.cluster.ok("DELETE", SECRET)
     try:
-        eventually(lambda: f"Secret {SYSTEM}/{CA} is not there: apply daemonset/ca" in authority.log(), seconds=30)
+        eventually(lambda: f"Secret {SYSTEM}/{CA} is not there: apply daemonset/ca" in authority.log(), seconds=60)
         assert _issues(authority, port, agent)
     finally:
         body = {"metadata": {"name": CA}, "data": kept["data"]}

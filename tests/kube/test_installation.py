@@ -39,7 +39,7 @@ from tests.kube.mesh import (
 from tests.kube.workloads import client, nginx
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)  # the first one waits for the cluster
+pytestmark = pytest.mark.timeout(900)  # the first one waits for the cluster
 NODES = ("node-a", "node-b")
 OVERLAYS = ROOT / "daemonset" / "overlays"
 IMAGE = f"docker.io/library/nodeagent:{__version__}"

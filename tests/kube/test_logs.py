@@ -36,7 +36,7 @@ from tests.kube.mesh import (
 from tests.kube.workloads import Document, container
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
+pytestmark = pytest.mark.timeout(900)  # the first one waits for cluster, image and agents
 NAMESPACE = "logged"
 NUMBERS = """
 import itertools, time

@@ -30,7 +30,7 @@ from tests.kube.mesh import (
 from tests.kube.workloads import Document, client, deployment, nginx, service
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
+pytestmark = pytest.mark.timeout(900)  # the first one waits for cluster, image and agents
 WEB = "http://web.shop/"
 CLIENTS = ("shop/client-node-a", "shop/client-node-b")
 OUTSIDER = "default/outsider"

@@ -16,7 +16,7 @@ from tests.kube.network_policies import enforced, network_policy
 from tests.kube.workloads import Document, client, container, nginx, service
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
+pytestmark = pytest.mark.timeout(900)  # the first one waits for cluster, image and agents
 NAMESPACE = "fenced"
 CALLERS = ("caller", "other", "plain-caller", "plain-other")
 """All on node-a; those that are plain are outside of the mesh. The policies let the callers in."""

@@ -25,7 +25,7 @@ from tests.kube.workloads import Document, client, container
 from tests.prometheus_operator import DEFINITIONS
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(600)  # the first one waits for cluster, image and agents; the last one rolls out
+pytestmark = pytest.mark.timeout(900)  # the first one waits for cluster, image and agents; the last one rolls out
 OVERLAYS = ROOT / "daemonset" / "overlays"
 CA = ("-n", SYSTEM, "-l", "app=nodeagent-ca")
 STRANGER = "default/passer-by"

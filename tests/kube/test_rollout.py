@@ -175,7 +175,7 @@ def test_uninstall_refuses_to_lose_policies_that_people_wrote(cluster: Cluster, 
     assert nodeagent("install", "-f", documents, "--timeout", "0", kubeconfig=cluster.kubeconfig).returncode == 0
     limit = {"apiVersion": "nodeagent.io/v1alpha1", "kind": "RateLimit", "metadata": {"name": "mine"}}
     path = "/apis/nodeagent.io/v1alpha1/namespaces/default/ratelimits"
-    eventually(lambda: cluster.call("GET", path)[0] == 200, "the kind is served", 30)
+    eventually(lambda: cluster.call("GET", path)[0] == 200, "the kind is served", 60)
     cluster.ok("POST", path, limit)
     done = nodeagent("uninstall", "--cluster", "--skip-nodes", kubeconfig=cluster.kubeconfig)
     assert done.returncode == 1

@@ -22,7 +22,7 @@ from tests.kube.mesh import SECONDS, SYSTEM, apply, curl, enrolled, get, policy,
 from tests.kube.workloads import Document
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
+pytestmark = pytest.mark.timeout(900)  # the first one waits for cluster, image and agents
 OVERLAYS = ROOT / "daemonset" / "overlays"
 ENVOY = yaml.safe_load((ROOT / "nodeagent" / "inject" / "templates" / "envoy" / "sidecar.yaml").read_text())["values"][
     "image"

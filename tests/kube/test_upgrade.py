@@ -30,7 +30,7 @@ def steady(mesh: Kube) -> Iterator[Kube]:
         yield found
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_agents_are_replaced_while_nobody_notices(steady: Kube) -> None:
     """Input: a rollout, and one back. In the first, new pods begin late, and an old one is told to end before,
     as the DaemonSet's controller does when a readiness probe fails: a starved node's does.
@@ -118,7 +118,7 @@ def take_away(kube: Kube, node: str) -> None:
     eventually(lambda: agents(kube).get(node, taken) != taken, f"another agent on {node}", SECONDS)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_node_is_drained_while_nobody_notices(steady: Kube) -> None:
     """Input: a Service of two pods, one on a node, both STRICT, of which one at most may be away; the other
     node is drained, by the API's evictions as kubectl makes them, and comes back.

@@ -94,7 +94,7 @@ class Webhook:
             return 0
         self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(20)
+            return self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
@@ -110,7 +110,7 @@ class Webhook:
 
     def get(self, path: str) -> str:
         """Return what the plain port answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.telemetry_port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.telemetry_port}{path}", timeout=60) as response:
             text: str = response.read().decode()
             return text
 

@@ -81,7 +81,7 @@ class Sidecar:
     access: Path
 
     def get(self, port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
-        return http.get(self.lab.netns(self.name), port, path, host=host, seconds=20)
+        return http.get(self.lab.netns(self.name), port, path, host=host, seconds=60)
 
     def samples(self) -> Samples:
         status, text = self.get(15020, "/stats/prometheus")
@@ -118,7 +118,7 @@ class Sidecar:
     def terminate(self) -> int:
         """Send SIGTERM and return the exit status."""
         os.kill(self.pid(), signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 def _runs(pid: int, name: str) -> bool:
@@ -151,5 +151,5 @@ def sidecar(
     finally:
         if process.poll() is None:
             os.kill(running.pid(), signal.SIGKILL)
-            process.wait(20)
+            process.wait(60)
         init(lab, name, "--clean")

@@ -105,7 +105,7 @@ def _capture(netns: Path) -> None:
 
 def admin(lab: Lab, name: str, path: str) -> bytes:
     """Return what the sidecar's administration says; empty: it does not answer."""
-    argv = ["curl", "-sS", "--max-time", "5", f"http://127.0.0.1:{ADMIN_PORT}{path}"]
+    argv = ["curl", "-sS", "--max-time", "60", f"http://127.0.0.1:{ADMIN_PORT}{path}"]
     return subprocess.run(inside(lab.netns(name), argv), capture_output=True, check=False).stdout
 
 

@@ -121,7 +121,7 @@ def served(lab: Lab, path: Path) -> Iterator[Path]:
             yield path / "ca.log"
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 def token(node: str) -> str:

@@ -76,7 +76,7 @@ def port_taken(lab: Lab, place: str) -> Iterator[None]:
             assert holder.stdout.readline() == b"taken\n"
             yield
         finally:
-            holder.communicate(timeout=10)
+            holder.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

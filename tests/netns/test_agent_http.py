@@ -120,7 +120,7 @@ def test_a_pod_of_another_node_is_a_client_too(mesh: Lab) -> None:
 def test_large_answers_are_byte_exact(mesh: Lab, name: str) -> None:
     size = 3_000_000
     for form in ("length", "chunked", "until-close"):
-        script = f"curl -sS --max-time 30 {url(mesh, name)}/{form}/{size}/7 | sha256sum"
+        script = f"curl -sS --max-time 60 {url(mesh, name)}/{form}/{size}/7 | sha256sum"
         done = mesh.exec("client", ["sh", "-c", script])
         assert done.stdout.split()[0] == digest(7, size), (form, done)
 
@@ -129,7 +129,7 @@ def test_large_answers_are_byte_exact(mesh: Lab, name: str) -> None:
 @pytest.mark.parametrize("header", ["Content-Type: text/plain", "Transfer-Encoding: chunked"])
 def test_large_requests_are_byte_exact(mesh: Lab, name: str, header: str) -> None:
     body = (
-        f"head -c 2000000 /dev/zero | tr '\\0' 'x' | curl -sS --max-time 30 --data-binary @- -H '{header}' -H "
+        f"head -c 2000000 /dev/zero | tr '\\0' 'x' | curl -sS --max-time 60 --data-binary @- -H '{header}' -H "
         "'Expect: 100-continue'"
     )
     script = f"{body} {url(mesh, name)}/about"

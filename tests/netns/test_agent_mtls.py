@@ -31,7 +31,7 @@ def wiretap(lab: Lab, path: Path, filter: str) -> Iterator[Path]:
             yield path
         finally:
             tcpdump.terminate()
-            tcpdump.communicate(timeout=10)
+            tcpdump.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -315,7 +315,7 @@ def test_under_strict_nothing_can_be_read_between_the_nodes(policies: Policies, 
                 == 1
             )
         capture.terminate()
-        seen, _ = capture.communicate(timeout=10)
+        seen, _ = capture.communicate(timeout=60)
     assert len(seen) > 4000
     for word in (b"open-sesame", b"GET /about", b"HTTP/1.1 200"):
         assert word not in seen
@@ -343,7 +343,7 @@ def test_a_network_namespace_of_its_own_does_not_hide_a_pod(policies: Policies, 
     join = f'echo $$ > {lab.pod("client")["metadata"]["annotations"][CGROUP]}/c/cgroup.procs && exec "$@"'
     done = lab.exec(
         "node1",
-        ["sh", "-c", join, "sh", "nsenter", f"--net={lab.netns('plain')}", "curl", "-sS", "--max-time", "10", url],
+        ["sh", "-c", join, "sh", "nsenter", f"--net={lab.netns('plain')}", "curl", "-sS", "--max-time", "60", url],
     )
     assert done.stdout == "RBAC: access denied", done
 

@@ -186,7 +186,7 @@ def test_policy_decides_who_may(machine: Machine) -> None:
 def test_what_it_dials_leaves_with_its_identity(machine: Machine) -> None:
     url = f"http://{machine.lab.address('remote')}:8080/about"
     done = subprocess.run(
-        inside(machine.netns, machine.group, ["curl", "-sS", "--max-time", "15", url]),
+        inside(machine.netns, machine.group, ["curl", "-sS", "--max-time", "60", url]),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done

@@ -53,7 +53,7 @@ def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
         assert b"listening" in capture.stderr.readline()
         answered = load.closed(client, mode.url(workload), 1, 1).requests
         capture.send_signal(signal.SIGINT)
-        seen, _ = capture.communicate(timeout=10)
+        seen, _ = capture.communicate(timeout=60)
     packets = seen.count(b"\x08\x00\x45")
     assert packets >= min(answered, 100), f"{mode.name}: {packets} packets, and {answered} requests were answered"
     return packets, seen.count(b"GET / HTTP/1.1")

@@ -153,7 +153,7 @@ def test_probes(lab: Lab) -> None:
         eventually(lambda: status(lab, "plain", f"{at}/livez") == 200, "the gRPC service is healthy")
     finally:
         process.kill()
-        process.wait(20)
+        process.wait(60)
     eventually(lambda: status(lab, "plain", f"{at}/livez") == 503, "it is gone")
 
 

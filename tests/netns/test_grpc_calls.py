@@ -139,7 +139,7 @@ def test_a_client_that_does_not_end_its_call_itself_is_told_when_its_time_is_ove
     message = r"\000\000\000\000\00520000"
     url = f"http://{target(lab, 'go-near')}/load.Load/Wait"
     fields = "-H 'content-type: application/grpc' -H 'te: trailers' -H 'grpc-timeout: 200m'"
-    script = f"printf '{message}' | curl -sS --max-time 15 --http2-prior-knowledge -D - {fields} --data-binary @- {url}"
+    script = f"printf '{message}' | curl -sS --max-time 60 --http2-prior-knowledge -D - {fields} --data-binary @- {url}"
     done = lab.exec("client", ["sh", "-c", script])
     assert "grpc-status: 4" in done.stdout.lower(), done
     counted.comes_to(1, "istio_requests_total", reporter="source", grpc_response_status="4", response_code="200")

@@ -250,7 +250,7 @@ def test_outside_the_cluster_a_pod_is_its_node(lab: Lab) -> None:
         eventually(
             lambda: lab.exec("client", ["bash", "-c", "exec 3<>/dev/tcp/172.18.0.1/7000"], "shop").returncode == 0
         )
-        assert outside.communicate(timeout=5)[0].strip() == lab.address("node1")
+        assert outside.communicate(timeout=60)[0].strip() == lab.address("node1")
 
 
 def test_status_is_json(lab: Lab) -> None:

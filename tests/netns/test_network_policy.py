@@ -105,11 +105,11 @@ def test_one_client_may_and_others_may_not(lab: Lab, destination: str, version: 
     are not answered, from either node, nor over a kept one.
     """
     near, far = ("far", "other") if destination == "remote" else ("other", "far")
-    assert reaches(lab, near, destination, version)
-    assert reaches(lab, far, destination, version)
+    eventually(lambda: reaches(lab, near, destination, version))
+    eventually(lambda: reaches(lab, far, destination, version))
     put(lab, "allow", ALLOW.replace("NAME", destination))
     assert known(lab, destination) == f"network: NetworkPolicy default/allow selects default/{destination}"
-    assert reaches(lab, "client", destination, version)
+    eventually(lambda: reaches(lab, "client", destination, version))
     assert not reaches(lab, near, destination, version)
     eventually(lambda: not reaches(lab, far, destination, version), "the other node's agent knows too")
     assert (
@@ -121,7 +121,7 @@ def test_one_client_may_and_others_may_not(lab: Lab, destination: str, version: 
         == destination
     )
     lab.delete(("NetworkPolicy", "default", "allow"))
-    assert reaches(lab, near, destination, version)
+    eventually(lambda: reaches(lab, near, destination, version))
 
 
 def test_egress(lab: Lab) -> None:
@@ -141,10 +141,10 @@ def test_egress(lab: Lab) -> None:
         ),
         "the agent knows",
     )
-    assert reaches(lab, "client", "local")
+    eventually(lambda: reaches(lab, "client", "local"))
     assert not reaches(lab, "client", "quick")
     assert not reaches(lab, "client", "remote")
-    assert reaches(lab, "other", "local")
+    eventually(lambda: reaches(lab, "other", "local"))
     assert (
         delivery(lab, "other", "local")
         == "the proxy dials within the server's pod: no NetworkPolicy selects either pod"

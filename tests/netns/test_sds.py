@@ -33,7 +33,7 @@ def test_a_sidecar_shows_its_pods_certificate_and_each_new_one(lab: Lab, tmp_pat
             lambda: found if (found := sidecar.certificate(lab, name))[0] else None, "it has a certificate"
         )
         assert identity == f"{PREFIX}/{name}"
-        eventually(lambda: sidecar.certificate(lab, name)[1] not in ("", first), "it has the next one", seconds=40)
+        eventually(lambda: sidecar.certificate(lab, name)[1] not in ("", first), "it has the next one", seconds=60)
         assert sidecar.certificate(lab, name)[0] == identity
         rejected = [
             line
@@ -44,4 +44,4 @@ def test_a_sidecar_shows_its_pods_certificate_and_each_new_one(lab: Lab, tmp_pat
         assert "PRIVATE KEY" not in log.read_text() + lab.agent("node1").log.read_text()
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)

@@ -99,7 +99,7 @@ def _answering(name: str, port: int, word: str) -> Iterator[None]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(10)
+        thread.join(60)
 
 
 def init(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -131,7 +131,7 @@ def answer(source: str, host: str, port: int, *, uid: int = 0, gid: int = 0, bin
             os.seteuid(0)
             os.setegid(0)
     with connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         if bind:
             connection.bind((bind, 0))
         connection.connect((host, port))

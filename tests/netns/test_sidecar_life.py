@@ -78,9 +78,9 @@ def test_certificates_change_and_no_request_is_lost(lab: Lab, caller: Sidecar, c
             eventually(
                 lambda each=each: each.certificate()["serial"] not in (None, first[each.name]),
                 "it has the next certificate",
-                seconds=40,
+                seconds=60,
             )
-        eventually(lambda: load.say()["ok"] > 20, "enough to say something", seconds=40)
+        eventually(lambda: load.say()["ok"] > 20, "enough to say something", seconds=60)
         result = load.finish()
     assert set(result) == {"ok"}
     counted = called.samples().sum(
@@ -100,7 +100,7 @@ def test_the_agent_is_away_for_a_while(lab: Lab, caller: Sidecar, called: Sideca
         before = called.certificate()["serial"]
     finally:
         agent.start()
-    eventually(lambda: called.certificate()["serial"] not in (None, before), "it follows the new agent", seconds=40)
+    eventually(lambda: called.certificate()["serial"] not in (None, before), "it follows the new agent", seconds=60)
     assert about(lab, "caller", f"http://{cluster_ip(lab, 'called')}")["pod"] == "called"
 
 
@@ -131,7 +131,7 @@ def _drained(lab: Lab, draining: Sidecar) -> None:
         )
         assert held.say() == {"ok": 5, "bad": []}
         results = [each.finish() for each in (kept, fresh)]
-    assert draining.process.wait(30) == 0
+    assert draining.process.wait(60) == 0
     for result in results:
         assert set(result) == {"ok"}, results
         assert result["ok"] > 20
@@ -140,7 +140,7 @@ def _drained(lab: Lab, draining: Sidecar) -> None:
 
 def test_a_job_can_end_it(lab: Lab, caller: Sidecar) -> None:
     assert curl(lab, "caller", "-X", "POST", "http://127.0.0.1:15000/quitquitquit").stdout == "draining\n"
-    assert caller.process.wait(30) == 0
+    assert caller.process.wait(60) == 0
 
 
 def test_the_applications_probes(lab: Lab, called: Sidecar) -> None:
@@ -227,7 +227,7 @@ def test_without_a_certificate_it_is_not_ready_and_gives_no_identity(lab: Lab, t
             )
         finally:
             os.kill(running.pid(), signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
     assert log.read_text().count("/nowhere/socket") == 1
 
 

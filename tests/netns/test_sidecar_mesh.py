@@ -33,7 +33,7 @@ from tests.netns.world import (
 )
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 """The set-up starts an agent, Envoy and sidecars, each of which compiles what it loads."""
 
 POLICY = """
@@ -198,7 +198,7 @@ def test_a_real_envoy_and_ours_take_each_other_for_peers(
         )
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.mark.parametrize("target", SIDECARS)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nodeagent.errors import LabError
 from nodeagent.lab import Lab, cgroup, http
 from nodeagent.lab.layout import NETNS_DIRECTORY, Layout
 from tests.waiting import DEADLINE, eventually
@@ -28,6 +31,8 @@ QUICK: dict[str, Any] = {
     "proxy": {"timeouts": {"drain": 3, "connect": 3, "request": 20}},
 }
 """agent.yaml for tests: what waits, waits briefly."""
+PATIENCE = (1, 4, 16, 64)
+"""Seconds in which a pod shows what is wrong with it, one after the other until it has."""
 
 
 # -- YAML --
@@ -89,6 +94,18 @@ def account(*names: str) -> str:
     return "".join(f"\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n" for name in names)
 
 
+def complained(message: str, **lab: Any) -> None:
+    """A lab is refused for what *message* matches, once its pods had the time to come that far: the more
+    the machine does, the longer that takes.
+    """
+    for seconds in PATIENCE:
+        with pytest.raises(LabError) as refused:
+            Lab.up(**lab, nodes=1, wait_seconds=seconds)
+        if re.search(message, str(refused.value)):
+            return
+    raise AssertionError(f"{refused.value} should match {message!r}")
+
+
 # -- clients --
 
 
@@ -105,7 +122,7 @@ def client_argv(*arguments: object) -> list[str]:
 
 
 def curl(lab: Lab, source: str, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-    return lab.exec(source, ["curl", "-sS", "--max-time", "15", *arguments], input=input)
+    return lab.exec(source, ["curl", "-sS", "--max-time", "60", *arguments], input=input)
 
 
 def about(lab: Lab, source: str, url: str, *arguments: str) -> Any:
@@ -318,7 +335,7 @@ def prometheus(
             yield asked
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 def bracketed(address: str) -> str:

@@ -28,6 +28,7 @@ from nodeagent.channel import memory_file as make_memory_file
 from nodeagent.errors import ControlError
 from nodeagent.messages import FROM_WORKER, Counted, Exited, FlowRows, FromSupervisor
 from nodeagent.wire import LARGEST_BYTES, FileDescriptor, MessageDecoder, MessageError, encode
+from tests.unit.descriptors import open_descriptors
 from tests.waiting import DEADLINE
 
 
@@ -127,10 +128,10 @@ def test_messages_arrive_in_order_with_their_descriptors() -> None:
 @pytest.mark.parametrize("size", [MESSAGE_BYTES - 100, MESSAGE_BYTES + 1, 20 << 20])
 def test_a_message_of_any_size_arrives_whole(size: int) -> None:
     """A Service with thousands of endpoints is one message."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     large = Text("x" * size)
     assert exchange(large, Numbered(1)) == [large, Numbered(1)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_the_end_of_the_other_side_is_told_once() -> None:
@@ -157,7 +158,7 @@ def descriptors() -> Iterator[Callable[[], int]]:
     """How many descriptors this process has more than at the begin; none may be left at the end."""
 
     def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return open_descriptors()
 
     before = count()
     yield lambda: count() - before

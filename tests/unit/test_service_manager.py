@@ -38,7 +38,7 @@ MUTE = """
 def listening(address: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(address)
-        end.settimeout(30)
+        end.settimeout(60)
         yield end
 
 

@@ -104,7 +104,7 @@ def read_until(running: subprocess.Popen[bytes], wanted: bytes, times: int = 1) 
 
 
 def ended(running: subprocess.Popen[bytes]) -> tuple[int, str, str]:
-    out, error = running.communicate(timeout=30)
+    out, error = running.communicate(timeout=60)
     return running.returncode, out.decode(), error.decode()
 
 
@@ -438,7 +438,7 @@ def test_a_daemon_that_was_succeeded_lasts_until_it_is_told_to_end(lasts: str) -
             if lasts == "lasts":
                 eventually(lambda: _waits_in_poll(process.pid))
                 process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

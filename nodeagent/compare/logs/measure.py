@@ -24,7 +24,7 @@ from nodeagent.compare.logs.lines import LineKind, line
 from nodeagent.compare.logs.shippers import AGENT, IDLE, Shipper, ShipperTask
 from nodeagent.logs.tail.positions import FILE, PositionsError, decoded
 
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.05
 _STEADY_PATIENCE: Final = 10.0
 _SETTLE_SECONDS: Final = 2.0

@@ -14,7 +14,7 @@ from nodeagent.lab import Lab
 from nodeagent.lab.demo.application import NAMESPACE
 
 FRONTEND: Final = "frontend"
-_WAIT_SECONDS: Final = 10.0
+_WAIT_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
 
 

@@ -19,7 +19,7 @@ from typing import Final
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
 
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 60.0
 _SETTLE_SECONDS = 0.1
 _IPV4 = 0x0800
 _IPV6 = 0x86DD

@@ -32,7 +32,7 @@ KEPT: Final = 4
 _FORMAT: Final = "1"
 _NAMESPACE: Final = "k8s.io"
 """Of containerd, where Kubernetes keeps its own."""
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 60.0
 
 
 def made(folder: Path, archives: Sequence[Path], work: Path, say: Callable[[str], None]) -> Path:

@@ -102,7 +102,7 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         assert asyncio.run(ask()) == WEB
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     text = log.read_text()
     assert re.search(
         r"issued [0-9a-f]+ for spiffe://cluster\.local/ns/default/sa/web to "

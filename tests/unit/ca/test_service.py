@@ -130,7 +130,7 @@ class Stage:
                 request_serializer=IstioCertificateRequest.SerializeToString,
                 response_deserializer=IstioCertificateResponse.FromString,
             )
-            response = await method(request, metadata=metadata, timeout=10)
+            response = await method(request, metadata=metadata, timeout=60)
         return list(response.cert_chain)
 
     async def refused(

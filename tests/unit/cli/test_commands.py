@@ -154,7 +154,7 @@ def nodeagent(*arguments: str, admin: str = "") -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "nodeagent", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env=environment,
         check=False,
     )
@@ -363,7 +363,7 @@ def test_flows_are_followed_until_interrupted(agent: FakeAgent) -> None:
         told = sorted((json.loads(process.stdout.readline()) for _ in range(2)), key=lambda flow: flow["id"])
         assert [(flow["id"], flow["closed"]) for flow in told] == [("1-1", 1700000005.0), ("1-2", None)]
         process.send_signal(2)
-        assert process.wait(5) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.communicate()
@@ -376,7 +376,7 @@ def test_following_into_a_closed_pipe_ends_quietly(agent: FakeAgent) -> None:
         assert process.stdout.readline().startswith("TIME")
         process.stdout.close()
         agent.flows += [{**FLOW, "id": f"1-{number}"} for number in range(2, 50)]
-        assert process.wait(5) == 1
+        assert process.wait(60) == 1
         assert process.stderr.read() == ""
     finally:
         process.kill()

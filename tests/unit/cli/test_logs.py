@@ -46,7 +46,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 def run(*argv: str, **options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=30, env=environment, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment, check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def test_lines_are_printed(node: Node, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def sink() -> Iterator[SinkProcess]:
 
 
 def ask(sink: SinkProcess, target: str, body: Any, **headers: str) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", sink.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", sink.port, timeout=60)
     try:
         connection.request("POST", target, body, headers)
         return connection.getresponse().read()
@@ -96,7 +96,7 @@ def test_the_agents_own_collector_delivers_every_line(sink: SinkProcess, tmp_pat
         eventually(lambda: sink.counted()["lines"] == 3000, "all lines counted")
         assert int((folder / shippers.IDLE).read_text()) > 0
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

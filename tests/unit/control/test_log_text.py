@@ -271,7 +271,7 @@ def test_the_loop_goes_on_while_a_compressed_file_is_unpacked(node: Node, monkey
     unpacked = log_text._unpacked
 
     def unpacked_later(found: FoundFile, begin: int, most: int) -> bytes:
-        assert turned.wait(30), "the loop stands still"
+        assert turned.wait(60), "the loop stands still"
         return unpacked(found, begin, most)
 
     monkeypatch.setattr(log_text, "_unpacked", unpacked_later)

@@ -95,7 +95,7 @@ def test_agents_that_start_together_share_one_root(tmp_path: Path) -> None:
         assert agent.stdin is not None
         agent.stdin.close()
         agent.stdin = None  # all are set off; communicate() must not close it again
-    roots = {agent.communicate(timeout=30)[0] for agent in agents}
+    roots = {agent.communicate(timeout=60)[0] for agent in agents}
     assert [agent.returncode for agent in agents] == [0] * 4
     assert len(roots) == 1
     assert "BEGIN CERTIFICATE" in roots.pop()

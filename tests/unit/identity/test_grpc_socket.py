@@ -57,7 +57,7 @@ def test_frames_are_counted_however_they_are_cut(sizes: list[int], cuts: list[in
 def flood(path: str, unit: bytes) -> None:
     """Send as many of *unit* as are taken, as the only thing on a connection."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(path)
         try:
             connection.sendall(PREFACE + frame(4, 0) + unit * 1000 + frame(6, 0, b"answer__"))

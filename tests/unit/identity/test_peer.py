@@ -17,6 +17,7 @@ from nodeagent.identity.peer import stranger
 from nodeagent.places import cgroups
 from nodeagent.places.place import Place
 from nodeagent.redirect import netns
+from tests.unit.descriptors import open_descriptors
 
 OWN = "/proc/self/ns/net"
 
@@ -130,7 +131,7 @@ def test_before_linux_6_5_too(monkeypatch: pytest.MonkeyPatch, own_cgroup: str) 
 
 
 def test_no_descriptor_is_left(own_cgroup: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for place in (Place(OWN, own_cgroup), Place("/nothing", "")):
         caller(place)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before

@@ -118,7 +118,7 @@ def test_another_controls_first_words_end_it_where_they_are_others(
         await until(lambda: _received(ours), "it collects")
         assert not collector.done.done(), "the same words end nobody"
         ours.send(words("two"))
-        await asyncio.wait_for(collector.done, 10)
+        await asyncio.wait_for(collector.done, 60)
         ours.close()
 
     asyncio.run(scenario())
@@ -154,7 +154,7 @@ def test_files_that_are_read_make_room_for_others(tmp_path: Path, monkeypatch: p
         await until(lambda: told(words), "the rotated one is closed", seconds=60)
         assert heard.count(b"LogFilePutAside") == 1, "the one that is written is not"
         ours.send(encode(FinishLogs(0.1))[0])
-        await asyncio.wait_for(collector.done, 10)
+        await asyncio.wait_for(collector.done, 60)
         ours.close()
 
     asyncio.run(scenario())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
 from tests.fakes.cri import FakeCri, FakeSandbox
 from tests.fakes.serving import Method, serve
+from tests.unit.descriptors import open_descriptors
 from tests.waiting import DEADLINE, eventually, until
 
 FIRST = PodUid("u-1")
@@ -741,10 +741,10 @@ def test_the_socket_is_found_where_runtimes_listen(tmp_path: Path, monkeypatch: 
 
 
 def test_nothing_is_left_open(fake: FakeCri) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
 
     async def script(places: CriPlaces) -> None:
         await places.changed()
 
     run(fake, script, fake.path.parent)
-    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "the fake's end of the connection is closed too")
+    eventually(lambda: open_descriptors() <= before, "the fake's end of the connection is closed too")

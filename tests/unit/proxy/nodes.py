@@ -167,7 +167,7 @@ class Nodes:
             for proxy in (self.near, self.far):
                 proxy.routing.sweep(float("inf"), 0)
             await asyncio.sleep(LOOK_SECONDS)
-        await until(lambda: not any(pool._own for pool in self._pools()), "no pool counts a connection", 5)
+        await until(lambda: not any(pool._own for pool in self._pools()), "no pool counts a connection")
         for proxy in (self.near, self.far):
             for pod in proxy.context.pods.values():
                 assert pod.connections == 0
@@ -275,7 +275,7 @@ def play(
     probes: tuple[DeclaredProbe, ...] = (),
     policies: tuple[Policy, ...] = (),
     mesh: MeshSettings = MESH,
-    seconds: float = 30,
+    seconds: float = DEADLINE,
     **settings: Any,
 ) -> None:
     """Run *scene* on two nodes whose server application is *app*."""

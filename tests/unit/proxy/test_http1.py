@@ -107,7 +107,7 @@ def test_a_server_that_says_it_closes_and_does_not_is_closed(late: bytes) -> Non
         for number in (1, 2):
             writer.write(GET)
             assert (await read_answer(reader))[1] == b"one"
-            await until(lambda number=number: len(ended) == number, seconds=5)
+            await until(lambda number=number: len(ended) == number, seconds=60)
         assert ended == [b"", b""]
         assert stage.upstream_connections == 2
         writer.close()

@@ -20,7 +20,7 @@ NUMBERS = answering(lambda head, body: ok(head.split()[1][1:] + b"-" + body + b"
 def flood(address: tuple[str, int], data: bytes) -> bytes:
     """Send *data* at once and return everything that comes until the server closes."""
     with socket.create_connection(address) as connection:
-        connection.settimeout(30)
+        connection.settimeout(60)
         connection.sendall(data)
         received = b""
         while more := connection.recv(1 << 20):

@@ -260,7 +260,7 @@ def test_a_thousand_at_once(reach: Reach, tls: dict[str, Contexts]) -> None:
         assert nodes.app_connections == 1000
 
     try:
-        play(echo, scene, tls, protocol="tcp", seconds=60)
+        play(echo, scene, tls, protocol="tcp")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -279,7 +279,7 @@ def test_readers_that_stand_still_hold_nobody_else_back(tls: dict[str, Contexts]
             whole += len(await slow[7][0].read(1 << 18))
         assert whole == 50_000_000
 
-    play(app, scene, tls, protocol="http", seconds=60)
+    play(app, scene, tls, protocol="http")
 
 
 def test_slow_readers_who_fill_what_their_pod_may_hold_cost_no_other_request(tls: dict[str, Contexts]) -> None:
@@ -310,7 +310,7 @@ def test_slow_readers_who_fill_what_their_pod_may_hold_cost_no_other_request(tls
             assert [body for _, body in [await get(each) for each in fast]] == [b"small"] * 20
         assert all(each.closed is None and each.reason is None for each in links)
 
-    play(app, scene, tls, protocol="http", seconds=60, limits={"heldBytesPerPod": 16777216})
+    play(app, scene, tls, protocol="http", limits={"heldBytesPerPod": 16777216})
 
 
 @pytest.mark.parametrize("end", ["renewed", "released"])
@@ -561,7 +561,7 @@ def test_much_both_ways_on_many_streams_comes_through(tls: dict[str, Contexts]) 
             writer.write(piece)
         writer.write(b"bye")
 
-    play(app, scene, tls, protocol="tcp", seconds=60)
+    play(app, scene, tls, protocol="tcp")
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -1261,7 +1261,7 @@ def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
         monkeypatch.setattr(Dial, "connect", connect)
         sending = Sending(0)
         sending.pool._dial.pod.tls = tls["client"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await sending.pool.connect("tcp", accompanied=True)).stream is None
         assert asked == [True, False]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from nodeagent.policy.model import PeerAuthentication
 from nodeagent.resources.changes import AnyChange, Change
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.security import Policy
+from tests.unit.descriptors import open_descriptors
 from tests.waiting import DEADLINE
 
 Step = Callable[[], Awaitable[list[str]]]
@@ -164,7 +164,7 @@ def test_a_file_that_says_nothing_keeps_everything_it_held(folder: Folder, conte
 def test_a_folder_that_is_named_like_a_file_is_refused_and_the_others_go_on(folder: Folder) -> None:
     (folder.path / "a.yaml").mkdir()
     folder.write("b.yaml", peer("other"))
-    open_files = len(os.listdir("/proc/self/fd"))
+    open_files = open_descriptors()
 
     async def scenario(source: DirectorySource, step: Step) -> None:
         assert await step() == ["+other=STRICT"]
@@ -173,7 +173,7 @@ def test_a_folder_that_is_named_like_a_file_is_refused_and_the_others_go_on(fold
         assert "not a regular file" in refused.error
 
     folder.run(scenario)
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert open_descriptors() == open_files
 
 
 def test_a_document_that_is_not_yaml_keeps_what_the_rest_does_not_give(folder: Folder) -> None:

@@ -17,6 +17,7 @@ from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.vocabulary import PodUid
+from tests.unit.descriptors import open_descriptors
 from tests.waiting import DEADLINE
 
 Step = Callable[[], Awaitable[list[AnyChange]]]
@@ -301,7 +302,7 @@ def test_nothing_is_left_open(state: Path) -> None:
     async def scenario(source: DirectorySource, step: Step) -> None:
         await step()
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(3):
         watch(state, scenario)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before

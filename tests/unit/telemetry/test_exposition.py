@@ -251,7 +251,7 @@ async def _ask(accept: str | None) -> tuple[str | None, str | None, bytes]:
     )
 
     def read() -> tuple[str | None, str | None, bytes]:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return response.headers["Content-Type"], response.headers["Vary"], response.read()
 
     try:

@@ -407,7 +407,7 @@ def test_promtool_accepts_every_family() -> None:
         line.split("{")[0].split(" ")[0] for line in text.splitlines()
     }
     result = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30, check=False
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
     )
     complaints = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     assert complaints == ['istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds"']

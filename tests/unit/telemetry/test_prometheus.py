@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
+import re
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,14 +22,16 @@ from nodeagent.telemetry.http_server import EVERYWHERE, Response, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
-from tests.waiting import LOOK_SECONDS
+from tests import waiting
+from tests.waiting import DEADLINE, LOOK_SECONDS
 
 CONFIG = """
-global: {{scrape_interval: 300ms, scrape_timeout: 300ms}}
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
 scrape_configs:
 - job_name: nodeagent
   static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
+LISTENS = re.compile(r'msg="Listening on" address=127\.0\.0\.1:(\d+)')
 WORKLOAD = Workload(
     *(
         PodUid("1"),
@@ -61,15 +64,13 @@ def counted(store: Store, requests: int) -> None:
 
 def ask(port: int, path: str, **query: str) -> Any:
     with urllib.request.urlopen(
-        f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}", timeout=5
+        f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}", timeout=60
     ) as response:
         return json.load(response)["data"]
 
 
 @asynccontextmanager
 async def prometheus(folder: Path, target: int) -> AsyncIterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     (folder / "prometheus.yml").write_text(CONFIG.format(port=target))
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -77,13 +78,14 @@ async def prometheus(folder: Path, target: int) -> AsyncIterator[int]:
             *(
                 f"--config.file={folder}/prometheus.yml",
                 f"--storage.tsdb.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.listen-address=127.0.0.1:0",
             ),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
     try:
-        yield port
+        listens = await waiting.until(lambda: LISTENS.search((folder / "log").read_text()), "Prometheus listens")
+        yield int(listens[1])
     finally:
         process.kill()
         await process.wait()
@@ -92,7 +94,8 @@ async def prometheus(folder: Path, target: int) -> AsyncIterator[int]:
 async def until(port: int, query: str, expected: float) -> None:
     """Wait until *query* gives one value, and that is *expected*."""
     answer: Any = None
-    for _ in range(1000):
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
         await asyncio.sleep(4 * LOOK_SECONDS)  # what is asked is another process
         try:
             answer = (await asyncio.to_thread(ask, port, "/api/v1/query", query=query))["result"]
@@ -133,8 +136,7 @@ async def scrape(folder: Path) -> None:
             )
             counted(store, 50)
             await until(port, 'sum(istio_requests_total{reporter="source"})', 150)
-            (target,) = (await asyncio.to_thread(ask, port, "/api/v1/targets"))["activeTargets"]
-            assert (target["health"], target["lastError"]) == ("up", "")
+            await until(port, "up", 1)
             metadata = await asyncio.to_thread(ask, port, "/api/v1/metadata")
             assert metadata["istio_request_duration_milliseconds"][0]["type"] == "histogram"
     finally:
@@ -142,4 +144,4 @@ async def scrape(folder: Path) -> None:
 
 
 def test_prometheus_scrapes_it(tmp_path: Path) -> None:
-    asyncio.run(asyncio.wait_for(scrape(tmp_path), 60))
+    asyncio.run(asyncio.wait_for(scrape(tmp_path), 2 * DEADLINE))

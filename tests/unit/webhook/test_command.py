@@ -100,7 +100,7 @@ def test_readiness_tells_of_an_ended_certificate_and_a_failed_renewal_leaves_the
 
     def get(webhook: Webhook, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{webhook.telemetry.port}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{webhook.telemetry.port}{path}", timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -146,10 +146,10 @@ def test_the_command_serves_and_ends_by_a_signal(tmp_path: Path) -> None:
         request = urllib.request.Request(
             f"https://127.0.0.1:{port}/inject/namespace", body(POD), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+        with urllib.request.urlopen(request, timeout=60, context=context) as response:
             assert b'"allowed":true' in response.read()
         os.kill(child.pid, signal.SIGTERM)
-        assert child.wait(20) == 0
+        assert child.wait(60) == 0
     finally:
         child.kill()
         child.communicate()
@@ -157,7 +157,7 @@ def test_the_command_serves_and_ends_by_a_signal(tmp_path: Path) -> None:
 
 def test_the_command_refuses_with_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nodeagent", "webhook", "-c", str(write(tmp_path, port="x"))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "webhook.yaml: port:" in done.stderr

@@ -451,7 +451,7 @@ def test_a_request_under_way_ends_before_the_server_does(tmp_path: Path) -> None
 
         def slow(review: Review, entry: Entry) -> Admission:
             started.set()
-            go_on.wait(10)
+            go_on.wait(60)
             return Admission("skipped", "test", "")
 
         stage = Stage(tmp_path, judge=slow)

@@ -34,7 +34,7 @@ def settings(port: int, **more: Any) -> ElasticsearchSettings:
 async def served(**more: Any) -> AsyncIterator[tuple[Bulk, ElasticsearchSink]]:
     bulk = Bulk()
     server = await bulk.start()
-    sink = ElasticsearchSink("search", settings(bulk.port, **more), timeout=5, clock=lambda: NOW)
+    sink = ElasticsearchSink("search", settings(bulk.port, **more), timeout=60, clock=lambda: NOW)
     try:
         yield bulk, sink
     finally:
