@@ -9,8 +9,9 @@ so that two rooms a core, side by side, fill the machine; those that take longes
 tests need is made beside the linters: compiled modules, and for tests/kube Kubernetes and the
 agent's image.
 
-A test that failed runs once more, alone, after all others. Passes it then, it is UNSTEADY: no
-verdict on the change under test, but a fault of the test or of what it tests, to be mended next.
+A test that failed runs once more, alone, after all others; where many of a room did, so does the
+room: what they share has failed. Passes it then, it is UNSTEADY: no verdict on the change under
+test, but a fault of the test or of what it tests, to be mended next.
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ WITHOUT_HYPOTHESIS = ("-p", "no:hypothesispytest")
 """Its plugin takes nearly half of the time in which pytest starts, and only unit tests use it."""
 OF_ARTIFACTS = ("kube", "package")
 """Parts that test the image and the packages."""
+FEW = 5
+"""Failures of a room that run again one by one; with more, the room does."""
 AGAIN_AT_MOST = 20
-"""With more failures than this something is broken, and running them again says nothing."""
+"""With more to run again than this something is broken, and that would say nothing."""
+AGAIN_SECONDS = 900
+"""Of a test that runs again, unless it has a timeout of its own: it may have been the machine that was slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +145,11 @@ def unit(part: str) -> Outcome:
     return pytest(part, part, [f"tests/{part}"], [], ["-n", str(PROCESSES), "--dist", "loadgroup"])
 
 
-def in_a_room(*targets: str) -> Outcome:
-    """Run one file, files of one group, or one test, in a room of its own."""
+def in_a_room(*targets: str, more: Sequence[str] = ()) -> Outcome:
+    """Run one file, files of one group, or one test, in a room of its own; *more* options: it is run again."""
     part, file = Path(targets[0].partition("::")[0]).parts[1:3]
-    name = f"{part}-{Path(file).stem}" + ("-again" if "::" in targets[0] else "")
-    return pytest(part, name, targets, ["tests/room.sh"], WITHOUT_HYPOTHESIS)
+    name = f"{part}-{Path(file).stem}" + ("-again" if more else "")
+    return pytest(part, name, targets, ["tests/room.sh"], (*WITHOUT_HYPOTHESIS, *more))
 
 
 def pytest(part: str, name: str, targets: Sequence[str], before: Sequence[str], options: Sequence[str]) -> Outcome:
@@ -176,27 +181,47 @@ def read(report: Path) -> tuple[int, tuple[str, ...]]:
         elif any("on teardown" in found.get("message", "") for found in wrong):
             failed.append(file)  # what a whole file leaves behind is told at its last test
         else:
-            failed.append(file and f"{file}::{case.get('name')}")
+            failed.append(file and "::".join((file, *classes(case, file), case.get("name", ""))))
     return passed, tuple(dict.fromkeys(failed))
+
+
+def classes(case: ElementTree.Element, file: str) -> Sequence[str]:
+    """Return the classes that *case* is in, outermost first."""
+    module = Path(file).with_suffix("").parts
+    return case.get("classname", "").split(".")[len(module) :]
+
+
+def attempts(part: str, failed: Iterable[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return what to run again, each with the failures of which it decides."""
+    room_of = {file: room for room in files(part) if len(room) > 1 for file in room}
+    of: dict[tuple[str, ...], list[str]] = {}
+    for target in failed:
+        file = target.partition("::")[0]
+        of.setdefault(room_of.get(file, (file,)), []).append(target)
+    found: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    for room, targets in of.items():
+        alone = [((target,), (target,)) for target in targets]
+        found += alone if len(targets) <= FEW else [(room, tuple(targets))]
+    return found
 
 
 def again(parts: dict[str, Part]) -> None:
     """Run what failed once more, one after the other; what passes is unsteady. A part that failed as a
     whole, since its tests cannot be collected, stays as it is.
     """
-    failures = [
-        (part, target)
+    due = {
+        name: attempts(name, [target for target in part.failed if target != f"tests/{name}"])
         for name, part in parts.items()
         if name not in ("setup", "lint")
-        for target in part.failed
-        if target != f"tests/{name}"
-    ]
-    if len(failures) > AGAIN_AT_MOST:
+    }
+    if sum(map(len, due.values())) > AGAIN_AT_MOST:
         return
-    for part, target in failures:
-        if not in_a_room(target).failed:
-            part.failed.remove(target)
-            part.unsteady.append(target)
+    for name, tried in due.items():
+        for targets, failures in tried:
+            still = in_a_room(*targets, more=(f"--timeout={AGAIN_SECONDS}",)).failed
+            steady = [each for each in failures if not {each, each.partition("::")[0]} & set(still)]
+            parts[name].failed = [each for each in parts[name].failed if each not in steady]
+            parts[name].unsteady += steady
 
 
 def files(part: str) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ REPORT = """<testsuites><testsuite tests="5">
 <testcase classname="tests.bpf.test_a" name="test_bad[4-x::y]" file="tests/bpf/test_a.py"><failure message="no"/></testcase>
 <testcase classname="tests.bpf.test_a" name="test_not_set_up" file="tests/bpf/test_a.py"><error message="failed on setup"/></testcase>
 <testcase classname="tests.bpf.test_a" name="test_skipped" file="tests/bpf/test_a.py"><skipped message="no root"/></testcase>
+<testcase classname="tests.bpf.test_a.TestSteps" name="runTest" file="tests/bpf/test_a.py"><failure message="no"/></testcase>
 <testcase classname="tests.bpf.test_a" name="test_last" file="tests/bpf/test_a.py"><error message="failed on teardown with left behind"/></testcase>
 </testsuite></testsuites>"""  # noqa: E501
 
@@ -30,6 +31,7 @@ def test_a_report_says_what_to_run_again(tmp_path: Path) -> None:
         "tests/bpf/test_a.py::test_bad[4-x::y]",
         "tests/bpf/test_a.py::test_not_set_up",
         "tests/bpf/test_a.py::test_skipped",
+        "tests/bpf/test_a.py::TestSteps::runTest",
         "tests/bpf/test_a.py",  # whoever left something behind: the file is run again
     )
 
@@ -48,7 +50,7 @@ def test_what_passes_alone_is_unsteady_and_what_fails_again_has_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        parts, "in_a_room", lambda target: Outcome("bpf", 1, 1, 0, (target,) if "bad" in target else ())
+        parts, "in_a_room", lambda target, more: Outcome("bpf", 1, 1, 0, (target,) if "bad" in target else ())
     )
     found = {
         "bpf": Part(passed=7, failed=["tests/bpf/a.py::bad", "tests/bpf/a.py::noisy"]),
@@ -68,10 +70,43 @@ def test_what_passes_alone_is_unsteady_and_what_fails_again_has_failed(
 
 
 def test_many_failures_are_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "in_a_room", lambda target: pytest.fail("run again"))
-    found = {"bpf": Part(failed=[f"tests/bpf/a.py::{number}" for number in range(parts.AGAIN_AT_MOST + 1)])}
+    monkeypatch.setattr(parts, "in_a_room", lambda *targets, more: pytest.fail("run again"))
+    found = {"bpf": Part(failed=[f"tests/bpf/{number}.py::a" for number in range(parts.AGAIN_AT_MOST + 1)])}
     parts.again(found)
     assert len(found["bpf"].failed) == parts.AGAIN_AT_MOST + 1
+
+
+@pytest.mark.parametrize(
+    ("again", "failed"),
+    [
+        ((), []),
+        (("tests/kube/test_mesh.py::test_1",), ["tests/kube/test_mesh.py::test_1"]),
+        (("tests/kube/test_mesh.py",), [f"tests/kube/test_mesh.py::test_{number}" for number in range(9)]),
+    ],
+)
+def test_a_cluster_that_did_not_come_up_is_made_once_more(
+    monkeypatch: pytest.MonkeyPatch, again: tuple[str, ...], failed: list[str]
+) -> None:
+    """Input: every test of a room failed, as where what they share could not be set up. Verdict: the room runs again,
+    whole and once; what fails in it then, or whose file does, has failed.
+    """
+    ran: list[tuple[str, ...]] = []
+
+    def room(*targets: str, more: tuple[str, ...]) -> Outcome:
+        ran.append(targets)
+        assert more == (f"--timeout={parts.AGAIN_SECONDS}",)
+        return Outcome("kube", 1, 1, 9, again)
+
+    monkeypatch.setattr(parts, "in_a_room", room)
+    tests = [f"tests/kube/test_{name}.py::test_{number}" for name in ("mesh", "logs") for number in range(9)]
+    found = {"kube": Part(failed=[*tests, "tests/kube/test_ca.py::test_a"])}
+    parts.again(found)
+    assert [tuple(Path(target).name for target in targets) for targets in ran] == [
+        parts.SHARED[-1],
+        ("test_ca.py::test_a",),
+    ]
+    assert found["kube"].failed == failed
+    assert len(found["kube"].unsteady) == 19 - len(failed)
 
 
 def test_files_that_share_a_lab_share_a_room_and_no_file_is_left_out() -> None:
