@@ -691,8 +691,8 @@ def test_a_post_meets_no_connection_that_the_server_has_closed() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_hundred_megabytes_each_way_in_bounded_memory(chunked: bool) -> None:
-    piece, count = bytes(range(256)) * 1024, 400
+def test_fifty_megabytes_each_way_in_bounded_memory(chunked: bool) -> None:
+    piece, count = bytes(range(256)) * 1024, 200
 
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """An echo that streams; upload and download run at the same time."""

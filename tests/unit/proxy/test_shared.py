@@ -407,12 +407,15 @@ def test_an_agent_that_shares_no_more_fails_no_request(tls: dict[str, Contexts])
     async def scene(nodes: Nodes) -> None:
         stop = False
         statuses: list[bytes] = []
+        failed: list[tuple[bytes, bytes]] = []
 
         async def asks() -> None:
             streams = await nodes.connect()
             while not stop:
-                head, _ = await get(streams)
+                head, body = await get(streams)
                 statuses.append(head.split(b" ")[1])
+                if statuses[-1] != b"200":
+                    failed.append((head, body))
                 if b"onnection: close" in head:
                     streams = await nodes.connect()
 
@@ -425,7 +428,7 @@ def test_an_agent_that_shares_no_more_fails_no_request(tls: dict[str, Contexts])
         await until(lambda: len(statuses) > count + 200)
         stop = True
         await asyncio.gather(*tasks)
-        assert set(statuses) == {b"200"}
+        assert failed == []
         assert not shared(nodes)
 
     try:
@@ -543,7 +546,7 @@ def test_a_body_that_grows_while_its_stream_goes_elsewhere_comes_whole(
 
 
 def test_much_both_ways_on_many_streams_comes_through(tls: dict[str, Contexts]) -> None:
-    much = bytes(range(256)) * 32768
+    much = bytes(range(256)) * 16384
 
     async def both(nodes: Nodes) -> None:
         reader, writer = await nodes.connect()
