@@ -4,6 +4,7 @@ in one folder and ends with it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
@@ -13,7 +14,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from tests.waiting import eventually
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 120.0
 TOKEN = "lab-admin"
+_ports = itertools.count(20_000)
 
 
 def free_port() -> int:
-    """Return a TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of loopback that nobody has, nor will have: the kernel gives no such one to a client
+    (net.ipv4.ip_local_port_range), and none is returned twice.
+    """
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every number has a next one")
 
 
 @contextmanager
