@@ -32,9 +32,9 @@ QUICK = WebhookLimits(
     connections=8,
     body_bytes=100_000,
     held_bytes=150_000,
-    handshake_seconds=0.3,
-    body_seconds=0.3,
-    idle_seconds=0.5,
+    handshake_seconds=1.0,
+    body_seconds=1.0,
+    idle_seconds=1.0,
     grace_seconds=2.0,
 )
 JSON = {"Content-Type": "application/json"}
