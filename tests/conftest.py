@@ -3,11 +3,15 @@
 What a run makes is told from what was there before by comparing both ends of it; processes are told
 by an environment variable that they inherit. While another run of these tests is going on, things
 cannot be attributed, and only processes are judged.
+
+And whoever starts the tests leaves nothing to them: a shell's job in the background has SIGINT
+ignored, and so had all that tests start and interrupt.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +21,13 @@ import pytest
 
 MARK = "NODEAGENT_TEST_RUN"
 GRACE_SECONDS = 60.0
+
+INHERITED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+
+for _number in INHERITED:
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, INHERITED)
 
 
 def marked_processes() -> dict[int, str]:

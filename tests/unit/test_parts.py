@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,3 +207,10 @@ def test_properties_have_the_same_examples_in_every_run() -> None:
     explores = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
     assert settings().derandomize is not explores
     assert (settings().deadline, settings().database is not None) == (None, explores)
+
+
+def test_whoever_starts_the_tests_leaves_no_signal_ignored() -> None:
+    code = "import signal, tests.conftest; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    started = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(started, cwd=parts.ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True\n"
