@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.config import Kubernetes
+from nodeagent.places.runtime import SOCKETS
 from nodeagent.redirect.rights import LOG_RIGHTS, RIGHTS
 from nodeagent.service_manager import WATCHDOG_SECONDS
 from nodeagent.supervisor import PATIENCE_SECONDS, TAKE_OVER_SECONDS
@@ -74,6 +76,11 @@ def test_apparmor_understands_the_profile() -> None:
     profile = PROFILE.read_text()
     assert parsed(profile).returncode == 0, parsed(profile)
     assert parsed(profile.replace("sys_admin", "sys_admiral")).returncode != 0
+
+
+def test_the_profile_has_every_socket_of_a_runtime_that_is_looked_for() -> None:
+    named = re.findall(r"^ *@\{run\}(/\S+\.sock) rw,$", PROFILE.read_text(), re.MULTILINE)
+    assert {f"/run{name}" for name in named} == set(map(str, (*SOCKETS, Kubernetes().nri)))
 
 
 @pytest.mark.parametrize(
