@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import time
 import uuid
@@ -18,9 +17,11 @@ from dataclasses import dataclass
 
 from nodeagent.compare import page
 from nodeagent.compare.result import ComparisonResult
-from nodeagent.lab.demo.wiretap import Seen, examine
+from nodeagent.lab.demo.wiretap import examine
 from tests import waiting
+from tests.vm import documented
 from tests.vm.machines import NAMES, ROOT, Answer, Lab, Machine
+from tests.vm.tap import seen, wire
 from tests.vm.telling import Failed, going_on
 
 NEAR = "10.42.1.3"
@@ -28,6 +29,7 @@ NEAR_SERVICE = "10.43.0.3"
 """Which no kube-proxy knows, as there is none."""
 FAR = ("10.42.2.2", "[fd00:42:2::2]")
 CLIENT = "spiffe://cluster.local/ns/lab/sa/client"
+LEGACY_IDENTITY = "spiffe://cluster.local/ns/machines/sa/legacy"
 LEGACY = "legacy-node-b"
 """What the agent calls node-b's legacy.service."""
 PINS = "/sys/fs/bpf/nodeagent"
@@ -111,32 +113,6 @@ def capture(lab: Lab) -> str:
             f"far at {address} is told that {CLIENT} asks",
         )
     return "client → far by IPv4 and IPv6, with the client's identity in X-Forwarded-Client-Cert"
-
-
-@contextmanager
-def wire(found: list[bytes]) -> Iterator[None]:
-    """Record what passes between the machines meanwhile; *found* gets the recording."""
-    links = json.loads(subprocess.run(["ip", "-json", "address"], capture_output=True, check=True).stdout)
-    link = next(each["ifname"] for each in links if any(a["local"] == "192.168.56.1" for a in each["addr_info"]))
-    argv = ["tcpdump", "-i", link, "-U", "--immediate-mode", "-s", "0", "-w", "-", "tcp"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tcpdump:
-        assert tcpdump.stderr is not None
-        tcpdump.stderr.readline()  # it listens
-        try:
-            yield
-            time.sleep(0.5)  # nothing shows that the last packet has been written
-        finally:
-            tcpdump.send_signal(signal.SIGINT)
-            found.append(tcpdump.communicate()[0])
-
-
-def seen(act: Callable[[str], None]) -> Seen:
-    """Return what *act*, given a marker to send, showed of it on the wire."""
-    marker = uuid.uuid4().hex
-    found: list[bytes] = []
-    with wire(found):
-        act(marker)
-    return examine(found[0], marker.encode())
 
 
 def mutual_tls(lab: Lab) -> str:
@@ -223,13 +199,29 @@ def service(lab: Lab) -> str:
     eventually(lambda: CLIENT in get(lab.a, url).output, "the service is told that client asks")
     shown = seen(lambda marker: _ask(lab.a, f"{url}/{marker}"))
     assert shown.marked_bytes == 0, f"{shown.marked_bytes} bytes of a request to it were plaintext on the wire"
-    own = "spiffe://cluster.local/ns/machines/sa/legacy"
-    eventually(lambda: own in get(lab.b, f"http://{NEAR}:8080/", "legacy").output, f"near is told that {own} asks")
-    return f"client → legacy.service → near, as {own}; plaintext bytes 0"
+    answers = f"near is told that {LEGACY_IDENTITY} asks"
+    eventually(lambda: LEGACY_IDENTITY in get(lab.b, f"http://{NEAR}:8080/", "legacy").output, answers)
+    return f"client → legacy.service → near, as {LEGACY_IDENTITY}; plaintext bytes 0"
 
 
 def _ask(node: Machine, url: str) -> None:
     asked(node, url)
+
+
+def as_documented(lab: Lab) -> str:
+    """Each command of docs/vm.md answers, with the identities that are said there."""
+    for node in lab.nodes.values():
+        eventually(lambda node=node: all_enrolled(node), f"{node.name}: all pods are enrolled")
+    asked_for = list(documented.commands(documented.PAGE.read_text()))
+    for each in asked_for:
+        what = f"{each.machine}: {each.command}: answers with {each.identities or 'something'}"
+        eventually(lambda each=each: as_said(lab.nodes[each.machine].ask(each.command), each.identities), what)
+    return f"{len(asked_for)} commands, {', '.join(name for each in asked_for for name in each.identities)}"
+
+
+def as_said(answer: Answer, words: Sequence[str]) -> bool:
+    """Say whether *answer* is one, with all *words* in it."""
+    return not answer.status and bool(answer.output.strip()) and all(word in answer.output for word in words)
 
 
 def logs(lab: Lab) -> str:
@@ -363,6 +355,7 @@ CHECKS = (
     Check("policy", policy),
     Check("kernel path", kernel_path),
     Check("service", service),
+    Check("documents", as_documented),
     Check("logs", logs),
     Check("reload", reload),
     Check("kill -9", killed),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vm import checks
-from tests.vm.machines import NAMES
+from tests.vm import checks, documented
+from tests.vm.machines import NAMES, Answer
 from tests.vm.telling import Failed
 
 
@@ -28,3 +28,28 @@ def test_a_name_that_no_check_has_is_refused_with_those_that_there_are() -> None
 
 def test_the_comparison_takes_one_machine() -> None:
     assert [each.nodes for each in checks.CHECKS if set(each.nodes) != set(NAMES)] == [("node-a",)]
+
+
+def test_every_command_that_the_page_has_for_the_machines_is_tried() -> None:
+    page = documented.PAGE.read_text()
+    found = list(documented.commands(page))
+    assert len(found) == page.split("```")[1].count("vagrant ssh")
+    assert {each.machine for each in found} == set(NAMES)
+    assert {name for each in found for name in each.identities} == {checks.CLIENT, checks.LEGACY_IDENTITY}
+
+
+@pytest.mark.parametrize(
+    ("answer", "as_said"),
+    [
+        (Answer(0, f"far URI={checks.CLIENT}\n", ""), True),
+        (Answer(0, "far\n", ""), False),
+        (Answer(7, checks.CLIENT, "curl: (7)"), False),
+    ],
+)
+def test_a_command_that_does_not_answer_as_the_page_says_fails(answer: Answer, as_said: bool) -> None:
+    assert checks.as_said(answer, (checks.CLIENT,)) == as_said
+
+
+def test_a_command_of_which_nothing_is_said_has_to_print_something() -> None:
+    assert checks.as_said(Answer(0, "POD\n", ""), ())
+    assert not checks.as_said(Answer(0, "\n", ""), ())
