@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from nodeagent.compare import page
 from nodeagent.compare.result import ComparisonResult
 from nodeagent.lab.demo.wiretap import examine
-from tests import waiting
 from tests.vm import documented
+from tests.vm.looks import CURL, SECONDS, all_enrolled, asked, eventually, get, state_of
 from tests.vm.machines import NAMES, ROOT, Answer, Lab, Machine
 from tests.vm.tap import seen, wire
 from tests.vm.telling import Failed, going_on
@@ -33,42 +33,8 @@ LEGACY_IDENTITY = "spiffe://cluster.local/ns/machines/sa/legacy"
 LEGACY = "legacy-node-b"
 """What the agent calls node-b's legacy.service."""
 PINS = "/sys/fs/bpf/nodeagent"
-SECONDS = 600.0
-"""For a state to come on emulated processors, a reboot's end too, on a machine that does much else."""
 COMPARE_SECONDS = 1500.0
 """For the labs, and two rounds of their load."""
-PAUSE = 2.0
-"""Between two looks: each takes an emulated processor seconds, which what is waited for has not."""
-CURL = "curl --silent --show-error --max-time 60 --globoff"
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until *condition* holds. Raises AssertionError."""
-    waiting.eventually(condition, what, SECONDS, PAUSE)
-
-
-def get(node: Machine, url: str, pod: str = "client") -> Answer:
-    """Have a pod ask for *url*; the answer ends with a line that is the status code."""
-    return node.pod(pod, f"{CURL} --write-out '%{{http_code}}' {url}")
-
-
-def asked(node: Machine, url: str, pod: str = "client") -> str:
-    """As :func:`get`; return body and status code. Raises Failed when nothing answers."""
-    answer = get(node, url, pod)
-    if answer.status:
-        raise Failed(f"{pod} asked {url}: {answer.errors}")
-    return answer.output
-
-
-def state_of(node: Machine) -> dict[str, str]:
-    return {str(row["pod"]): str(row["state"]) for row in node.rows("get pods")}
-
-
-def all_enrolled(node: Machine) -> bool:
-    """Say whether the agent runs and has captured all pods of its node."""
-    answer = node.ask("nodeagent get pods -o json")
-    states = [row["state"] for row in json.loads(answer.output)] if not answer.status else []
-    return bool(states) and set(states) == {"enrolled"}
 
 
 def check(lab: Lab) -> str:
@@ -219,6 +185,27 @@ def as_documented(lab: Lab) -> str:
     return f"{len(asked_for)} commands, {', '.join(name for each in asked_for for name in each.identities)}"
 
 
+SHOP = """\
+[Service]
+ExecStart=/usr/bin/python3 -m http.server 8080
+"""
+
+
+def own_service(lab: Lab) -> str:
+    """By the commands of docs/install.md a service of node-a's is in the mesh, where STRICT protects it."""
+    commands, settings = documented.service(documented.INSTALL.read_text(), "shop")
+    lab.a.write("/etc/systemd/system/shop.service", SHOP)
+    lab.a.write("/etc/nodeagent/policies/machines.yaml", STRICT.replace("namespace: lab", "namespace: machines"))
+    lab.a.run("sh -e -s", given=commands)
+    lab.a.run("cat >> /etc/nodeagent/agent.yaml && systemctl reload nodeagent", given=settings, seconds=SECONDS)
+    eventually(lambda: all_enrolled(lab.a) and "shop-node-a" in state_of(lab.a), "shop-node-a is enrolled")
+    url = "http://10.77.1.10:8080/"
+    eventually(lambda: get(lab.a, url).output.endswith("200"), f"{url} answers a pod")
+    stranger = lab.a.ask(f"{CURL} --output /dev/null {url}")
+    assert stranger.status, "under STRICT, plaintext from outside of the mesh was answered"
+    return f"shop.service answers client, and a stranger gets curl's status {stranger.status}"
+
+
 def as_said(answer: Answer, words: Sequence[str]) -> bool:
     """Say whether *answer* is one, with all *words* in it."""
     return not answer.status and bool(answer.output.strip()) and all(word in answer.output for word in words)
@@ -362,6 +349,7 @@ CHECKS = (
     Check("AppArmor", confinement),
     Check("reboot", reboot),
     Check("compare", compare, ("node-a",)),
+    Check("own service", own_service, ("node-a",)),
     Check("uninstall", uninstall),
 )
 

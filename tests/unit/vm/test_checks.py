@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
+import yaml
 
 from tests.vm import checks, documented
 from tests.vm.machines import NAMES, Answer
@@ -22,12 +25,13 @@ def test_those_that_are_named_are_tried_in_their_order() -> None:
 
 
 def test_a_name_that_no_check_has_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(Failed, match=r"CHECKS: compares: allowed: check, .*compare, uninstall"):
+    with pytest.raises(Failed, match=r"CHECKS: compares: allowed: check, .*compare, .*uninstall"):
         checks.chosen("check,compares")
 
 
-def test_the_comparison_takes_one_machine() -> None:
-    assert [each.nodes for each in checks.CHECKS if set(each.nodes) != set(NAMES)] == [("node-a",)]
+def test_what_is_of_one_machine_takes_no_other() -> None:
+    alone = {each.name: each.nodes for each in checks.CHECKS if set(each.nodes) != set(NAMES)}
+    assert alone == {"compare": ("node-a",), "own service": ("node-a",)}
 
 
 def test_every_command_that_the_page_has_for_the_machines_is_tried() -> None:
@@ -53,3 +57,10 @@ def test_a_command_that_does_not_answer_as_the_page_says_fails(answer: Answer, a
 def test_a_command_of_which_nothing_is_said_has_to_print_something() -> None:
     assert checks.as_said(Answer(0, "POD\n", ""), ())
     assert not checks.as_said(Answer(0, "\n", ""), ())
+
+
+def test_what_the_page_has_for_a_service_is_a_script_and_settings() -> None:
+    commands, settings = documented.service(documented.INSTALL.read_text(), "shop")
+    assert subprocess.run(["sh", "-n"], input=commands, text=True, check=False).returncode == 0
+    assert "shop-network.service" in commands and commands.rstrip().endswith("systemctl restart shop")
+    assert [each["unit"] for each in yaml.safe_load(settings)["services"]] == ["shop.service"]
