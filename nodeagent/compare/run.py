@@ -37,6 +37,8 @@ _OPEN_CONNECTIONS: Final = 32
 _OPEN_SECONDS: Final = 4
 _WARM_UP_SECONDS: Final = (1, 5, 25)
 """Of each attempt: what has just been set up on a slow or busy machine may take its time to answer at all."""
+_LONGER: Final = 5
+"""Times as long a round goes on in which nothing was answered: on such a machine that comes later, too."""
 _LOGS_SECONDS: Final = 5.0
 """Of a catch-up, at most."""
 _WATCH_SECONDS: Final = 2.0
@@ -178,7 +180,7 @@ def _measure_beside_alone(plan: ComparisonPlan, results: Results, progress: Prog
     needs = LabNeeds(("http",), wait=plan.wait)
     for agent in labs.bring_up(("nodeagent",), needs, results.missing, lambda what: progress(what, 0, 1)):
         try:
-            warm_up(_loaded(agent).measure)
+            until_answered(_loaded(agent).measure, _WARM_UP_SECONDS)
             _measure_beside(agent, plan, results, progress)
         except (NodeagentError, OSError) as error:
             results.missing.append({"what": "nodeagent, under full log load", "why": str(error)})
@@ -233,7 +235,7 @@ def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progr
             progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done - 1, total)
             measured = _OPEN_SECONDS if cell.rate else plan.seconds
             try:
-                sample = cell.measure(measured) if turn else warm_up(cell.measure)
+                sample = until_answered(cell.measure, (measured, measured * _LONGER) if turn else _WARM_UP_SECONDS)
             except (NodeagentError, OSError) as error:
                 lost.add(cell.mode)
                 results.missing.append(
@@ -248,12 +250,13 @@ def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progr
     return lost
 
 
-def warm_up(measure: Callable[[int], Sample]) -> Sample:
-    """Have *measure*, given seconds, ask until something is answered; return what it saw then.
+def until_answered(measure: Callable[[int], Sample], attempts: Sequence[int]) -> Sample:
+    """Have *measure*, given the seconds of one of *attempts* after the other, ask until something is answered.
 
-    Raises UnansweredError where the longest attempt was not enough, and at once what else it raises.
+    Return what it saw then. Raises UnansweredError where the last attempt was not enough, and at
+    once what else it raises.
     """
-    *first, last = _WARM_UP_SECONDS
+    *first, last = attempts
     for seconds in first:
         with suppress(UnansweredError):
             return measure(seconds)

@@ -343,13 +343,13 @@ CHECKS = (
     Check("kernel path", kernel_path),
     Check("service", service),
     Check("documents", as_documented),
+    Check("own service", own_service, ("node-a",)),
     Check("logs", logs),
     Check("reload", reload),
     Check("kill -9", killed),
     Check("AppArmor", confinement),
     Check("reboot", reboot),
     Check("compare", compare, ("node-a",)),
-    Check("own service", own_service, ("node-a",)),
     Check("uninstall", uninstall),
 )
 

@@ -25,7 +25,7 @@ def test_those_that_are_named_are_tried_in_their_order() -> None:
 
 
 def test_a_name_that_no_check_has_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(Failed, match=r"CHECKS: compares: allowed: check, .*compare, .*uninstall"):
+    with pytest.raises(Failed, match=r"CHECKS: compares: allowed: check, .*compare, uninstall"):
         checks.chosen("check,compares")
 
 
