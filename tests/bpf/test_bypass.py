@@ -60,6 +60,34 @@ def test_the_trials_find_nothing_in_sockets_that_are_not_joined(monkeypatch: pyt
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize(("joined", "said"), [(True, "MSG_WAITALL does not wait for all"), (False, "")])
+def test_whether_all_is_waited_for_shows_where_no_unread_bytes_are_counted(
+    monkeypatch: pytest.MonkeyPatch, joined: bool, said: str
+) -> None:
+    """Input: as Linux 5.10 counts, none; a thread that is late to receive. Verdict: what it receives is no accident."""
+    monkeypatch.setattr(transparency.JoinablePair, "unread", lambda _: 0)
+    monkeypatch.setattr(transparency, "_PATIENCE_SECONDS", 60.0)
+    both_sent = threading.Event()
+    sendall, recv, parts = socket.socket.sendall, socket.socket.recv, []
+
+    def send(one: socket.socket, part: bytes) -> None:
+        sendall(one, part)
+        parts.append(part)
+        if len(parts) == 2:
+            both_sent.set()
+
+    def receive(one: socket.socket, *arguments: int) -> bytes:
+        both_sent.wait(0.3)
+        return recv(one, *arguments)
+
+    with transparency.pair() as pair:
+        if not joined:
+            monkeypatch.setattr(transparency.JoinablePair, "join", lambda *_: None)
+        monkeypatch.setattr(socket.socket, "sendall", send)
+        monkeypatch.setattr(socket.socket, "recv", receive)
+        assert transparency._wait_for_all(pair) == said
+
+
 @pytest.mark.parametrize("trial", transparency.TRIALS)
 def test_a_trial_ends_on_joined_sockets(trial: Callable[[transparency.JoinablePair], str]) -> None:
     """Input: each trial on this kernel, whatever it does. Verdict: it comes to an end, in words of one line or none."""
