@@ -13,7 +13,9 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpclib.protocol import H2Protocol
 from h2.config import H2Configuration
 
-CHECK: Final = "/grpc.health.v1.Health/Check"
+from nodeagent.mesh.declared import HEALTH_CHECK
+
+CHECK: Final = HEALTH_CHECK
 MAX_BYTES: Final = 64 << 10
 """Of all that an application may send: its settings, pings and answer."""
 

@@ -116,6 +116,7 @@ def check(
         *tried,
         *_paths(config),
         *_runtime(config),
+        *_nri(config),
         preflight.Finding(
             "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
         ),
@@ -179,6 +180,22 @@ def _runtime(config: AgentConfig | None) -> Iterator[Finding]:
         yield Finding("container runtime", True, True, said, "")
     except NodeagentError as error:
         yield Finding("container runtime", False, True, str(error), "no pod's place is known: none is captured")
+
+
+def _nri(config: AgentConfig | None) -> Iterator[Finding]:
+    """Try NRI, likewise."""
+    if config is None or config.kubernetes is None:
+        return
+    from nodeagent.places.preflight import runtime_version, try_nri
+    from nodeagent.redirect.preflight import Finding
+
+    feature = "runtime waits (NRI)"
+    try:
+        said = try_nri(config.kubernetes.nri, runtime_version(config.kubernetes.runtime))
+        yield Finding(feature, True, False, said, "")
+    except NodeagentError as error:
+        lost = "containers do not wait until their pods are captured: first packets may go by"
+        yield Finding(feature, False, False, str(error), lost)
 
 
 def _state(ok: bool, needed: bool) -> str:

@@ -8,7 +8,7 @@ certificate. A part that fails is started again alone and named in readiness (``
 
 It is made of concerns, which have one interface (``concern.py``) and know their neighbours by
 Protocols only: ``workers.py`` speaks with workers, ``enrolment.py`` captures pods,
-``start_gate.py`` lets the runtime start them then,
+``start_gate.py`` lets the runtime make their containers then, in a thread of its own,
 ``certificates.py`` has their certificates issued, ``kernel_upkeep.py`` keeps the kernel's verdicts
 up to date (``kernel_path.py`` makes them, tells its flows, counts them and closes what a new policy
 refuses), ``pod_sockets.py`` places the Workload API in pods, ``key_sets.py`` has key sets fetched

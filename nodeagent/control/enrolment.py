@@ -129,7 +129,7 @@ class Enrolment:
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """Compare with the kernel, for ever; leaving tells the other nodes that these pods take no mTLS any more."""
-        parts.start("the check of the pods", self._keep_checking, vital=True)
+        parts.start("the check of the pods", self._keep_checking, vital=True, idle_seconds=self._check_seconds)
         yield
         self.withdraw()
 
@@ -160,17 +160,25 @@ class Enrolment:
         """Name the pods for which the daemon is not ready, and why: those that the node cannot capture,
         those whose certificate is still awaited, and all, where none is as it should be.
 
-        One pod that is in its own way, or whose identity the authority refuses, stops no rollout:
-        :meth:`warnings` names it.
+        A pod that is in its own way, the one of all that cannot be captured, and one whose identity the authority
+        refuses stop no rollout: :meth:`warnings` names them.
         """
         judged = self._judged()
         none = not any(member.state == "enrolled" for member in judged)
-        return [self._named(member) for member in judged if member.state != "enrolled" and (none or _stops(member))]
+        alone = sum(member.state == "failed" for member in judged) == 1
+        return [
+            self._named(member)
+            for member in judged
+            if (member.state == "failed" and not alone) or _lacks(member, none=none)
+        ]
 
     def uncaptured(self) -> list[str]:
-        """Name the pods where the node captures none at all, for no pod's own doing: nothing is protected then."""
+        """Name the pods where the node captures none of several, for no pod's own doing: nothing is protected then. Of
+        a single one nobody can say whether it is the node's fault or the pod's.
+        """
         judged = self._judged()
-        return [self._named(each) for each in judged] if all(each.state == "failed" for each in judged) else []
+        none = len(judged) > 1 and all(each.state == "failed" for each in judged)
+        return [self._named(each) for each in judged] if none else []
 
     def _judged(self) -> list[Member]:
         return [member for member in self._members.values() if not member.excused]
@@ -466,9 +474,9 @@ class Enrolment:
         ]
 
 
-def _stops(member: Member) -> bool:
-    """Say whether the daemon is not ready for one such pod."""
-    return member.state == "failed" or (member.state == "pending" and member.awaited)
+def _lacks(member: Member, *, none: bool) -> bool:
+    """Say whether the daemon waits for what the captured pod *member* lacks; *none*: no pod has all."""
+    return member.state in ("pending", "faulty") and (none or (member.state == "pending" and member.awaited))
 
 
 def _refusal(dead: bool) -> str:

@@ -157,5 +157,5 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
         return [*source.warnings(), *places.warnings()]
 
     side = ClusterSide(client, source, places, marks, kept, PodUid(os.environ.get("POD_UID", "")))
-    gate = StartGate(kubernetes.nri, places.made)
+    gate = StartGate(kubernetes.nri, places.made, places.faults_of)
     return Footing(source, places, marks, (side, volumes, gate), places.faults_of, warnings, (side,), (gate,))

@@ -5,8 +5,12 @@ anybody. Pure; the data plane and ``nodeagent explain`` decide by it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from nodeagent.mesh.entries import DeclaredProbe, Workload
+
+HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
+"""What a gRPC probe calls (grpc.health.v1)."""
 
 
 def open_at(workload: Workload, port: int, *, from_node: bool) -> tuple[DeclaredProbe, ...]:
@@ -22,3 +26,10 @@ def is_among(probes: Iterable[DeclaredProbe], method: bytes, target: bytes) -> b
     return method == b"GET" and any(
         probe.kind in ("http", "scrape") and target == probe.path.encode() for probe in probes
     )
+
+
+def health_among(probes: Iterable[DeclaredProbe], method: str, target: str) -> tuple[str, ...]:
+    """Return the services whose health a request may ask for, where it is a gRPC probe's; none: it is not."""
+    if (method, target) != ("POST", HEALTH_CHECK):
+        return ()
+    return tuple(dict.fromkeys(probe.path for probe in probes if probe.kind == "grpc"))

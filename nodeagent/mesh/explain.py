@@ -14,7 +14,7 @@ from typing import Final
 from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
 from nodeagent.istio import AMBIENT_REDIRECTION, TUNNEL, TUNNEL_PORT, outbound_name
-from nodeagent.mesh.declared import is_among, open_at
+from nodeagent.mesh.declared import HEALTH_CHECK, health_among, is_among, open_at
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import (
     UNREAD,
@@ -281,12 +281,22 @@ def _spared(probes: Sequence[DeclaredProbe], question: Question, *, only: bool) 
     if is_among(probes, question.method.encode(), question.path.encode()):
         words = f"the pod declares GET {question.path} at this port, which no mode and no policy refuses"
         return "allowed", Step("verdict", f"allowed: {words}")
+    if services := health_among(probes, question.method, question.path):
+        asked = ", ".join(service or "the server as a whole" for service in services)
+        words = "the pod declares a gRPC probe at this port, which no mode and no policy refuses, for the health of"
+        return "allowed", Step("verdict", f"allowed: {words} {asked}; any other service's is refused")
     if not (only and probes):
         return None
-    declared = ", ".join(dict.fromkeys(f"{probe.kind} {probe.path}".strip() for probe in probes))
-    if not question.method or any(probe.kind == "grpc" for probe in probes):
+    declared = ", ".join(dict.fromkeys(map(_declared, probes)))
+    if not question.method:
         return "unknown", Step("verdict", f"it depends on the request: nothing passes but what is declared: {declared}")
-    return "refused", Step("verdict", f"refused with 403 (probe_refused): nothing passes but GET of {declared}")
+    return "refused", Step("verdict", f"refused (probe_refused): nothing passes but what is declared: {declared}")
+
+
+def _declared(probe: DeclaredProbe) -> str:
+    if probe.kind == "grpc":
+        return f"POST {HEALTH_CHECK} for {probe.path or 'the server as a whole'}"
+    return f"{probe.kind} {probe.path}".strip()
 
 
 def _path(workload: Workload) -> str:

@@ -25,6 +25,7 @@ from nodeagent.protocols.ttrpc_pb2 import Request, Response
 MAX_MESSAGE: Final = 4 << 20
 """Bytes of a message, by the protocol."""
 OK: Final = 0
+FAILED_PRECONDITION: Final = 9
 UNIMPLEMENTED: Final = 12
 """Codes of a status, gRPC's."""
 _HEAD: Final = Struct(">IIBB")

@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnodeagent/protocols/nri.proto\x12\x14nri.pkg.api.v1alpha1\"@\n\x15RegisterPluginRequest\x12\x13\n\x0bplugin_name\x18\x01 \x01(\t\x12\x12\n\nplugin_idx\x18\x02 \x01(\t\"A\n\x10\x43onfigureRequest\x12\x14\n\x0cruntime_name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_version\x18\x03 \x01(\t\"#\n\x11\x43onfigureResponse\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x05\"\"\n\x12SynchronizeRequest\x12\x0c\n\x04more\x18\x03 \x01(\x08\"#\n\x13SynchronizeResponse\x12\x0c\n\x04more\x18\x02 \x01(\x08\"m\n\x10StateChangeEvent\x12*\n\x05\x65vent\x18\x01 \x01(\x0e\x32\x1b.nri.pkg.api.v1alpha1.Event\x12-\n\x03pod\x18\x02 \x01(\x0b\x32 .nri.pkg.api.v1alpha1.PodSandbox\";\n\nPodRequest\x12-\n\x03pod\x18\x01 \x01(\x0b\x32 .nri.pkg.api.v1alpha1.PodSandbox\"\x96\x01\n\nPodSandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x34\n\x05linux\x18\x08 \x01(\x0b\x32%.nri.pkg.api.v1alpha1.LinuxPodSandbox\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x0b\n\x03ips\x18\n \x03(\t\"a\n\x0fLinuxPodSandbox\x12\x14\n\x0c\x63groups_path\x18\x04 \x01(\t\x12\x38\n\nnamespaces\x18\x05 \x03(\x0b\x32$.nri.pkg.api.v1alpha1.LinuxNamespace\",\n\x0eLinuxNamespace\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x07\n\x05\x45mpty*>\n\x05\x45vent\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x13\n\x0fRUN_POD_SANDBOX\x10\x01\x12\x13\n\x0fSTART_CONTAINER\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnodeagent/protocols/nri.proto\x12\x14nri.pkg.api.v1alpha1\"@\n\x15RegisterPluginRequest\x12\x13\n\x0bplugin_name\x18\x01 \x01(\t\x12\x12\n\nplugin_idx\x18\x02 \x01(\t\"Z\n\x10\x43onfigureRequest\x12\x14\n\x0cruntime_name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_version\x18\x03 \x01(\t\x12\x17\n\x0frequest_timeout\x18\x05 \x01(\x03\"#\n\x11\x43onfigureResponse\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x05\"\"\n\x12SynchronizeRequest\x12\x0c\n\x04more\x18\x03 \x01(\x08\"#\n\x13SynchronizeResponse\x12\x0c\n\x04more\x18\x02 \x01(\x08\"m\n\x10StateChangeEvent\x12*\n\x05\x65vent\x18\x01 \x01(\x0e\x32\x1b.nri.pkg.api.v1alpha1.Event\x12-\n\x03pod\x18\x02 \x01(\x0b\x32 .nri.pkg.api.v1alpha1.PodSandbox\";\n\nPodRequest\x12-\n\x03pod\x18\x01 \x01(\x0b\x32 .nri.pkg.api.v1alpha1.PodSandbox\"\x96\x01\n\nPodSandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x34\n\x05linux\x18\x08 \x01(\x0b\x32%.nri.pkg.api.v1alpha1.LinuxPodSandbox\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x0b\n\x03ips\x18\n \x03(\t\"a\n\x0fLinuxPodSandbox\x12\x14\n\x0c\x63groups_path\x18\x04 \x01(\t\x12\x38\n\nnamespaces\x18\x05 \x03(\x0b\x32$.nri.pkg.api.v1alpha1.LinuxNamespace\",\n\x0eLinuxNamespace\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x07\n\x05\x45mpty*T\n\x05\x45vent\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x13\n\x0fRUN_POD_SANDBOX\x10\x01\x12\x14\n\x10\x43REATE_CONTAINER\x10\x04\x12\x13\n\x0fSTART_CONTAINER\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nodeagent.protocols.nri_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENT']._serialized_start=777
-  _globals['_EVENT']._serialized_end=839
+  _globals['_EVENT']._serialized_start=802
+  _globals['_EVENT']._serialized_end=886
   _globals['_REGISTERPLUGINREQUEST']._serialized_start=55
   _globals['_REGISTERPLUGINREQUEST']._serialized_end=119
   _globals['_CONFIGUREREQUEST']._serialized_start=121
-  _globals['_CONFIGUREREQUEST']._serialized_end=186
-  _globals['_CONFIGURERESPONSE']._serialized_start=188
-  _globals['_CONFIGURERESPONSE']._serialized_end=223
-  _globals['_SYNCHRONIZEREQUEST']._serialized_start=225
-  _globals['_SYNCHRONIZEREQUEST']._serialized_end=259
-  _globals['_SYNCHRONIZERESPONSE']._serialized_start=261
-  _globals['_SYNCHRONIZERESPONSE']._serialized_end=296
-  _globals['_STATECHANGEEVENT']._serialized_start=298
-  _globals['_STATECHANGEEVENT']._serialized_end=407
-  _globals['_PODREQUEST']._serialized_start=409
-  _globals['_PODREQUEST']._serialized_end=468
-  _globals['_PODSANDBOX']._serialized_start=471
-  _globals['_PODSANDBOX']._serialized_end=621
-  _globals['_LINUXPODSANDBOX']._serialized_start=623
-  _globals['_LINUXPODSANDBOX']._serialized_end=720
-  _globals['_LINUXNAMESPACE']._serialized_start=722
-  _globals['_LINUXNAMESPACE']._serialized_end=766
-  _globals['_EMPTY']._serialized_start=768
-  _globals['_EMPTY']._serialized_end=775
+  _globals['_CONFIGUREREQUEST']._serialized_end=211
+  _globals['_CONFIGURERESPONSE']._serialized_start=213
+  _globals['_CONFIGURERESPONSE']._serialized_end=248
+  _globals['_SYNCHRONIZEREQUEST']._serialized_start=250
+  _globals['_SYNCHRONIZEREQUEST']._serialized_end=284
+  _globals['_SYNCHRONIZERESPONSE']._serialized_start=286
+  _globals['_SYNCHRONIZERESPONSE']._serialized_end=321
+  _globals['_STATECHANGEEVENT']._serialized_start=323
+  _globals['_STATECHANGEEVENT']._serialized_end=432
+  _globals['_PODREQUEST']._serialized_start=434
+  _globals['_PODREQUEST']._serialized_end=493
+  _globals['_PODSANDBOX']._serialized_start=496
+  _globals['_PODSANDBOX']._serialized_end=646
+  _globals['_LINUXPODSANDBOX']._serialized_start=648
+  _globals['_LINUXPODSANDBOX']._serialized_end=745
+  _globals['_LINUXNAMESPACE']._serialized_start=747
+  _globals['_LINUXNAMESPACE']._serialized_end=791
+  _globals['_EMPTY']._serialized_start=793
+  _globals['_EMPTY']._serialized_end=800
 # @@protoc_insertion_point(module_scope)

@@ -11,9 +11,11 @@ class Event(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     UNKNOWN: _ClassVar[Event]
     RUN_POD_SANDBOX: _ClassVar[Event]
+    CREATE_CONTAINER: _ClassVar[Event]
     START_CONTAINER: _ClassVar[Event]
 UNKNOWN: Event
 RUN_POD_SANDBOX: Event
+CREATE_CONTAINER: Event
 START_CONTAINER: Event
 
 class RegisterPluginRequest(_message.Message):
@@ -25,12 +27,14 @@ class RegisterPluginRequest(_message.Message):
     def __init__(self, plugin_name: _Optional[str] = ..., plugin_idx: _Optional[str] = ...) -> None: ...
 
 class ConfigureRequest(_message.Message):
-    __slots__ = ("runtime_name", "runtime_version")
+    __slots__ = ("runtime_name", "runtime_version", "request_timeout")
     RUNTIME_NAME_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_VERSION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     runtime_name: str
     runtime_version: str
-    def __init__(self, runtime_name: _Optional[str] = ..., runtime_version: _Optional[str] = ...) -> None: ...
+    request_timeout: int
+    def __init__(self, runtime_name: _Optional[str] = ..., runtime_version: _Optional[str] = ..., request_timeout: _Optional[int] = ...) -> None: ...
 
 class ConfigureResponse(_message.Message):
     __slots__ = ("events",)

@@ -125,8 +125,9 @@ CONTAINER_STARTS = Metric(
     "nodeagent_container_starts_total",
     "counter",
     ("outcome",),
-    "Starts of containers about which the runtime asked: of pods that were captured or left alone already (known), for "
-    "which it waited (awaited), or that started unknown, as none waits for ever (unknown).",
+    "Containers about which the runtime asked: of pods that were captured or left alone already (known), for which it "
+    "waited (awaited), that started unknown, as none waits for ever (unknown), or that are in the mesh and were not "
+    "captured in time: the kubelet tries these again (refused).",
 )
 MAP_ENTRIES = Metric("nodeagent_map_entries", "gauge", ("map",), "Entries in use in a BPF map.")
 MAP_CAPACITY = Metric("nodeagent_map_capacity", "gauge", ("map",), "Entries that a BPF map can hold.")

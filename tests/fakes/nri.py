@@ -53,11 +53,13 @@ class PluginSeen:
     _streams: itertools.count[int] = field(default_factory=lambda: itertools.count(1, 2))
     _waiting: dict[int, asyncio.Future[Response]] = field(default_factory=dict)
 
-    async def call(self, method: str, request: Message, timeout: float = 2.0) -> Response:
-        """Call the plugin; one that does not answer in time is dropped. Raises TimeoutError."""
+    async def call(self, method: str, request: Message, timeout: float = 2.0, *, told: bool = True) -> Response:
+        """Call the plugin; one that does not answer in time is dropped. *told*: the call says how long it waits. Raises
+        TimeoutError, ConnectionError.
+        """
         stream = next(self._streams)
         asked = Request(
-            service=PLUGIN, method=method, payload=request.SerializeToString(), timeout_nano=int(timeout * 1e9)
+            service=PLUGIN, method=method, payload=request.SerializeToString(), timeout_nano=int(timeout * told * 1e9)
         ).SerializeToString()
         answer = self._waiting[stream] = asyncio.get_running_loop().create_future()
         self.writer.write(frame(1, head(len(asked), stream, 1)) + frame(1, asked))
@@ -88,6 +90,9 @@ class PluginSeen:
                         self._waiting.pop(stream).set_result(Response.FromString(data))
         except (asyncio.IncompleteReadError, ConnectionError):
             self.gone.set()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(ConnectionResetError())
 
     def _asked(self, stream: int, kind: int, data: bytes, refusal: str) -> None:
         asked = Request.FromString(data)
@@ -105,13 +110,16 @@ class PluginSeen:
 
 @dataclass
 class FakeNri:
-    """The runtime. *older*: before NRI 0.12, with events for methods; *refusal*: what plugins are told."""
+    """The runtime. *older*: before NRI 0.12, with events for methods; *refusal*: what plugins are told; *patience*: in
+    seconds, as it says when a plugin is configured.
+    """
 
     path: Path
     older: bool = False
     refusal: str = ""
     is_mute: bool = False
     """It answers nothing, as while it is busy with others."""
+    patience: float = 2.0
     parts: int = 2
     """Messages in which it tells what runs already."""
     plugins: list[PluginSeen] = field(default_factory=list)
@@ -137,6 +145,19 @@ class FakeNri:
         """A sandbox was made."""
         for plugin in self.ready():
             await self._tell(plugin, "RunPodSandbox", nri.RUN_POD_SANDBOX, sandbox)
+
+    async def create(self, sandbox: nri.PodSandbox, timeout: float = 2.0) -> str:
+        """Make a container of *sandbox* when all plugins have answered; return why one of them refuses that, or
+        ``late`` where one did not answer in time.
+        """
+        for plugin in self.ready():
+            try:
+                answer = await plugin.call("CreateContainer", nri.PodRequest(pod=sandbox), timeout)
+            except (TimeoutError, ConnectionError):
+                return "late"
+            if answer.status.code:
+                return answer.status.message
+        return ""
 
     async def start(self, sandbox: nri.PodSandbox, timeout: float = 2.0) -> bool:
         """Start a container of *sandbox* when all plugins have answered; return whether all did in time."""
@@ -168,7 +189,8 @@ class FakeNri:
         while not plugin.name and not serving.done():
             await asyncio.sleep(0.001)  # it registers by itself
         if plugin.name:
-            request = nri.ConfigureRequest(runtime_name="fake", runtime_version="2.0")
+            patience = int(self.patience * 1000)
+            request = nri.ConfigureRequest(runtime_name="fake", runtime_version="2.0", request_timeout=patience)
             plugin.events = nri.ConfigureResponse.FromString((await plugin.call("Configure", request)).payload).events
             for number in range(self.parts):
                 more = number + 1 < self.parts

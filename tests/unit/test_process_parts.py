@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
+
 from nodeagent.parts import LONGEST_PAUSE, LOOP, STEADY_SECONDS, Parts
 from tests.waiting import until
 
@@ -79,6 +81,35 @@ def test_a_vital_part_that_fails_again_and_again_is_told_from_one_that_did() -> 
         await until(lambda: min(failed.values()) > LOOP)
         assert [words.split(" failed")[0] for words in parts.looping()] == ["what is vital"]
         assert len(parts.failing()) == 2
+        parts.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("idle", "loops"), [(30.0, True), (0.0, False)])
+def test_what_a_part_waits_for_before_it_does_anything_is_no_sign_that_it_is_well(idle: float, loops: bool) -> None:
+    """Input: a part that fails 30 s after each start, as a check does that looks every 30 s."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        failed = 0
+
+        async def pause(seconds: float) -> None:
+            await asyncio.sleep(0)
+
+        async def check() -> None:
+            nonlocal now, failed
+            now += 30.0
+            failed += 1
+            raise KeyError
+
+        loop.time = lambda: now  # type: ignore[method-assign]
+        parts = Parts(sleep=pause)
+        parts.start("the check", check, vital=True, idle_seconds=idle)
+        while failed < 2 * LOOP:
+            await asyncio.sleep(0)
+        assert bool(parts.looping()) == loops
         parts.stop()
 
     asyncio.run(main())

@@ -38,3 +38,23 @@ def test_where_none_is_named_nor_there_the_machine_is_looked_at() -> None:
     alone = CliRunner().invoke(check, ["-o", "json"], standalone_mode=False)
     assert alone.exception is None
     assert {row["feature"] for row in json.loads(alone.output)} >= {"BPF", "while no daemon lives"}
+
+
+def test_a_runtime_that_asks_no_plugin_is_named_and_what_to_do(tmp_path: Path) -> None:
+    """Verdict: the agent works without."""
+    config = {
+        "node": "node1",
+        "kubernetes": {"runtime": str(tmp_path / "cri.sock"), "nri": str(tmp_path / "nri.sock")},
+        "redirect": {"cgroup": "/sys/fs/cgroup"},
+        "identity": {"caDirectory": str(tmp_path)},
+    }
+    path = tmp_path / "agent.yaml"
+    path.write_text(json.dumps(config))
+    done = CliRunner().invoke(check, ["-o", "json", "-c", str(path)], standalone_mode=False)
+    assert done.exception is None, done.exception
+    rows = {row["feature"]: row for row in json.loads(done.output)}
+    found = rows["runtime waits (NRI)"]
+    assert found["state"] == "absent"
+    assert "there is no such socket" in found["detail"]
+    assert "containerd 2" in found["detail"]
+    assert "first packets may go by" in found["lost"]

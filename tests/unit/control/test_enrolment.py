@@ -125,14 +125,31 @@ def test_a_pod_that_cannot_be_captured_keeps_no_other_from_it(stage: Stage) -> N
     stage.certificates.good = {identity("a"), identity("b")}
     stage.bring("a", "b")
     assert stage.states() == {"a": "failed", "b": "enrolled"}
-    assert stage.enrolment.missing() == ["pod default/a: failed: port 15001 is taken"]
+    assert stage.enrolment.warnings() == ["pod default/a: failed: port 15001 is taken"]
     stage.plane.refused.clear()
     stage.enrolment.check()
     assert stage.states() == {"a": "enrolled", "b": "enrolled"}
 
 
+def test_one_pod_that_cannot_be_captured_stops_no_rollout_and_two_do(stage: Stage) -> None:
+    """Verdict: whether the node or the pod is at fault cannot be told of one, alone on the node or beside others."""
+    failed = [f"pod default/{name}: failed: port 15001 is taken" for name in "ab"]
+    stage.certificates.good = {identity("c")}
+    for names in ("a", "ac"):
+        stage.plane.refused = {"a"}
+        stage.bring(*names)
+        assert (stage.enrolment.missing(), stage.enrolment.warnings()) == ([], failed[:1])
+        assert stage.enrolment.uncaptured() == []
+    stage.plane.refused = {"a", "b"}
+    stage.bring("a", "b", "c")
+    assert (stage.enrolment.missing(), stage.enrolment.warnings()) == (failed, [])
+    assert stage.enrolment.uncaptured() == [], "one is captured"
+    stage.bring("a", "b")
+    assert stage.enrolment.uncaptured() == stage.enrolment.missing() == failed
+
+
 def test_one_pod_in_its_own_way_stops_no_rollout(stage: Stage) -> None:
-    """Verdict: it is warned of; alone on the node too. What the node cannot do keeps the daemon from being ready."""
+    """Verdict: it is warned of; alone on the node too."""
     stage.plane.own_doing = {"a"}
     stage.bring("a")
     assert stage.enrolment.missing() == []
@@ -141,13 +158,6 @@ def test_one_pod_in_its_own_way_stops_no_rollout(stage: Stage) -> None:
     stage.certificates.good = {identity("b")}
     stage.bring("a", "b")
     assert (stage.enrolment.missing(), stage.enrolment.warnings()) == ([], words)
-    stage.plane.own_doing.clear()
-    stage.plane.refused = {"a"}
-    stage.enrolment.check()
-    assert (stage.enrolment.missing(), stage.enrolment.warnings()) == (
-        ["pod default/a: failed: port 15001 is taken"],
-        [],
-    )
 
 
 def test_a_node_that_captures_no_pod_at_all_is_told_from_one_where_pods_are_in_their_own_way(stage: Stage) -> None:
@@ -344,7 +354,7 @@ def test_a_place_that_leads_to_another_pods_network_is_none(stage: Stage) -> Non
     bring((4, 2))
     stage.enrolment.prune()
     assert (stage.plane.captured, stage.plane.pruned) == ({}, [("10.0.0.1",)])
-    assert "another network namespace" in stage.enrolment.missing()[0]
+    assert "another network namespace" in stage.enrolment.warnings()[0]
     bring(stage.plane.file)
     assert set(stage.plane.captured) == {"a"}
 

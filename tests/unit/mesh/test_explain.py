@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import Workload
+from nodeagent.mesh.declared import HEALTH_CHECK
+from nodeagent.mesh.entries import DeclaredProbe, Workload
 from nodeagent.mesh.explain import Explanation, explain
 from nodeagent.mesh.explain_policies import Question
 from nodeagent.places.annotation import AnnotationPlaces
@@ -204,6 +206,38 @@ def test_what_the_pod_declares_passes_as_in_the_data_plane(
     permit = permitted(Peer(source, 1, "", "none", None), server, 8080, from_node=source == "192.0.2.1")
     assert isinstance(permit, Permit)
     assert is_probe(permit, method.encode(), path.encode()) == passes
+
+
+@pytest.mark.parametrize("mode", ["STRICT", "PERMISSIVE"])
+@pytest.mark.parametrize(
+    ("source", "method", "path", "passes"),
+    [
+        ("192.0.2.1", "POST", HEALTH_CHECK, True),
+        ("bare", "POST", HEALTH_CHECK, False),
+        ("192.0.2.1", "GET", HEALTH_CHECK, False),
+        ("192.0.2.1", "POST", "/grpc.health.v1.Health/Watch", False),
+    ],
+)
+def test_the_health_that_a_grpc_probe_declares_may_be_asked_for_by_the_node(
+    mode: str, source: str, method: str, path: str, passes: bool
+) -> None:
+    """Input: a pod whose one probe is a gRPC probe, a DENY of everything, and the node at 192.0.2.1."""
+    everything = policy("AuthorizationPolicy", {"action": "DENY", "rules": [{}]}, name="deny")
+    peer = policy("PeerAuthentication", {"mtls": {"mode": mode}}, name="peer")
+    made = cluster(everything, peer)
+    (server,) = (entry for entry in made.entries().upserts if isinstance(entry, Workload) and entry.pod == "web")
+    probed = replace(server, probes=(DeclaredProbe("grpc", 8080, "shop"), DeclaredProbe("grpc", 8080)))
+    entries = [probed if entry is server else entry for entry in made.entries().upserts]
+    found = explain(
+        entries,
+        Question(source, "web", method, path, ()),
+        node="node1",
+        mesh=MeshSettings(DOMAIN),
+        node_addresses=("192.0.2.1",),
+    )
+    assert found.verdict == ("allowed" if passes else "refused"), found
+    if passes:
+        assert "for the health of shop, the server as a whole" in words(found, "verdict")
 
 
 def test_a_connection_to_what_declares_a_probe_depends_on_the_request() -> None:
