@@ -12,7 +12,8 @@ way. One record alone is refused for its own sake only if the sink took others s
 
 Nor does it say much that the sink takes nothing of a request where one pod's records may be why, as a limit of Loki's
 on one stream is: after PATIENCE such answers the pods are asked for in halves, and one alone of which it takes nothing
-is set aside: others go before it, and it comes again as what is asked for again does.
+is set aside: others go before it, and it comes again as what is asked for again does. What the sink asks to wait then
+is for that pod alone.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Answers:
                 await self._apply_partly(batch, outcome)
             case Untaken():
                 batch.untaken += 1
-                self._pace.pause(outcome.why, outcome.after)
+                # What it asks for one stream is no other's.
+                self._pace.pause(outcome.why, None if outcome.partly else outcome.after)
                 batch.under_way = outcome.under_way
                 batch.due = self._pace.resume
                 self._send_again(batch, batch.numbers)
@@ -147,6 +149,7 @@ class Answers:
             self._sparing.tell(pod, f"sink {self._sink.name} takes nothing of pod {pod}: {outcome.why}")
         batch.aside = True
         await self._apply_taken(batch, Taken(range(len(batch.numbers)), why=outcome.why))
+        batch.due = max(batch.due, self._pace.after(batch.failures, outcome.after))
 
     async def _apply_taken(self, batch: Batch, taken: Taken) -> None:
         numbers = batch.numbers

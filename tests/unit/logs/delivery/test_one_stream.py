@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from nodeagent.logs.delivery.answers import CROWDED_BESIDE
+from nodeagent.logs.delivery.answers import CROWDED_BESIDE, PATIENCE
 from nodeagent.logs.delivery.buffer import DiskBuffer
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.lane import Lane, LaneBounds
@@ -150,6 +152,33 @@ def test_of_a_sink_that_takes_nothing_of_anybody_nothing_is_given_up(tmp_path: P
         assert scene.lane.counts.total().delivered == sum(scene.offered.values())
 
     run(tmp_path, test, buffered)
+
+
+def test_what_one_stream_is_to_wait_is_waited_for_its_pod_alone(tmp_path: Path) -> None:
+    async def test(scene: Scene) -> None:
+        asked: list[float] = []
+        alone: list[float] = []
+
+        def answer(texts: list[bytes]) -> Outcome:
+            asked.append(scene.clock.seconds)
+            if all(each.startswith(b"bad") for each in texts):
+                alone.append(scene.clock.seconds)
+            outcome = scene.limited(texts)
+            return replace(outcome, after=120.0) if isinstance(outcome, Untaken) else outcome
+
+        scene.sink.answer = answer
+        for pod in (*OTHERS, "bad"):
+            scene.offer(pod)
+        await until(lambda: all(scene.delivered(each) for each in OTHERS) and len(asked) > PATIENCE)
+        assert asked[PATIENCE] - asked[0] < 120, "all wait for as long as they do where nothing is asked for"
+        await until(lambda: len(alone) > PATIENCE + 3)
+        assert all(later - earlier >= 120 for earlier, later in pairwise(alone[-3:]))
+        await scene.fill(OTHERS, 1)
+        scene.limited.over.clear()
+        await until(lambda: scene.lane.held == 0)
+        assert all(scene.delivered(each) == list(range(scene.offered[each])) for each in scene.offered), "in order"
+
+    run(tmp_path, test, buffered=False)
 
 
 def test_a_limit_of_the_whole_tenant_makes_no_dead_letters(tmp_path: Path) -> None:
