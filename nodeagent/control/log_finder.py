@@ -7,10 +7,11 @@ case; while a folder that it should have is missing, often. What is told is alwa
 compared with the last one: an event that was lost, doubled or late changes nothing.
 
 A pod that makes and removes files as fast as it can is looked at no oftener for it: after a look that
-took long, the next one waits for a multiple of that. A look goes in slices of some milliseconds, so that nothing
-of control waits for thousands of names; what is told meanwhile and makes it wrong ends it, and it begins anew.
-Milliseconds of the processor: where a node has none to spare, a look that waited for it did nothing meanwhile. One
-that waits for a disk has others of control wait with it: its slices end, and what it waited counts.
+took long, the next one waits for a multiple of that, up to ten seconds or as long as the look took. A
+look goes in slices of some milliseconds, so that nothing of control waits for thousands of names; what
+is told meanwhile and makes it wrong ends it, and it begins anew. Milliseconds of the processor: where a
+node has none to spare, a look that waited for it did nothing meanwhile. One that waits for a disk has
+others of control wait with it: its slices end, and what it waited counts.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ SURE_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.5
 """Likewise, where folders cannot be watched."""
 SHARE: Final = 0.05
-"""Of a processor, that looks at one pod may take."""
+"""Of a processor, that looks at one pod may take, as long as the next one comes within SURE_SECONDS."""
+SLOW_SECONDS: Final = 1.0
+"""That a look may take before it is told."""
 IDLE_SOURCES: Final = 64
 """Of a pod that are remembered though they have no open file."""
 GONE_SECONDS: Final = 30.0
@@ -198,6 +201,12 @@ class LogFinder:
         why = self._watches.blind
         found = [f"logs: folders cannot be watched, and are looked at each {POLL_SECONDS:g} s: {why}"] if why else []
         for followed, refusals in self.rows():
+            if followed.took >= SLOW_SECONDS:
+                later = max(followed.took, SURE_SECONDS)
+                found.append(
+                    f"logs of {followed.name}: a look for files took {followed.took:.1f} s, and the next comes up to "
+                    f"{later:.0f} s later; is their disk slow, or are there thousands?"
+                )
             if refusals and not followed.gone_at:
                 more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
                 found.append(f"logs of {followed.name}: {refusals[0]}{more}")
@@ -297,7 +306,8 @@ class LogFinder:
         finally:
             look.close()
         now = self._clock()
-        followed.not_before = now + time_slice.end() * (1 / SHARE - 1)
+        followed.took = time_slice.end()
+        followed.not_before = now + min(followed.took * (1 / SHARE - 1), max(followed.took, SURE_SECONDS))
         wait = self._wait(followed, look, now)
         followed.next_look = now if followed.alarmed else now + wait
         if followed.gone_at and not look.names and (not look.there or now - followed.gone_at > GONE_SECONDS):

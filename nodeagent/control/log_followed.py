@@ -55,6 +55,8 @@ class FollowedPod:
     """When a folder of it began to be missing; 0: none is."""
     next_look: float = 0.0
     not_before: float = 0.0
+    took: float = 0.0
+    """Seconds of a processor and of disks that its last look took."""
     gone_at: float = 0.0
     """When it left the API; 0: it has not."""
     told: int = 0

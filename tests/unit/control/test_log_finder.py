@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.control import log_finder, log_scan
-from nodeagent.control.log_finder import IDLE_SOURCES, LogFinder
+from nodeagent.control.log_finder import IDLE_SOURCES, SURE_SECONDS, LogFinder
 from nodeagent.control.log_opening import Opened, open_file_beneath
 from nodeagent.control.log_scan import MAX_REFUSALS, FileId, FoundFile
 from nodeagent.control.log_shares import KEPT, room_of
@@ -590,8 +590,11 @@ def test_a_look_that_waits_for_a_disk_lets_others_have_their_turn_and_the_next_o
     finder.follow(node.pods)
     began = disk.now
     assert sum(1 for _ in finder._look(PodUid("u1"))) > 30
+    took = disk.now - began
     (followed,) = finder.pods()
-    assert followed.not_before - disk.now > 10 * (disk.now - began) / 2
+    assert SURE_SECONDS / 2 < followed.not_before - disk.now <= max(SURE_SECONDS, took), "later, but not by minutes"
+    (warning,) = finder.warnings()
+    assert f"{followed.name}: a look for files took {followed.took:.1f} s" in warning
 
 
 def test_what_is_told_while_a_look_goes_on_begins_it_anew(node: Node) -> None:
