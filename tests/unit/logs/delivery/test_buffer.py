@@ -38,13 +38,28 @@ def opened(folder: Path, most: int = MOST, segment: int = 8 << 20) -> DiskBuffer
     return buffer
 
 
-async def everything(buffer: DiskBuffer) -> list[Taking]:
+async def all_there_is(buffer: DiskBuffer, at_once: int = 1) -> tuple[list[Taking], Counter[PodName]]:
+    """Take everything; return it, and what turned out to be lost."""
     result: list[Taking] = []
+    lost: Counter[PodName] = Counter()
     while buffer.unread:
-        taken, lost = await buffer.take(1)
-        assert not lost
+        taken, gone = await buffer.take(at_once)
         result += taken
-    return result
+        lost += gone
+    return result, lost
+
+
+async def everything(buffer: DiskBuffer) -> list[Taking]:
+    taken, lost = await all_there_is(buffer)
+    assert not lost
+    return taken
+
+
+async def fill(buffer: DiskBuffer, pods: int = 0) -> None:
+    """Append 100 records that hardly compress, each for itself and with its number; of so many *pods* in turn."""
+    for each in range(100):
+        source = origin(f"pod-{each % pods}") if pods else origin()
+        await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each, source)])
 
 
 def texts(taken: list[Taking]) -> list[bytes]:
@@ -161,8 +176,7 @@ def test_a_torn_end_ends_a_segment_wherever_it_is(tmp_path: Path) -> None:
 def test_what_is_damaged_is_counted_put_aside_and_stops_nobody(tmp_path: Path) -> None:
     async def test() -> None:
         buffer = opened(tmp_path, segment=1 << 16)
-        for each in range(100):
-            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each)])
+        await fill(buffer)
         await buffer.close()
         first = min(tmp_path.glob("*.segment"))
         content = bytearray(first.read_bytes())
@@ -171,12 +185,7 @@ def test_what_is_damaged_is_counted_put_aside_and_stops_nobody(tmp_path: Path) -
         (tmp_path / "000000000000.segment").write_bytes(b"nonsense")
         (tmp_path / "others").write_bytes(b"kept")
         buffer = opened(tmp_path)
-        taken: list[Taking] = []
-        lost: Counter[tuple[str, str]] = Counter()
-        while buffer.unread:
-            more, gone = await buffer.take(1)
-            taken += more
-            lost += gone
+        taken, lost = await all_there_is(buffer)
         assert len(taken) == 99
         assert lost == {("shop", "web-1"): 1}, "what follows is not damaged"
         for each in taken:
@@ -213,16 +222,11 @@ def test_a_byte_that_is_changed_takes_what_it_is_in_and_makes_nothing_another_po
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :])
             buffer = opened(tmp_path)
             offered = buffer.pods.total()
-            taken: list[Taking] = []
-            lost = 0
-            while buffer.unread:
-                more, gone = await buffer.take(1 << 20)
-                taken += more
-                lost += gone.total()
+            taken, lost = await all_there_is(buffer, 1 << 20)
             for each in taken:
                 assert pods[each.records.texts[0]] == each.records.origin.pod, at
                 buffer.done(each)
-            assert len(taken) + lost == offered, at
+            assert len(taken) + lost.total() == offered, at
             assert len(taken) >= (4 if at >= len(MAGIC) else 6), at
             assert not buffer.pods
             await buffer.close()
@@ -252,8 +256,7 @@ def test_where_the_sink_was_is_believed_only_as_it_was_written(tmp_path: Path) -
 
     async def test() -> None:
         buffer = opened(tmp_path, segment=1 << 16)
-        for each in range(100):
-            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each)])
+        await fill(buffer)
         for each in (await buffer.take(1 << 10))[0]:
             buffer.done(each)
         await buffer.close()
@@ -275,8 +278,7 @@ def test_what_cannot_be_read_at_the_start_is_named_and_stays_until_it_can(
 ) -> None:
     async def test() -> None:
         buffer = opened(tmp_path, segment=1 << 14)
-        for each in range(100):
-            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each)])
+        await fill(buffer)
         await buffer.close()
         first, second, *_ = sorted(tmp_path.glob("*.segment"))
         left = survey(first, 0)[1].total() + survey(second, 0)[1].total()
@@ -319,12 +321,8 @@ def test_one_that_is_cut_while_it_is_read_is_counted_and_stops_nobody(tmp_path: 
         taken, _ = await buffer.take(1)
         (path,) = tmp_path.glob("*.segment")
         os.truncate(path, path.stat().st_size // 2)
-        lost: Counter[tuple[str, str]] = Counter()
-        while buffer.unread:
-            more, gone = await buffer.take(1)
-            taken += more
-            lost += gone
-        assert len(taken) + lost.total() == 20 and 0 < lost.total() < 20
+        more, lost = await all_there_is(buffer)
+        assert len(taken) + len(more) + lost.total() == 20 and 0 < lost.total() < 20
         await buffer.append([records(["next"])])
         assert texts(await everything(buffer)) == [b"next"]
         await buffer.close()
@@ -342,8 +340,7 @@ def test_one_that_was_only_begun_is_nothing(tmp_path: Path, caplog: pytest.LogCa
 def test_the_oldest_are_dropped_by_segment_and_counted_by_pod(tmp_path: Path) -> None:
     async def test() -> None:
         buffer = opened(tmp_path, segment=1 << 16)
-        for each in range(100):
-            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each, origin(f"pod-{each % 2}"))])
+        await fill(buffer, pods=2)
         taken, _ = await buffer.take(1)
         lost = await buffer.drop_oldest()
         assert lost.total() > 10 and set(lost) == {("shop", "pod-0"), ("shop", "pod-1")}
@@ -485,8 +482,7 @@ def test_what_is_under_way_is_on_disk_until_it_is_settled(
 
 async def pinned(buffer: DiskBuffer) -> dict[int, Taking]:
     """Return what is under way by its number: every tenth of 100 records, in several segments."""
-    for each in range(100):
-        await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each, origin(f"pod-{each % 3}"))])
+    await fill(buffer, pods=3)
     taken = await everything(buffer)
     for number, each in enumerate(taken):
         if number % 10:
@@ -627,13 +623,8 @@ def test_what_is_damaged_behind_what_is_under_way_is_put_aside_at_once_where_roo
         [path] = tmp_path.glob("*.segment")
         size = path.stat().st_size
         path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
-        taken: list[Taking] = []
-        lost = 0
-        while buffer.unread:
-            more, gone = await buffer.take(1)
-            taken += more
-            lost += gone.total()
-        assert len(taken) + lost == 40 and lost > 10
+        taken, lost = await all_there_is(buffer)
+        assert len(taken) + lost.total() == 40 and lost.total() > 10
         for each in taken[1:]:
             buffer.done(each)
         assert await buffer.reclaim()
@@ -651,8 +642,7 @@ def test_a_segment_that_cannot_be_read_for_now_is_not_passed_by_the_cursor(
 
     async def test() -> None:
         buffer = opened(tmp_path, segment=1 << 16)
-        for each in range(100):
-            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each)])
+        await fill(buffer)
         await buffer.close()
         first = min(tmp_path.glob("*.segment"))
 
