@@ -5,6 +5,7 @@ Everything that more than one process needs is imported here, once, before the f
 
 from __future__ import annotations
 
+import logging
 import resource
 import socket
 import time
@@ -28,26 +29,35 @@ from nodeagent.pulse import Pulse
 from nodeagent.redirect import pins
 from nodeagent.service_manager import ServiceManager
 
+log = logging.getLogger("nodeagent.agent")
 LOOK_SECONDS: Final = 0.05
 """Between two looks whether a daemon that ends has ended."""
 
 
-def main(config: AgentConfig, path: Path | None = None, manager: ServiceManager | None = None) -> int:
+def main(
+    config: AgentConfig,
+    path: Path | None = None,
+    manager: ServiceManager | None = None,
+    faults: tuple[str, ...] = (),
+) -> int:
     """Run the daemon in the foreground until SIGTERM; return its exit status. *path*: of its agent.yaml, of which
     a reload reads section ``logs`` again; None: it is not. *manager*: is told when it works; None: nobody is.
+    *faults*: what is wrong with sections of agent.yaml that it starts without.
 
     Where a daemon runs with these folders already, this one takes the node over from it. Raises
     ControlError when that one hands nothing over; nothing of it has been touched then. Raises
     KernelError when bpffs cannot be mounted.
     """
     log_lines.to_stderr("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    for fault in faults:
+        log.error("%s; the daemon starts without that section", fault)
     take_descriptors()
     pinned = config.redirect.pin_directory
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
     with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
         estate = replace(estate, manager=manager or ServiceManager())
-        roles = {CONTROL: Role(partial(control.main, config, path)), WORKER: Role(worker.main, beats=True)}
+        roles = {CONTROL: Role(partial(control.main, config, path, faults)), WORKER: Role(worker.main, beats=True)}
         stop_seconds = config.proxy.timeouts.stop
         if config.logs is not None:
             roles[COLLECTOR] = Role(_collector)

@@ -406,9 +406,34 @@ class AgentConfig(ConfigSection):
         return providers
 
 
+BESIDE: Final = (("logs",), ("telemetry", "accessLog"))
+"""Sections that protect nothing: a daemon starts without one that is wrong, for without a daemon what is protected
+is refused.
+"""
+
+
 def load(path: Path) -> AgentConfig:
     """Read and validate agent.yaml. Raises ConfigError."""
     return load_as(path, AgentConfig)
+
+
+def load_to_start(path: Path) -> tuple[AgentConfig, tuple[str, ...]]:
+    """Read agent.yaml for a daemon that begins; return it without the sections of ``BESIDE`` that are wrong, and what
+    is wrong with each. Raises ConfigError where anything else is.
+    """
+    document = _document(path)
+    beside = {place: given for place in BESIDE if (given := _taken_out(document, place)) is not _ABSENT}
+    config = _validated(path, document, AgentConfig)
+    faults = []
+    for place, given in beside.items():
+        trial = _with(document, place, given)
+        try:
+            config = _validated(path, trial, AgentConfig)
+        except ConfigError as error:
+            faults.append(str(error))
+        else:
+            document = trial
+    return config, tuple(faults)
 
 
 def load_as(path: Path, model: type[Model]) -> Model:
@@ -416,6 +441,16 @@ def load_as(path: Path, model: type[Model]) -> Model:
 
     Raises ConfigError naming the file, the field, the value and what is allowed.
     """
+    return _validated(path, _document(path), model)
+
+
+_Document = dict[object, object]
+"""What YAML makes of a mapping."""
+_ABSENT: Final = object()
+
+
+def _document(path: Path) -> _Document:
+    """Raises ConfigError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -426,6 +461,11 @@ def load_as(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(document).__name__}")
+    return document
+
+
+def _validated(path: Path, document: _Document, model: type[Model]) -> Model:
+    """Raises ConfigError."""
     for key, value in document.items():
         if value is None:  # `logs:` alone would be off, without a word
             raise ConfigError(f"{path}: {key}: nothing stands behind it; a value is expected, or no such key")
@@ -435,3 +475,23 @@ def load_as(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {told(error)}") from None
+
+
+def _taken_out(document: _Document, place: tuple[str, ...]) -> object:
+    """Take what stands at *place* out of *document*, and return it; ``_ABSENT``: nothing does."""
+    *sections, key = place
+    for each in sections:
+        below = document.get(each)
+        if not isinstance(below, dict):
+            return _ABSENT
+        document = below
+    return document.pop(key, _ABSENT)
+
+
+def _with(document: _Document, place: tuple[str, ...], given: object) -> _Document:
+    """Return *document* with *given* at *place*."""
+    key, *below = place
+    if not below:
+        return {**document, key: given}
+    within = document.get(key)
+    return {**document, key: _with(within if isinstance(within, dict) else {}, tuple(below), given)}

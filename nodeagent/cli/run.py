@@ -34,7 +34,7 @@ def run(context: click.Context, path: Path, replace: bool) -> None:
     from nodeagent.service_manager import ServiceManager
     from nodeagent.telemetry import log_writer
 
-    settings = config.load(path)
+    settings, faults = config.load_to_start(path)
     log_writer.try_to_open(settings.telemetry.access_log.path)  # a pipe stays open as long as this process runs
     waiting = background.begin() if replace else -1
-    context.exit(agent.main(settings, path, ServiceManager.of(os.environ, waiting)))
+    context.exit(agent.main(settings, path, ServiceManager.of(os.environ, waiting), faults))

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nodeagent.config import AgentConfig, load
+from nodeagent.config import AgentConfig, load, load_to_start
 from nodeagent.errors import ConfigError, ControlError
+from nodeagent.telemetry import metrics
+from nodeagent.telemetry.store import Store
 
 if TYPE_CHECKING:
     from nodeagent.logs.settings import LogSettings
@@ -19,11 +21,18 @@ _Stamp = tuple[int, int, int]
 
 class ConfigFile:
     """The agent.yaml at *path*, from which *config* was read; *logs* returns the section ``logs`` in force, which
-    alone is taken anew by a reload.
+    alone is taken anew by a reload. *faults*: what was wrong with sections that *config* is without.
     """
 
-    def __init__(self, path: Path, config: AgentConfig, logs: Callable[[], LogSettings | None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: AgentConfig,
+        logs: Callable[[], LogSettings | None],
+        faults: tuple[str, ...] = (),
+    ) -> None:
         self._path = path
+        self._faults = faults
         self._config = config
         self._logs = logs
         self._seen: _Stamp | None = None
@@ -42,9 +51,22 @@ class ConfigFile:
         """Say what of it is not in force; it is read where it changed since the last look."""
         if self._stamp() != self._seen or self._seen is None:
             self._look()
+        if self._found is None and self._faults and self._left_out() == self._faults:
+            return [f"{each}; the daemon runs without that section" for each in self._faults]
         if self._found is None:
             return [f"{self._wrong}; the daemon goes by agent.yaml as it was"]
         return list(self._differing(self._found))
+
+    def collect(self, store: Store) -> None:
+        """Count what of it is not in force."""
+        store.set(metrics.CONFIG_FAULTS, (), len(self.warnings()))
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Return what is wrong with the sections that a daemon would start without now; none: it would not start."""
+        try:
+            return load_to_start(self._path)[1]
+        except ConfigError:
+            return ()
 
     def _look(self) -> None:
         self._seen = self._stamp()

@@ -78,19 +78,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("nodeagent.control")
 
 
-def main(config: AgentConfig, path: Path | None, end: socket.socket, pulse: Pulse) -> None:
-    """Run control on its end of the supervisor's channel; *path* is agent.yaml's, *pulse* is where it says
-    that its loop turns. The process's last call.
+def main(config: AgentConfig, path: Path | None, faults: tuple[str, ...], end: socket.socket, pulse: Pulse) -> None:
+    """Run control on its end of the supervisor's channel; *path* is agent.yaml's, *faults* what is wrong with
+    sections that it has and *config* has not, *pulse* is where it says that its loop turns. The process's last call.
     """
     settle()
     try:
-        uvloop.run(run(config, end, pulse, path))
+        uvloop.run(run(config, end, pulse, path, faults))
     except NodeagentError as error:
         log.critical("%s", error)
         raise SystemExit(1) from None
 
 
-async def run(config: AgentConfig, end: socket.socket, pulse: Pulse, path: Path | None = None) -> None:
+async def run(
+    config: AgentConfig, end: socket.socket, pulse: Pulse, path: Path | None = None, faults: tuple[str, ...] = ()
+) -> None:
     """Start, run until control is told to stop, and stop: serve while what is open may end, stop the
     heartbeat, let what came since end, and end. Pins stay: protected pods are refused until a
     daemon is back. Where another daemon has taken the node over, what is open has
@@ -105,7 +107,7 @@ async def run(config: AgentConfig, end: socket.socket, pulse: Pulse, path: Path 
     Raises NodeagentError when something that is needed is missing. What raises before the end is no
     stop: workers of an earlier control serve on, and a successor tries again.
     """
-    beginning = Beginning(config, asyncio.get_running_loop(), end, path)
+    beginning = Beginning(config, asyncio.get_running_loop(), end, path, faults)
     for number in (signal.SIGTERM, signal.SIGINT):
         beginning.loop.add_signal_handler(number, beginning.link.end)
     prepared = await prepare(beginning)
@@ -126,9 +128,14 @@ class Beginning:
     """
 
     def __init__(
-        self, config: AgentConfig, loop: asyncio.AbstractEventLoop, end: socket.socket, path: Path | None = None
+        self,
+        config: AgentConfig,
+        loop: asyncio.AbstractEventLoop,
+        end: socket.socket,
+        path: Path | None = None,
+        faults: tuple[str, ...] = (),
     ) -> None:
-        """*path*: of agent.yaml."""
+        """*path*: of agent.yaml; *faults*: what is wrong with sections of it that the daemon started without."""
         self.config = config
         self.loop = loop
         self.parts = Parts()
@@ -151,7 +158,7 @@ class Beginning:
         self.logs = self._logs(path)
         if self.logs is not None:
             self.link.observe(COLLECTOR, self.logs.collector)
-        self.file = ConfigFile(path, config, self._logs_in_force) if path is not None else None
+        self.file = ConfigFile(path, config, self._logs_in_force, faults) if path is not None else None
         self.workers.reloading = self._read_anew
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -528,6 +535,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.reader.collect,
         made.kernel.collect,
         *(gate.collect for gate in made.footing.gates),
+        *([beginning.file.collect] if beginning.file is not None else []),
     )
     metrics = MetricsPages(store, functools.partial(report, beginning), collectors)
     pages = [page.routes() for page in (readiness, flows, mesh_pages, pods, metrics)]

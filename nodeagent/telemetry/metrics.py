@@ -97,6 +97,9 @@ ISTIO_BUILD = Metric(
 )
 
 BUILD_INFO = Metric("nodeagent_build_info", "gauge", ("version", "python", "node"), "Version of the daemon; always 1.")
+CONFIG_FAULTS = Metric(
+    "nodeagent_config_faults", "gauge", (), "What of agent.yaml is wrong or not in force; `nodeagent ready` says what."
+)
 ENROLLED_PODS = Metric("nodeagent_enrolled_pods", "gauge", (), "Pods of this node whose traffic is captured.")
 FAULTY_PODS = Metric(
     "nodeagent_faulty_pods", "gauge", (), "Enrolled pods whose capture differs from what it should be."
@@ -329,6 +332,7 @@ PLAIN: Final = {
         *(
             ISTIO_BUILD,
             BUILD_INFO,
+            CONFIG_FAULTS,
             ENROLLED_PODS,
             FAULTY_PODS,
             NODE_PODS,

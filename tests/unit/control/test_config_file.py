@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.config import load
+from nodeagent.config import load, load_to_start
 from nodeagent.control.config_file import ConfigFile
 from nodeagent.errors import ControlError
 from nodeagent.logs.settings import LogSettings
+from nodeagent.telemetry.metrics import CONFIG_FAULTS
+from nodeagent.telemetry.store import Store
 
 GOOD = """
 source: /run/lab
@@ -79,3 +81,20 @@ def test_what_only_a_restart_takes_is_told_apart_from_what_a_reload_does(disk: D
     (warning,) = disk.becomes(GOOD)
     assert warning.startswith(f"{disk.path}: logs: "), "that logs are read at all takes a restart"
     assert warning.endswith("a restart of the daemon takes it")
+
+
+def test_a_section_that_the_daemon_started_without_is_told_until_a_restart_takes_it(disk: Disk) -> None:
+    wrong = GOOD.replace("file:", "fiel:")
+    disk.becomes(wrong)
+    config, faults = load_to_start(disk.path)
+    disk.file = ConfigFile(disk.path, config, lambda: None, faults)
+    (warning,) = disk.file.warnings()
+    assert warning.startswith(f"{disk.path}: logs.sinks.0.fiel: no such key is known")
+    assert warning.endswith("the daemon runs without that section")
+    store = Store()
+    disk.file.collect(store)
+    assert store.value(CONFIG_FAULTS) == 1
+    (warning,) = disk.becomes(GOOD)
+    assert warning == f"{disk.path}: logs: what stands there now is not in force: a restart of the daemon takes it"
+    (warning,) = disk.becomes(f"{wrong}redirekt: {{}}\n")
+    assert "redirekt" in warning, "with that it would not start"
