@@ -232,7 +232,7 @@ def _read(directory: Path, trust_domain: str | None, now: float) -> Authority:
             raise IdentityError(f"{directory}: the authority of {found}, not of identity.trustDomain {trust_domain}")
     if profiles.ends(above) <= now:
         raise IdentityError(
-            f"{directory / ROOTS}: the root ended at {above.not_valid_after}: remove all files of the directory "
+            f"{directory / ROOTS}: the root ended at {profiles.end(above)}: remove all files of the directory "
             "to make a new authority"
         )
     return Authority(signer, () if old else (signer.certificate,), above, roots)

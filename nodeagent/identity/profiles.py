@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -104,12 +104,26 @@ def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def ends(certificate: x509.Certificate) -> float:
     """Return when *certificate* ends, in Unix seconds."""
-    return certificate.not_valid_after.replace(tzinfo=UTC).timestamp()
+    return end(certificate).timestamp()
 
 
 def begins(certificate: x509.Certificate) -> float:
     """Return when *certificate* begins, in Unix seconds."""
-    return certificate.not_valid_before.replace(tzinfo=UTC).timestamp()
+    return begin(certificate).timestamp()
+
+
+def end(certificate: x509.Certificate) -> datetime:
+    """Return when *certificate* ends. cryptography before 42 says it without a zone, a newer one warns of that."""
+    if hasattr(certificate, "not_valid_after_utc"):
+        return cast(datetime, certificate.not_valid_after_utc)
+    return certificate.not_valid_after.replace(tzinfo=UTC)
+
+
+def begin(certificate: x509.Certificate) -> datetime:
+    """Return when *certificate* begins, as :func:`end`."""
+    if hasattr(certificate, "not_valid_before_utc"):
+        return cast(datetime, certificate.not_valid_before_utc)
+    return certificate.not_valid_before.replace(tzinfo=UTC)
 
 
 def pem(certificate: x509.Certificate) -> bytes:

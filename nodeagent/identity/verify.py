@@ -49,11 +49,9 @@ def _accepted(identity: SpiffeId, chain: bytes, key_pem: bytes, roots: bytes, tr
     _check_names(leaf, identity)
     now = time.time()
     if profiles.begins(leaf) > now:
-        raise IdentityError(
-            f"the certificate for {identity} begins only at {leaf.not_valid_before}: compare the clocks"
-        )
+        raise IdentityError(f"the certificate for {identity} begins only at {profiles.begin(leaf)}: compare the clocks")
     if profiles.ends(leaf) < now + SHORTEST:
-        raise IdentityError(f"the certificate for {identity} ended at {leaf.not_valid_after}")
+        raise IdentityError(f"the certificate for {identity} ended at {profiles.end(leaf)}")
     rest = [certificate for certificate in parsed[1:] if certificate.issuer != certificate.subject]
     certificate = Certificate(
         identity=identity,

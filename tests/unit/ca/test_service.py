@@ -820,7 +820,7 @@ def test_a_self_signed_answer(tmp_path: Path) -> None:
             signer = ec.generate_private_key(ec.SECP256R1())
             now = x509.load_pem_x509_certificate(stage.server._authority.issue(WEB, 600).chain_pem)
             builder = x509.CertificateBuilder(
-                x509.Name([]), x509.Name([]), key, 7, now.not_valid_before, now.not_valid_after
+                x509.Name([]), x509.Name([]), key, 7, profiles.begin(now), profiles.end(now)
             )
             builder = builder.add_extension(
                 x509.SubjectAlternativeName([x509.UniformResourceIdentifier(WEB)]), critical=True

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -51,8 +50,8 @@ def test_a_certificate_is_a_spiffe_svid(tmp_path: Path) -> None:
         ExtendedKeyUsageOID.SERVER_AUTH,
         ExtendedKeyUsageOID.CLIENT_AUTH,
     }
-    assert issued.not_after == now + 3600 == leaf.not_valid_after.replace(tzinfo=UTC).timestamp()
-    assert leaf.not_valid_before.replace(tzinfo=UTC).timestamp() < now
+    assert issued.not_after == now + 3600 == profiles.ends(leaf)
+    assert profiles.begins(leaf) < now
     assert issued.serial == f"{leaf.serial_number:x}"
     assert issued.key_pem.startswith(b"-----BEGIN PRIVATE KEY")
 

@@ -75,7 +75,11 @@ def test_each_source_is_opened_and_grpc_only_when_it_is_used(tmp_path: Path) -> 
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "ca")], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path / "ca")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert (ended.stdout, ended.stderr) == ("IstioCa False\n", "")
 
