@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.errors import ConfigError, ResourceError, unread
 from nodeagent.kube.access import KubeObject
 from nodeagent.resources import yaml_text
 
 OVERLAYS: Final = Path("daemonset/overlays")
-"""Where a checkout has them."""
+"""Where they are below a checkout, and below the installed package."""
+_PACKAGE: Final = Path(__file__).resolve().parents[1]
 RENDER_SECONDS: Final = 60.0
 ORDER: Final = (
     "CustomResourceDefinition",
@@ -88,15 +90,16 @@ def name_of(document: KubeObject) -> ObjectName:
 
 
 def overlay(name: str) -> Path:
-    """Return the folder of the overlay *name*, or the path that *name* is. Raises ConfigError."""
-    for path in (OVERLAYS / name, Path(name)):
+    """Return the folder of the overlay *name*: of the checkout that the command runs in, the path that *name* is, or
+    that which came with this package. Raises ConfigError.
+    """
+    own = [folder / OVERLAYS for folder in (_PACKAGE, _PACKAGE.parent)]
+    for path in (OVERLAYS / name, Path(name), *(folder / name for folder in own)):
         if path.exists():
             return path
-    known = sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml"))
-    raise ConfigError(
-        f"overlay {name}: neither {OVERLAYS / name} nor a path: "
-        + (f"there are: {', '.join(known)}" if known else "give the path of a kustomization, or run it in a checkout")
-    )
+    there = chain.from_iterable(folder.glob("*/kustomization.yaml") for folder in (OVERLAYS, *own))
+    known = sorted({path.parent.name for path in there})
+    raise ConfigError(f"overlay {name}: neither {OVERLAYS / name} nor a path: there are: {', '.join(known) or 'none'}")
 
 
 def load(path: Path) -> list[KubeObject]:
@@ -120,7 +123,7 @@ def _read(path: Path) -> str:
     try:
         return sys.stdin.read() if str(path) == "-" else path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(unread(path, error)) from None
 
 
 def _is_folder(path: Path) -> bool:
@@ -128,7 +131,7 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(unread(path, error)) from None
 
 
 def _objects(value: object, where: str) -> list[KubeObject]:

@@ -20,6 +20,8 @@ from tests.package.running import in_unit, ready, unit_removed
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
+BUILDS_IMAGE = ("daemonset/image/build.py",)
+"""What is for a checkout alone."""
 DEBIAN_PYTHON = "/usr/bin/python3"
 
 
@@ -73,12 +75,30 @@ def test_a_daemon_needs_no_checkout(installed: Path) -> None:
         unit_removed()
 
 
+def test_an_installation_on_a_cluster_needs_no_checkout(installed: Path) -> None:
+    """Verdict: the manifests that came with the package are what is rendered, by whatever kubectl there is."""
+    tools = installed / "tools"
+    tools.mkdir()
+    kubectl = tools / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\nset -e\ncd "$2"; cat ../../base/agent.yaml >&2\necho "{kind: Folder, metadata: {name: $PWD}}"\n'
+    )
+    kubectl.chmod(0o755)
+    command = argv(installed, "install", "--dry-run", "--overlay", "minimal")
+    command[2] = f"PATH={tools}:/usr/sbin:/usr/bin:/sbin:/bin"
+    done = subprocess.run(command, cwd=installed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = [each["metadata"]["name"] for each in yaml.safe_load_all(done.stdout)]
+    assert Path(folder).is_relative_to(installed / "venv")
+    assert folder.endswith("/nodeagent/daemonset/overlays/minimal")
+
+
 def test_the_wheel_brings_what_is_no_module() -> None:
     with zipfile.ZipFile(one("nodeagent-*.whl")) as archive:
         names = set(archive.namelist())
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     beside = [name for name in tracked if name.startswith("bpf/")]
-    beside += [name.removeprefix("daemonset/") for name in tracked if name.startswith("daemonset/dashboards/")]
+    beside += [name for name in tracked if name.startswith("daemonset/") and name not in BUILDS_IMAGE]
     assert {f"nodeagent/{name}" for name in beside} <= names
     assert {name for name in tracked if name.startswith("nodeagent/")} <= names
     assert "nodeagent/bpf/programs.json" in names

@@ -58,6 +58,18 @@ def test_an_overlay_that_is_none_is_named_with_those_that_are(monkeypatch: Any) 
         manifests.overlay("nowhere")
 
 
+def test_an_overlay_needs_no_checkout_around(monkeypatch: Any, tmp_path: Path) -> None:
+    """What came with the package is meant; a checkout's around, or a path, goes before it."""
+    monkeypatch.chdir(tmp_path)
+    found = manifests.overlay("minimal")
+    assert (found / "kustomization.yaml").is_file()
+    assert found.is_absolute()
+    (tmp_path / "daemonset/overlays/minimal").mkdir(parents=True)
+    assert manifests.overlay("minimal") == Path("daemonset/overlays/minimal")
+    with pytest.raises(ConfigError, match=r"overlay nowhere: .* there are: .*minimal"):
+        manifests.overlay("nowhere")
+
+
 def test_without_kubectl_the_way_around_is_named(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"kubectl kustomize FOLDER \| nodeagent install -f -"):
