@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from nodeagent import istio, processors
-from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.errors import ConfigError, ResourceError, unread
 from nodeagent.extension_providers import ExtensionProvider, provider_names
 from nodeagent.places import cgroups
 from nodeagent.policy.mesh_settings import MeshSettings, PathNormalization
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nodeagent.logs.settings import LogSettings
 else:  # how logs are validated is 2 MB, and only for a daemon that reads them
     LogSettings = Annotated[object, PlainValidator(_log_settings)]
+ABSENT: Final = "write one (docs/configuration.md), or name another with -c"
 MAX_SECONDS: Final = 30 * 86400
 """Of a timeout; more is a mistake in its unit."""
 DeliverySetting = Literal["auto", "network", "inside"]
@@ -454,7 +455,7 @@ def _document(path: Path) -> _Document:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(unread(path, error, ABSENT)) from None
     try:
         document = yaml_text.one(text)
     except ResourceError as error:

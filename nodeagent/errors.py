@@ -7,11 +7,13 @@ secret.
 
 from __future__ import annotations
 
+import errno
 import logging
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 _SHOWN: Final = reprlib.Repr()
@@ -73,6 +75,25 @@ def shown(value: object) -> str:
     """
     text = _SHOWN.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def unread(path: Path | str, error: OSError | UnicodeError, absent: str = "is its name right?") -> str:
+    """Say that the file *path* cannot be read, why, and what to do; *absent*: where it is not there."""
+    if isinstance(error, UnicodeError):
+        return f"{path}: cannot be read: it is no UTF-8: is it a text file?"
+    steps = {
+        errno.ENOENT: absent,
+        errno.ENOTDIR: absent,
+        errno.EACCES: "may this user read it?",
+        errno.EISDIR: "a file is expected",
+    }
+    step = steps.get(error.errno or 0, "")
+    return f"{path}: cannot be read: {error.strerror or error}{f'; {step}' if step else ''}"
+
+
+def in_quotes(value: object) -> str:
+    """Return what to do where a text is expected and YAML made *value* of it; empty: it is no such value."""
+    return ": put it in quotation marks" if isinstance(value, bool | int | float) else ""
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from nodeagent.errors import in_quotes
+
 _UNITS: Final = {
     "": 1,
     "K": 1000,
@@ -63,6 +65,8 @@ _SHAPES: Final = {
     ),
 }
 """Patterns in words: nobody reads a regular expression who has only mistyped a name."""
+_TEXTS: Final = frozenset({"string_type", "path_type"})
+"""Errors of a plain scalar that YAML took for no text, such as ``no``."""
 _OF_SEVERAL: Final = frozenset({"model_type", "dict_type", "tuple_type"})
 """Errors of what stands where a section or list is expected, such as one address."""
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
@@ -173,7 +177,8 @@ def _given(error: ErrorDetails) -> str:
     unshown = isinstance(error.get("ctx", {}).get("error"), UnshownError) or isinstance(value, dict | list)
     unshown = unshown or (error["type"] in _OF_SEVERAL and isinstance(value, str) and may_hold_secret(value))
     said = isinstance(value, str) and f"{value!r:.80}" in error["msg"]
-    return "" if unshown or said else f", not {value!r:.80}"
+    quotes = in_quotes(value) if error["type"] in _TEXTS else ""
+    return "" if unshown or said else f", not {value!r:.80}{quotes}"
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]

@@ -24,7 +24,7 @@ from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.modes import CallPath
 from nodeagent.compare.result import ComparisonResult
 from nodeagent.compare.run import ComparisonPlan, Results, run
-from nodeagent.errors import NodeagentError
+from nodeagent.errors import NodeagentError, unread
 from nodeagent.lab.interruption import interruptible
 
 _MAIN: Final = ("direct", "nodeagent", "nodeagent-kernel", "sidecar", "envoy")
@@ -237,7 +237,9 @@ def _earlier(path: Path | None) -> ComparisonResult | None:
         return None
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeError) as error:
+        raise CompareError(f"--against: {unread(path, error)}") from None
+    except (ValueError, RecursionError) as error:
         raise CompareError(f"--against: {path}: not a comparison's JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("ratios"), dict):
         raise CompareError(f"--against: {path}: not a comparison's JSON: it has no ratios")
@@ -331,7 +333,7 @@ def _estimate(files: Sequence[str], top: Path | None, nodes: int | None, form: s
     try:
         used = usage(top.read_text(), str(top)) if top else None
     except (OSError, UnicodeDecodeError) as error:
-        raise CompareError(f"--top: {top}: cannot be read: {error}") from None
+        raise CompareError(f"--top: {unread(str(top), error)}") from None
     found = estimate(read(files), used, nodes=nodes)
     if form == "json":
         click.echo(json.dumps(found.json(), indent=1))

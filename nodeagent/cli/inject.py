@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from nodeagent.errors import InjectionError, ResourceError
+from nodeagent.errors import InjectionError, ResourceError, unread
 from nodeagent.vocabulary import ObjectKey
 
 if TYPE_CHECKING:
@@ -186,8 +186,10 @@ def _values(path: Path | None) -> dict[str, object]:
         return {}
     try:
         found = yaml_text.load(path.read_text())
-    except (OSError, UnicodeDecodeError, ResourceError) as error:
-        raise InjectionError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InjectionError(unread(path, error)) from None
+    except ResourceError as error:
+        raise InjectionError(f"{path}: {error}") from None
     if len(found) != 1 or not isinstance(found[0], dict):
         raise InjectionError(f"{path}: allowed: one mapping of values by name")
     return dict(found[0])

@@ -16,7 +16,7 @@ from rich.console import Console
 from nodeagent.cli.lab_kube import kube
 from nodeagent.cli.output import Column, Output, Row, emit, emit_parts, listed, output_option
 from nodeagent.cli.types import Seconds
-from nodeagent.errors import NodeagentError, PodError, ResourceError
+from nodeagent.errors import NodeagentError, PodError, ResourceError, unread
 from nodeagent.lab import Lab, cri_log
 from nodeagent.lab.cluster import Mode
 from nodeagent.lab.injection import TEMPLATES
@@ -109,6 +109,13 @@ def lab() -> None:
 lab.add_command(kube)
 
 
+EMPTY: Final = (
+    "-f names files with pods and Services, and --mode nodeagent has an agent on each node: "
+    "nodeagent lab up --name {name} -f app.yaml --mode nodeagent"
+)
+"""What to do with a lab without a pod."""
+
+
 @lab.command()
 @_NAME
 @_FILES
@@ -154,6 +161,8 @@ def up(
         )
     waited = "" if wait else " (not waited for)"
     click.echo(f"lab {name} is up: {nodes} nodes, {len(made.pods)} pods{waited}, mode {mode}; state in {made.state}")
+    if not made.pods:
+        click.echo(f"it is empty: {EMPTY.format(name=name)}", err=True)
 
 
 @contextmanager
@@ -171,8 +180,10 @@ def _overlay(path: Path | None) -> Mapping[str, object]:
         return {}
     try:
         value = yaml_text.one(path.read_text())
-    except (OSError, UnicodeDecodeError, ResourceError) as error:
-        raise NodeagentError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NodeagentError(unread(path, error)) from None
+    except ResourceError as error:
+        raise NodeagentError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise NodeagentError(f"{path}: allowed: a mapping of agent.yaml's fields")
     return value

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from nodeagent.cli.output import Output, emit_one, output_option
-from nodeagent.errors import ConfigError, shown
+from nodeagent.errors import ConfigError, shown, unread
 
 if TYPE_CHECKING:
     from nodeagent.logs.fluentd.convert import Imported
@@ -168,7 +168,7 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(unread(path, error)) from None
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{path}: allowed: up to {MAX_BYTES} bytes")
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nodeagent.errors import ConfigError, ControlError, ResourceError
+from nodeagent.errors import ConfigError, ControlError, ResourceError, unread
 from nodeagent.identity.tls import load_chain
 from nodeagent.resources import yaml_text
 
@@ -33,6 +33,11 @@ class ApiError(ControlError):
         self.status = status
 
 
+_STEP: Final = "a whole kubeconfig is expected; --kubeconfig, or KUBECONFIG, names another"
+_STEPS: Final = {
+    "current-context": "`kubectl config use-context NAME` sets it; --kubeconfig, or KUBECONFIG, names another file"
+}
+"""By what a kubeconfig lacks."""
 UNSUPPORTED: Final = frozenset(
     {"exec", "auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra"}
 )
@@ -52,6 +57,8 @@ class Access:
     """Of the roots in *context*: a cluster that changes its authority changes this file."""
     server_name: str = ""
     """What the server's certificate is for, where that is not the host in ``server``."""
+    named_by: str = ""
+    """What says so: where to look when nobody answers at ``server``."""
 
     def renew(self) -> None:
         """Trust the roots that ``roots_file`` holds by now, beside the earlier ones."""
@@ -68,7 +75,7 @@ class Access:
         try:
             token = self.token_file.read_text().strip() if self.token_file else self.token
         except (OSError, UnicodeDecodeError) as error:
-            raise ApiError(f"{self.token_file}: {error}") from None
+            raise ApiError(unread(str(self.token_file), error)) from None
         if not token.isprintable():
             raise ApiError(
                 f"{self.token_file or 'the kubeconfig'}: the token holds a character that no HTTP header may have"
@@ -96,7 +103,8 @@ def in_cluster(account: Path = ACCOUNT) -> Access:
         context = ssl.create_default_context(cafile=str(account / "ca.crt"))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{account / 'ca.crt'}: {error}") from None
-    return Access(server, context, account / "token", roots_file=account / "ca.crt")
+    named_by = f"{API_SERVER} of this pod"
+    return Access(server, context, account / "token", roots_file=account / "ca.crt", named_by=named_by)
 
 
 def from_kubeconfig(path: Path) -> Access:
@@ -130,23 +138,18 @@ def from_kubeconfig(path: Path) -> Access:
             str(user.get("token", "")),
             roots,
             str(cluster.get("tls-server-name", "")),
+            f"the kubeconfig {path}; --kubeconfig, or kubernetes.kubeconfig of agent.yaml, names another",
         )
     except KeyError as error:
-        raise ConfigError(f"{path}: {error.args[0]} is missing") from None
-    except (
-        OSError,
-        UnicodeDecodeError,
-        ResourceError,
-        ssl.SSLError,
-        binascii.Error,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
+        missing = str(error.args[0])
+        raise ConfigError(f"{path}: {missing} is missing: {_STEPS.get(missing, _STEP)}") from None
+    except (ResourceError, ssl.SSLError, binascii.Error, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{path}: not a usable kubeconfig: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}"
+            f"{str(error).splitlines()[0] if str(error) else ''}: {_STEP}"
         ) from None
+    except OSError as error:
+        raise ConfigError(unread(error.filename or path, error, _STEP)) from None
 
 
 def _named(document: KubeObject, kind: str, field: str, name: str) -> KubeObject:

@@ -11,6 +11,7 @@ just then. Redirects are not followed. What the server says is bounded, in time 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -252,7 +253,7 @@ class KubeClient:
                 )
         except TimeoutError:
             why = f"no connection within {CONNECT_SECONDS:g} s: is the API server reachable?"
-            raise ApiError(f"{whose}: {why}") from None
+            raise ApiError(f"{whose}: {why}{self._named()}") from None
         except ssl.SSLError as error:
             self._access.renew()
             raise ApiError(
@@ -260,9 +261,13 @@ class KubeClient:
                 f"{self._access.server_name or self._host}, and signed by the cluster's authority?"
             ) from None
         except (OSError, UnicodeError) as error:
-            raise ApiError(f"{whose}: cannot connect: {error}") from None
+            raise ApiError(f"{whose}: cannot connect: {_why(error)}: is the API server up?{self._named()}") from None
         _watch_over(writer.get_extra_info("socket"))
         return _Connection(reader, writer, asyncio.get_running_loop().time() + OLDEST_SECONDS)
+
+    def _named(self) -> str:
+        """Say what names the server, where that is known."""
+        return f" It is named by {self._access.named_by}" if self._access.named_by else ""
 
     def _head(self, request: _Request) -> bytes:
         fields = {
@@ -277,6 +282,13 @@ class KubeClient:
         first = f"{request.method} {self._prefix}{request.path} HTTP/1.1"
         lines = [first, *(f"{name}: {value}" for name, value in fields.items())]
         return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1")
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    """Return why there is no connection, in the system's words: asyncio's own hide them behind the address."""
+    if isinstance(error, ConnectionError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class _Answer:

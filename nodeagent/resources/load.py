@@ -16,7 +16,7 @@ from typing import Final, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from nodeagent.errors import ResourceError
+from nodeagent.errors import ResourceError, in_quotes, unread
 from nodeagent.resources import security, yaml_text
 from nodeagent.resources.fields import FIELD_FAULT
 from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
@@ -91,15 +91,14 @@ def texts(path: Path | str) -> Iterator[tuple[str, str]]:
     try:
         files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ResourceError(unread(path, error)) from None
     if not files:
         raise ResourceError(f"{path}: the folder holds no file that ends in {', '.join(SUFFIXES)}")
     for file in files:
         try:
             yield str(file), file.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ResourceError(f"{file}: cannot be read: {reason}") from None
+            raise ResourceError(unread(file, error)) from None
 
 
 def standard_input(limit: int = -1) -> str:
@@ -107,7 +106,7 @@ def standard_input(limit: int = -1) -> str:
     try:
         return sys.stdin.read(limit)
     except (OSError, UnicodeDecodeError) as error:
-        raise ResourceError(f"<stdin>: cannot be read: {error}") from None
+        raise ResourceError(unread("<stdin>", error)) from None
 
 
 def parse(text: str, file: str) -> list[Document]:
@@ -189,6 +188,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             allowed = " or ".join(
                 sorted(message.removeprefix("Input should be ").removeprefix("a valid ") for message in others)
             )
+            allowed += in_quotes(fault["input"]) if fault["type"] == "string_type" else ""
     # An ancestor of a wrong field is often reported too, as a list that became too short without
     # it.
     paths = {_path(fault["loc"], model)[0] for fault in faults}

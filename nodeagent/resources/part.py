@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Final
 
-from nodeagent.errors import ResourceError, shown
+from nodeagent.errors import ResourceError, in_quotes, shown
 from nodeagent.vocabulary import Address, canonical_address
 
 MAX_ITEMS: Final = 512
@@ -51,7 +51,7 @@ class Field:
         if value is None and default is not None:
             return default
         if not isinstance(value, str) or (default is None and not value):
-            raise self.wrong(name, "a text is expected")
+            raise self.wrong(name, f"a text is expected{in_quotes(value)}")
         return value
 
     def matching(self, name: str, pattern: re.Pattern[str], expected: str, default: str | None = None) -> str:
@@ -90,7 +90,8 @@ class Field:
         if not isinstance(value, dict) or not all(
             isinstance(key, str) and isinstance(text, str) for key, text in value.items()
         ):
-            raise self.wrong(name, "a mapping of texts is expected")
+            others = value.values() if isinstance(value, dict) else ()
+            raise self.wrong(name, f"a mapping of texts is expected{next(filter(None, map(in_quotes, others)), '')}")
         return value
 
     def parts(self, name: str) -> list[Field]:
@@ -100,7 +101,7 @@ class Field:
         values = self._sequence(name)
         texts = [value for value in values if isinstance(value, str)]
         if len(texts) < len(values):
-            raise self.wrong(name, "a list of texts is expected")
+            raise self.wrong(name, f"a list of texts is expected{next(filter(None, map(in_quotes, values)), '')}")
         return texts
 
     def has(self, name: str) -> bool:
@@ -171,7 +172,7 @@ class Part(Field):
         for index, value in enumerate(self.bounded(name, MAX_VALUES)):
             expected = ""
             if not isinstance(value, str) or not value:
-                expected = "a text that is not empty is expected"
+                expected = f"a text that is not empty is expected{in_quotes(value)}"
             elif check is not None:
                 expected = check(value)
             if expected:

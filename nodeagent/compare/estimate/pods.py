@@ -15,7 +15,7 @@ from typing import Final
 from nodeagent.compare.estimate.amount import NOTHING, Amount
 from nodeagent.compare.estimate.known import Kind, sidecars
 from nodeagent.compare.estimate.known import kind as kind_of
-from nodeagent.errors import InjectionError, NodeagentError, ResourceError
+from nodeagent.errors import InjectionError, NodeagentError, ResourceError, unread
 from nodeagent.inject import annotated
 from nodeagent.inject.values import Values
 from nodeagent.istio import INJECT, SYSTEM_NAMESPACES
@@ -70,9 +70,7 @@ def read(files: Sequence[str]) -> PodListing:
         try:
             texts.append((file, sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
-            raise EstimateError(
-                f"{file}: cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-            ) from None
+            raise EstimateError(unread(file, error)) from None
     return parse(texts)
 
 

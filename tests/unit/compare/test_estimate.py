@@ -422,7 +422,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(EstimateError, match="cannot be read: No such file"):
         read([str(tmp_path / "none.yaml")])
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(EstimateError, match="cannot be read: 'utf-8'"):
+    with pytest.raises(EstimateError, match="cannot be read: it is no UTF-8"):
         read([str(tmp_path / "binary")])
 
 
