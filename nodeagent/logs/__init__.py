@@ -26,8 +26,9 @@ only knows how to encode records and what an answer says of each of them.
 
 **Who composes it.** ``settings.py`` is section ``logs:`` of agent.yaml, ``pods.py`` what of a pod is read by
 it and by the pod's annotations (``patterns.py``: paths below its volumes), ``sources.py`` what control
-tells of that. ``collector.py`` is the process; ``streams.py`` brings a file's chunks to the lanes of its
-sinks, as ``recipes.py`` makes of the settings; ``counting.py`` is what control's metrics have of it.
+tells of that. ``collector.py`` is the process, ``priority.py`` its place behind the proxy. ``streams.py``
+brings a file's chunks to the lanes of its sinks, as ``recipes.py`` makes of the settings;
+``counting.py`` is what control's metrics have of it.
 
 **Nothing is lost, and what comes twice is told.** A file's position advances over what every sink
 has settled: delivered, in the buffer on disk, dropped by a rule or a bound that counts it, or in the

@@ -33,6 +33,7 @@ from nodeagent.channel import Channel
 from nodeagent.errors import NodeagentError, shown
 from nodeagent.istio import USER
 from nodeagent.logs.counting import CountsTold, tailed
+from nodeagent.logs.priority import give_way
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts, from_json
 from nodeagent.logs.streams import FileStreams
@@ -67,8 +68,6 @@ LOCK_SECONDS: Final = 0.05
 ROWS_AT_ONCE: Final = 500
 COUNT_SECONDS: Final = 1.0
 """Between two reports of what was counted."""
-NICENESS: Final = 5
-"""A log may wait, a request may not: where both want a processor, a proxy's process gets three turns of four."""
 FREE_BYTES: Final = 16 << 20
 """That are kept for chunks and requests while any come."""
 log = logging.getLogger("nodeagent.logs")
@@ -77,7 +76,7 @@ log = logging.getLogger("nodeagent.logs")
 def main(end: socket.socket, pulse: Pulse) -> None:
     """Run the collector on its end of the channel until control has it finish. The process's last call."""
     del pulse  # the data plane does not depend on it
-    os.nice(NICENESS)
+    give_way()
     settle()
     keep_free(FREE_BYTES)
     uvloop.run(_collect(end))

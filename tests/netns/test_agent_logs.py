@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from nodeagent.lab import Lab
-from nodeagent.logs.collector import NICENESS
+from nodeagent.logs.priority import NICENESS
 from tests.netns.world import Samples, admin, cluster, control, get, memory, parent_of, scrape
 from tests.waiting import eventually
 
@@ -243,6 +243,8 @@ def test_a_pod_that_is_gone_leaves_nothing_behind(lab: Lab) -> None:
 def test_it_has_no_privilege_and_lets_the_proxy_go_first(lab: Lab) -> None:
     pid = collector(lab)
     assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, lab.agent("node1").pid) + NICENESS
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.sched_getscheduler(lab.agent("node1").pid) == os.SCHED_OTHER
     status = Path(f"/proc/{pid}/status").read_text()
     assert re.search(r"^Uid:\s+1337\s+1337\s+1337\s+1337$", status, re.MULTILINE)
     assert re.search(r"^Cap(?:Eff|Prm):\s+0+$", status, re.MULTILINE)

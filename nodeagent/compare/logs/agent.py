@@ -10,7 +10,6 @@ before the fork is written to ``FOLDER/idle``, in bytes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -25,7 +24,8 @@ import uvloop
 from nodeagent import supervisor
 from nodeagent.compare import measure
 from nodeagent.compare.logs.shippers import FIELDS, IDLE
-from nodeagent.logs.collector import FREE_BYTES, NICENESS, Intake
+from nodeagent.logs.collector import FREE_BYTES, Intake
+from nodeagent.logs.priority import give_way
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts
 from nodeagent.memory import give_back, keep_free, settle
@@ -36,7 +36,6 @@ from nodeagent.wire import FileDescriptor
 SINK: Final = "search"
 DAEMON: Final = supervisor.__name__
 """Imported for its memory: what a daemon has before it forks a collector."""
-AUTOGROUP: Final = Path("/proc/self/autogroup")
 _LOOK_SECONDS: Final = 0.1
 
 
@@ -126,7 +125,7 @@ def main(files: str, folder: str, port: str, kind: str, forget: str = "") -> int
     (Path(folder) / IDLE).write_text(str(measure.memory([os.getpid()])))
     child = os.fork()
     if child == 0:
-        _yield_to_others()
+        give_way()
         settle()
         keep_free(FREE_BYTES)
         seconds = float(forget) if forget else None
@@ -135,18 +134,6 @@ def main(files: str, folder: str, port: str, kind: str, forget: str = "") -> int
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, signal.SIGTERM))
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
-
-
-def _yield_to_others() -> None:
-    """Be as nice to a lab's agent, which is another session, as a daemon's collector is to its proxy.
-
-    Kernels that schedule by sessions (autogroups, ``kernel/sched/autogroup.c``) count niceness within one only;
-    a container's processes, and a systemd unit's, are in one cgroup, where it counts. Where no session was made
-    since the machine started there is nothing to write to (EINVAL), and niceness counts as it does elsewhere.
-    """
-    os.nice(NICENESS)
-    with contextlib.suppress(OSError):
-        AUTOGROUP.write_text(str(NICENESS))
 
 
 if __name__ == "__main__":

@@ -370,14 +370,15 @@ def _tree(pid: int) -> list[int]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End *process* and all that it started: they are a session of their own."""
+    """End *process* and all that it started, whatever their sessions."""
+    started = _tree(process.pid)
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:
         pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    process.kill()
+    for pid in started[1:]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
