@@ -12,9 +12,11 @@ from typing import Final
 from nodeagent.compare import calls, labs, load, measure
 from nodeagent.compare.labs import LabNeeds, Missing
 from nodeagent.compare.load import Client, CompareError, Sample, UnansweredError, Workload
-from nodeagent.compare.logs.beside import ProxyBesideLogs, measure_beside
+from nodeagent.compare.logs import beside
+from nodeagent.compare.logs.beside import BESIDE_LAB, ProxyBesideLogs
 from nodeagent.compare.logs.measure import LogSample
 from nodeagent.compare.logs.run import LogCell, measure_logs
+from nodeagent.compare.meshes import NodeAgent
 from nodeagent.compare.micro import Micro, measure_micro
 from nodeagent.compare.modes import CallPath, Mode
 from nodeagent.compare.scale import SCALE_LAB, Scale, measure_scale
@@ -141,7 +143,7 @@ class Results:
     micro: Micro | None = None
     logs: dict[LogCell, list[LogSample]] = field(default_factory=dict)
     beside_logs: list[ProxyBesideLogs] = field(default_factory=list)
-    """Of the agent's proxy, with the logs' collector at full load beside it and without."""
+    """Of the agent's proxy, with a shipper of logs at full load beside it and without."""
     missing: list[Missing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What went wrong, in words."""
@@ -154,7 +156,7 @@ def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
     others go on. Raises CompareError when there is nothing to compare; leaves nothing on the
     machine, however it ends.
     """
-    names = [setup.lab for setup in labs.SETUPS] + [SCALE_LAB, SWITCH_LAB]
+    names = [setup.lab for setup in labs.SETUPS] + [SCALE_LAB, SWITCH_LAB, BESIDE_LAB]
     with labs.alone(names):
         if (busy := measure.busy_cores(_WATCH_SECONDS)) > _QUIET_CORES:
             results.notes.append(
@@ -171,32 +173,19 @@ def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
             results.micro = measure_micro()
         if plan.logs:
             measure_logs(plan.rounds, _LOGS_SECONDS, results.logs, results.missing, progress)
-            if "nodeagent" not in plan.modes:
-                _measure_beside_alone(plan, results, progress)
+            _measure_beside(plan, results, progress)
 
 
-def _measure_beside_alone(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
-    """Bring the agent up only for what the node's logs do to its proxy."""
-    needs = LabNeeds(("http",), wait=plan.wait)
-    for agent in labs.bring_up(("nodeagent",), needs, results.missing, lambda what: progress(what, 0, 1)):
-        try:
-            until_answered(_loaded(agent).measure, _WARM_UP_SECONDS)
-            _measure_beside(agent, plan, results, progress)
-        except (NodeagentError, OSError) as error:
-            results.missing.append({"what": "nodeagent, under full log load", "why": str(error)})
-        finally:
-            agent.lab.down()
-
-
-def _measure_beside(agent: Mode, plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+def _measure_beside(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+    """Measure what a node's logs do to its proxy."""
     progress("nodeagent, under full log load", 0, 1)
-    cell = _loaded(agent)
-    measure_beside(plan.rounds, lambda: cell.measure(plan.seconds), results.beside_logs, results.missing)
-
-
-def _loaded(agent: Mode) -> Cell:
-    """Return what is measured of *agent* beside its logs."""
-    return Cell(agent, "http", _OPEN_CONNECTIONS)
+    try:
+        with beside.logged_node(plan.wait) as node:
+            cell = Cell(NodeAgent(node.lab, workloads=("http",)), "http", beside.CONNECTIONS, beside.RATE)
+            until_answered(cell.measure, _WARM_UP_SECONDS)
+            node.compare(plan.rounds * beside.PAIRS, lambda: cell.measure(plan.seconds), results.beside_logs)
+    except (NodeagentError, OSError) as error:
+        results.missing.append({"what": "nodeagent, under full log load", "why": str(error)})
 
 
 def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
@@ -214,8 +203,6 @@ def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -
     try:
         lost = _rounds(plan, modes, results, progress)
         _account([mode for mode in modes if mode not in lost], results)
-        if plan.logs and (agent := next((each for each in modes if each.describe() == "nodeagent"), None)):
-            _measure_beside(agent, plan, results, progress)
     finally:
         for mode in modes:
             mode.lab.down()

@@ -19,7 +19,6 @@ from nodeagent import __version__
 from nodeagent.compare.goals import MEGABYTE, Goal, compared
 from nodeagent.compare.load import Sample
 from nodeagent.compare.logs.measure import LogSample
-from nodeagent.compare.logs.shippers import AGENT
 from nodeagent.compare.result import (
     ClaimResult,
     ComparisonResult,
@@ -158,8 +157,8 @@ def _logs(results: Results) -> Iterator[LogsResult]:
     for cell, samples in results.logs.items():
         if samples:
             yield _of_logs(cell.shipper.name, cell.load, samples)
-    if results.beside_logs:
-        yield _of_logs(AGENT.name, "beside", [each.logs for each in results.beside_logs])
+    for name in dict.fromkeys(each.shipper for each in results.beside_logs):
+        yield _of_logs(name, "beside", [each.logs for each in results.beside_logs if each.shipper == name])
 
 
 def _of_logs(shipper: str, load: ReportedLoad, samples: Sequence[LogSample]) -> LogsResult:

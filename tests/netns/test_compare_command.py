@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.compare import labs, measure, run
+from nodeagent.compare.logs.beside import BESIDE_LAB
 from nodeagent.compare.run import ComparisonPlan, Results
 from nodeagent.compare.scale import SCALE_LAB
 from nodeagent.compare.switches import SWITCH_LAB
@@ -26,7 +27,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)  # whole comparisons, short ones
 COMMAND = [sys.executable, "-m", "nodeagent", "compare"]
-LABS = (*(setup.lab for setup in labs.SETUPS), SCALE_LAB, SWITCH_LAB)
+LABS = (*(setup.lab for setup in labs.SETUPS), SCALE_LAB, SWITCH_LAB, BESIDE_LAB)
 
 
 def nothing_is_left() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from nodeagent.compare.load import CompareError, Sample
 from nodeagent.compare.logs import lines as lines_of
 from nodeagent.compare.logs.lines import LineKind, line
 from nodeagent.compare.logs.shippers import AGENT, IDLE, Shipper, ShipperTask
+from nodeagent.compare.logs.sink_process import SinkProcess
 from nodeagent.logs.tail.positions import FILE, PositionsError, decoded
 
 _START_SECONDS: Final = 60.0
@@ -54,53 +52,12 @@ class LogSample:
     """What of it is more than near the beginning, where that is what is measured."""
 
 
-class SinkProcess:
-    """The counting sink, in a process of its own on *core*."""
-
-    def __init__(self, core: int) -> None:
-        argv = ["taskset", "--cpu-list", str(core), sys.executable, "-m", "nodeagent.compare.logs.sink"]
-        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said.strip().isdigit():
-            self.close()
-            raise CompareError("the sink that counts lines did not start")
-        self.port = int(said)
-
-    def counted(self) -> dict[str, Any]:
-        """Return what came, as :class:`nodeagent.compare.logs.sink.LinesCounted` names it."""
-        return self._ask("GET")
-
-    def reset(self) -> None:
-        """Count anew."""
-        self._ask("PUT")
-
-    def refuse(self) -> None:
-        """Answer 429, until it is reset."""
-        self._ask("PUT", "/busy")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _ask(self, method: str, target: str = "/counted") -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request(method, target)
-            told: dict[str, Any] = json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-        return told
-
-
 @dataclass(frozen=True, slots=True)
 class Bench:
     """Where shippers are measured."""
 
     sink: SinkProcess
-    shipper_core: int | None
-    """None: any."""
+    shipper_core: int
     other_core: int
     """Of the sink and the writer."""
 
@@ -192,24 +149,45 @@ class Bench:
             sample = _sample(sent, time.monotonic() - started, running.cpu() - cpu_before, most)
         return replace(sample, growth_bytes=late - early)
 
-    def at_full_load(self, path: Path, lines: int, measure: Callable[[], Sample]) -> tuple[Sample, LogSample]:
-        """Return what *measure* says while the agent's collector reads the file *path* of so many *lines*, as fast as
-        it can, and what that did meanwhile. Raises CompareError if it does not begin, does nothing meanwhile, or was
-        done before the end.
+    def at_full_load(
+        self, shipper: Shipper, path: Path, lines: int, measure: Callable[[], Sample]
+    ) -> tuple[Sample, LogSample]:
+        """Return what *measure* says while *shipper* reads the file *path* of so many *lines*, as fast as it can, and
+        what that did meanwhile. Raises CompareError as :meth:`while_it_reads` does, or if it ends.
         """
         self.sink.reset()
-        with self._running(AGENT, str(path), "plain") as running:
-            before = self._until(running, 1, _START_SECONDS)["lines"]
-            cpu_before = running.cpu()
-            started = time.monotonic()
-            measured = measure()
-            told = self.sink.counted()["lines"]
-            took = time.monotonic() - started
-            if told >= lines:
-                raise CompareError("all lines were read before the other figure was measured: the file is too short")
-            if told == before:
-                raise CompareError("no line was delivered while the other figure was measured: it says nothing")
-            return measured, _sample(told - before, took, running.cpu() - cpu_before, running.memory())
+        with self._running(shipper, str(path), "plain") as running:
+            self._until(running, 1, _START_SECONDS)
+            return self.while_it_reads(shipper.name, lines, measure, cpu=running.cpu, memory=running.memory)
+
+    def while_it_reads(
+        self,
+        name: str,
+        lines: int,
+        measure: Callable[[], Sample],
+        *,
+        cpu: Callable[[], float],
+        memory: Callable[[], int],
+    ) -> tuple[Sample, LogSample]:
+        """Return what *measure* says from when the first lines of the shipper *name* have come, and what that one did
+        meanwhile, by the CPU seconds and bytes that it has. Raises CompareError if it does not begin, does nothing
+        meanwhile, or was done before the end.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while not (before := self.sink.counted()["lines"]):
+            if time.monotonic() > deadline:
+                raise CompareError(f"{name}: no line came in {_START_SECONDS:g} s")
+            time.sleep(_LOOK_SECONDS)
+        cpu_before = cpu()
+        started = time.monotonic()
+        measured = measure()
+        told = self.sink.counted()["lines"]
+        took = time.monotonic() - started
+        if told >= lines:
+            raise CompareError("all lines were read before the other figure was measured: the file is too short")
+        if told == before:
+            raise CompareError("no line was delivered while the other figure was measured: it says nothing")
+        return measured, _sample(told - before, took, cpu() - cpu_before, memory())
 
     @contextmanager
     def _running(
@@ -221,7 +199,7 @@ class Bench:
             command = shipper.command(ShipperTask(files, folder, port or self.sink.port, kind == "cri", forget))
             with (folder / "said").open("wb") as said:
                 process = subprocess.Popen(
-                    ["taskset", "--cpu-list", self._cores(), *command],
+                    ["taskset", "--cpu-list", str(self.shipper_core), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
@@ -232,9 +210,6 @@ class Bench:
                 yield _Running(shipper, process, folder)
             finally:
                 _end(process)
-
-    def _cores(self) -> str:
-        return str(self.shipper_core) if self.shipper_core is not None else f"0-{(os.cpu_count() or 1) - 1}"
 
     def _until(self, running: _Running, lines: int, seconds: float) -> dict[str, Any]:
         """Return what the sink counted once there are so many *lines*, or *seconds* have passed. Raises

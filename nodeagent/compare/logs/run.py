@@ -11,8 +11,9 @@ from typing import Final, Literal
 
 from nodeagent.compare.labs import Missing
 from nodeagent.compare.logs import lines
-from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
+from nodeagent.compare.logs.measure import Bench, LogSample
 from nodeagent.compare.logs.shippers import SHIPPERS, Shipper
+from nodeagent.compare.logs.sink_process import SinkProcess
 from nodeagent.errors import NodeagentError
 
 LogLoad = Literal["plain", "cri", "steady", "down", "busy", "files"]

@@ -1,5 +1,5 @@
 """A server that takes ``_bulk`` and OTLP over HTTP and counts lines by their marker; a process of its own,
-``python -m nodeagent.compare.logs.sink``, which prints its port.
+``python -m nodeagent.compare.logs.sink PORT``, which prints its port; 0: a free one.
 
 It answers as Elasticsearch does where all is well: with ``filter_path`` each item's status, without the
 shortest answer. ``GET /counted`` tells what came, ``PUT /counted`` begins anew; after ``PUT /busy`` it answers 429
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import selectors
 import socket
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -152,6 +153,6 @@ def _fields(head: bytes) -> list[tuple[bytes, bytes]]:
 
 
 if __name__ == "__main__":
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as served:
+    with socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=64) as served:
         print(served.getsockname()[1], flush=True)
         CountingSink(served).serve()

@@ -19,12 +19,13 @@ import pytest
 
 from nodeagent.compare import goals, summary
 from nodeagent.compare.load import CompareError, Sample
-from nodeagent.compare.logs import agent, beside, lines, run, shippers
+from nodeagent.compare.logs import agent, lines, run, shippers
 from nodeagent.compare.logs.beside import ProxyBesideLogs
-from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
+from nodeagent.compare.logs.measure import Bench, LogSample
 from nodeagent.compare.logs.micro import line_costs
 from nodeagent.compare.logs.run import LogCell, measure_logs
 from nodeagent.compare.logs.shippers import AGENT, Shipper, ShipperTask
+from nodeagent.compare.logs.sink_process import SinkProcess
 from nodeagent.compare.run import ComparisonPlan, Results
 from nodeagent.logs.process.framing import cri
 from nodeagent.logs.records import Chunk
@@ -142,7 +143,12 @@ def test_ratios_are_of_the_same_round() -> None:
     }
     quiet = Sample(1000, 1.0, 0, ((99.0, 500.0),))
     results.beside_logs = [
-        ProxyBesideLogs(replace(quiet, percentiles=((99.0, 550.0),)), quiet, LogSample(200_000, 2, 100, 30 << 20))
+        ProxyBesideLogs(
+            "nodeagent", replace(quiet, percentiles=((99.0, 550.0),)), quiet, LogSample(200_000, 2, 100, 30 << 20)
+        ),
+        ProxyBesideLogs(
+            "rsyslog", replace(quiet, percentiles=((99.0, 2500.0),)), quiet, LogSample(50_000, 20, 100, 30 << 20)
+        ),
     ]
     told = {goal.name: (values, goal.verdict(values[0])) for goal, values in goals.compared(results)}
     assert told == {
@@ -152,8 +158,10 @@ def test_ratios_are_of_the_same_round() -> None:
         "logs: a runtime's format, CPU a line": ([2.6], "missed"),
         "logs: memory's growth, ten minutes' lines with a sink that answers 429": ([2], "must"),
         "logs: memory's growth, 5,000 files came and went": ([6], "missed"),
-        "agent: same node, 32 connections, p99, under full log load / without": ([1.1], "must"),
+        "agent: 2,000 requests/s, p99, under full log load / without": ([1.1], "must"),
         "logs: delivered while the proxy was measured": ([200], None),
+        "agent: 2,000 requests/s, p99, under full log load of rsyslog / without": ([5], None),
+        "logs: delivered by rsyslog while the proxy was measured": ([50], None),
         "logs: memory above a daemon without, at most": ([30], "must"),
     }
     rows = summary.summarize(results, ComparisonPlan((), (), 2, 1, logs=True))["logs"]
@@ -167,7 +175,10 @@ def test_ratios_are_of_the_same_round() -> None:
         "memory_growth_bytes": 0,
         "rounds": [600_000, 300_000],
     }
-    assert (rows[-1]["load"], rows[-1]["lines_per_second"]) == ("beside", 200_000)
+    assert [(each["shipper"], each["lines_per_second"]) for each in rows if each["load"] == "beside"] == [
+        ("nodeagent", 200_000),
+        ("rsyslog", 50_000),
+    ]
 
 
 @pytest.mark.parametrize("refusing", [True, False])
@@ -241,31 +252,23 @@ def test_every_file_is_handed_over_once_whenever_it_comes(tmp_path: Path, monkey
     assert sorted(intake.names) == ["0.log", "2.log", "3.log"]
 
 
-def test_a_figure_is_measured_beside_the_collector_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In turn, a round each; a file that was read too soon is no load."""
+def test_a_figure_is_measured_beside_a_shipper_at_full_load(sink: SinkProcess, tmp_path: Path) -> None:
+    """A file that was read too soon is no load."""
+    core = min(os.sched_getaffinity(0))
     sample = Sample(1000, 1.0, 0, ((99.0, 500.0),))
-    monkeypatch.setattr(beside, "LINES", 1_000_000)  # seconds, however late this process has its turn
-    found: list[ProxyBesideLogs] = []
-    missing: list[Any] = []
-    sinks: list[SinkProcess] = []
-
-    def started(core: int) -> SinkProcess:
-        sinks.append(SinkProcess(core))
-        return sinks[-1]
+    count = 1_000_000  # seconds, however late this process has its turn
+    lines.write(tmp_path / "plain", count, "plain")
 
     def measure() -> Sample:
-        seen = sinks[0].counted()["lines"]
-        eventually(lambda: not seen or sinks[0].counted()["lines"] > seen, "lines come, where any do")
+        seen = sink.counted()["lines"]
+        eventually(lambda: sink.counted()["lines"] > seen, "lines come")
         return sample
 
-    monkeypatch.setattr(beside, "SinkProcess", started)
-    beside.measure_beside(1, measure, found, missing)
-    assert missing == []
-    assert [(each.under, each.without) for each in found] == [(sample, sample)]
-    assert found[0].logs.lines_per_second > 0
-    monkeypatch.setattr(beside, "LINES", 1)
-    beside.measure_beside(1, lambda: sample, found, missing)
-    assert "the file is too short" in missing[0]["why"]
+    under, logs = Bench(sink, core, core).at_full_load(AGENT, tmp_path / "plain", count, measure)
+    assert under == sample
+    assert logs.lines_per_second > 0
+    with pytest.raises(CompareError, match="the file is too short"):
+        Bench(sink, core, core).at_full_load(AGENT, tmp_path / "plain", 1, lambda: sample)
 
 
 def test_a_figure_beside_a_collector_that_does_nothing_is_none(
@@ -275,7 +278,7 @@ def test_a_figure_beside_a_collector_that_does_nothing_is_none(
     lines.write(tmp_path / "plain", 10, "plain")
     monkeypatch.setattr(sink, "counted", lambda: {"lines": 1})
     with pytest.raises(CompareError, match="no line was delivered while the other figure was measured"):
-        Bench(sink, core, core).at_full_load(tmp_path / "plain", 10, lambda: Sample(1000, 1.0, 0, ()))
+        Bench(sink, core, core).at_full_load(AGENT, tmp_path / "plain", 10, lambda: Sample(1000, 1.0, 0, ()))
 
 
 def test_what_a_line_costs_is_told_by_kind() -> None:
