@@ -17,6 +17,7 @@ import grpc
 
 from nodeagent.ca.cluster import ClusterPods, TokenReviewer
 from nodeagent.ca.grants import Grants
+from nodeagent.ca.measures import FAILED, ISSUED, CaMeasures
 from nodeagent.ca.pods import Pods
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.secret import AuthoritySecret, ClusterAuthority, RootsConfigMap
@@ -170,15 +171,17 @@ class Server:
         self._serving: ServingCertificate
         self._authority: CertificateAuthority
         self._server: grpc.aio.Server | None = None
-        self._telemetry: HttpServer | None = None
+        self.telemetry: HttpServer | None = None
         self.port = 0
         self._turns = SourceTurns(AT_ONCE, OF_ONE, WAITING)
+        self._measures = CaMeasures()
 
     async def start(self) -> None:
         """Open the authority and what callers are known by, then listen. Raises NodeagentError."""
         config = self._config
         self._authority = await self.state.begin()
         self._serving = ServingCertificate(self._authority, config.names)
+        self._measures.shown_until(self._serving.current.not_after)
         agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
         self._service = IssuingService(
             self._authority,
@@ -203,9 +206,8 @@ class Server:
             raise ControlError(f"address {where}: cannot be listened on: is it in use?") from None
         await self._server.start()
         if config.telemetry_port is not None:
-            self._telemetry = await serve_http(
-                {("GET", "/ready"): self._ready}, port=config.telemetry_port, hosts=EVERYWHERE
-            )
+            routes = {("GET", "/ready"): self._ready, ("GET", "/metrics"): self._measures.page}
+            self.telemetry = await serve_http(routes, port=config.telemetry_port, hosts=EVERYWHERE)
 
     async def run(self) -> None:
         """Keep up with the cluster's pods and with the authority until cancelled."""
@@ -215,8 +217,8 @@ class Server:
         """Let requests under way end, then close."""
         if self._server is not None:
             await self._server.stop(GRACE_SECONDS)
-        if self._telemetry is not None:
-            await self._telemetry.close()
+        if self.telemetry is not None:
+            await self.telemetry.close()
 
     async def _look(self) -> None:
         while True:
@@ -224,7 +226,11 @@ class Server:
                 await self.state.look()
             except NodeagentError as error:
                 log.error("%s; what was there stays in force", error)
+                self._measures.looked(succeeded=False)
+            else:
+                self._measures.looked(succeeded=True)
             self._serving.look()
+            self._measures.shown_until(self._serving.current.not_after)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _ready(self, query: Mapping[str, str]) -> Response:
@@ -247,9 +253,11 @@ class Server:
                     )
         except Refusal as refusal:
             log.warning("%s: refused: %s: %s", context.peer(), refusal.status, refusal)
+            self._measures.answered(refusal.status)
             await context.abort(grpc.StatusCode[refusal.status], str(refusal))
         except IdentityError as error:
             log.error("%s: not issued: %s", context.peer(), error)
+            self._measures.answered(FAILED)
             await context.abort(grpc.StatusCode.INTERNAL, "the authority cannot issue now: see its log")
         else:
             log.info(
@@ -260,6 +268,7 @@ class Server:
                 issued.caller.identity,
                 issued.ttl_seconds,
             )
+            self._measures.answered(ISSUED)
             return IstioCertificateResponse(cert_chain=issued.chain)
 
 

@@ -101,7 +101,7 @@ class CaConfig(ConfigSection):
     requests_per_second: float = Field(50, gt=0)
     """Of one caller, after a burst of ten seconds' worth."""
     telemetry_port: int | None = Field(None, ge=0, le=65535)
-    """/ready, without TLS; absent: none."""
+    """/ready and /metrics, without TLS; absent: none."""
 
     @model_validator(mode="after")
     def _one_state(self) -> Self:

@@ -211,6 +211,18 @@ REJECTED = Metric(
     ("cause",),
     "Reports of workers that were malformed or over the bound on series.",
 )
+CA_REQUESTS = Metric(
+    "nodeagent_ca_requests_total",
+    "counter",
+    ("code",),
+    "Requests for certificates by the gRPC code of the answer: OK is issued, INTERNAL failed, each other refused.",
+)
+CA_LOOKS = Metric(
+    "nodeagent_ca_looks_total",
+    "counter",
+    ("result",),
+    "Looks of the authority at where its keys are kept and what is trusted: right, or failed.",
+)
 WEBHOOK_REVIEWS = Metric(
     "nodeagent_webhook_reviews_total",
     "counter",
@@ -349,7 +361,7 @@ PLAIN: Final = {
         ),
         *(CONNECTIONS, REFUSED, POLICY_EVENTS, POLICY_TROUBLES, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
         *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, DRAIN_CUT, REJECTED),
-        *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
+        *(CA_REQUESTS, CA_LOOKS, WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
         *LOG_FAMILIES,
         *(LOG_WAITING, LOG_BUFFERED, LOG_LAG_BYTES, LOG_LAG_SECONDS, LOG_FILES, LOG_RESTARTS),
         *(LOG_TROUBLES, LOG_SINK_FAILING),

@@ -146,19 +146,20 @@ def operated(homes: Kube) -> Iterator[Kube]:
     homes.kubectl("delete", "pod", "-n", SYSTEM, "webhook", "--wait=false")
 
 
-def test_prometheus_operator_scrapes_each_agent_and_the_webhook_and_wakes_nobody(
+def test_prometheus_operator_scrapes_agents_authority_and_webhook_and_wakes_nobody(
     operated: Kube, tmp_path: Path
 ) -> None:
     """Input: the overlay's objects as the API server has taken them, and a real Prometheus that is told of them what
     the operator would tell it; the webhook's pod is one with its label and its ports. Verdict: of all pods of the
-    namespace each node's agent, and at its named port the webhook, are scraped and answer; every alert can be
-    evaluated, and none is about to fire.
+    namespace each node's agent, and at their named ports the authority's replicas and the webhook, are scraped and
+    answer; every alert can be evaluated, and none is about to fire.
     """
     monitors = get(operated, "podmonitors", "-n", SYSTEM)["items"]
     alerts = get(operated, "prometheusrule", "-n", SYSTEM, "nodeagent")
-    webhook = get(operated, "pod", "-n", SYSTEM, "webhook")["status"]["podIP"]
     wanted = {(f"{SYSTEM}/nodeagent", f"http://{own.addresses[0]}:15020/metrics"): "up" for own in operated.nodes}
-    wanted |= {(f"{SYSTEM}/nodeagent-webhook", f"http://{webhook}:15014/metrics"): "up"}
+    for app in ("nodeagent-ca", "nodeagent-webhook"):
+        addresses = eventually(lambda app=app: addresses_of(operated, app), f"only {app} of now are there", SECONDS)
+        wanted |= {(f"{SYSTEM}/{app}", f"http://{address}:15014/metrics"): "up" for address in addresses}
     with prometheus(operated, tmp_path, monitors, alerts) as asked:
 
         def scraped() -> bool:
@@ -175,6 +176,13 @@ def test_prometheus_operator_scrapes_each_agent_and_the_webhook_and_wakes_nobody
         eventually(evaluated, "every alert is evaluated", SECONDS)
         captured = asked.get("query?query=nodeagent_enrolled_pods")["result"]
         assert {each["metric"]["node"] for each in captured if int(each["value"][1]) > 0} == set(NODES)
+
+
+def addresses_of(kube: Kube, app: str) -> list[str]:
+    """Return the addresses of the pods of *app*; none while one of them is about to end."""
+    found = get(kube, "pods", "-n", SYSTEM, "-l", f"app={app}")["items"]
+    ending = any("deletionTimestamp" in each["metadata"] for each in found)
+    return [] if ending else [each["status"]["podIP"] for each in found]
 
 
 def names(alerts: Document) -> set[str]:

@@ -7,6 +7,8 @@ from itertools import pairwise, product
 import pytest
 
 from nodeagent.telemetry.metrics import (
+    CA_LOOKS,
+    CA_REQUESTS,
     HTTP_FAMILIES,
     MESSAGE_FAMILIES,
     PLAIN,
@@ -22,8 +24,9 @@ DECLARED = {
     metric.name: metric for metric in (*PLAIN.values(), REQUESTS, *HTTP_FAMILIES, *TCP_FAMILIES, *MESSAGE_FAMILIES)
 }
 BY_PROMETHEUS = frozenset({"instance"})
-ELSEWHERE = {"istio_build", WEBHOOK_REVIEWS.name, WEBHOOK_REGISTRATIONS.name, "nodeagent_kernel_http_unknown_total"}
-"""For Istio's dashboards, of the webhook, and what belongs beside Istio's own series."""
+SERVICES = {each.name for each in (CA_REQUESTS, CA_LOOKS, WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS)}
+ELSEWHERE = {"istio_build", "nodeagent_kernel_http_unknown_total", *SERVICES}
+"""For Istio's dashboards, of authority and webhook, and what belongs beside Istio's own series."""
 
 
 @pytest.mark.parametrize("title", dashboards.queries(NODE))

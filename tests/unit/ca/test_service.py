@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from nodeagent import config
 from nodeagent.ca.grants import Caller
+from nodeagent.ca.measures import CODES
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.server import METHOD, SERVICE, Server
 from nodeagent.ca.service import Rates
@@ -33,7 +34,9 @@ from nodeagent.identity.authority_directory import certificates
 from nodeagent.identity.istio_ca import IstioCa
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.identity.tls import TCP_ALPN, client_context, server_context
+from nodeagent.kube.access import ApiError
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from nodeagent.telemetry import metrics
 from nodeagent.vocabulary import SpiffeId
 from tests.unit.identity.test_tls import Pair
 from tests.waiting import DEADLINE, until
@@ -315,6 +318,65 @@ def test_the_token_file_of_the_service_is_read_anew(tmp_path: Path, caplog: pyte
         assert "secret" not in caplog.text
 
     play(tmp_path, scene)
+
+
+# -- what it tells of itself --
+
+
+async def scrape(stage: Stage) -> dict[str, float]:
+    """Return what the service's page of metrics says, by series."""
+    assert stage.server.telemetry is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", stage.server.telemetry.port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    text = (await reader.read()).decode()
+    writer.close()
+    assert text.startswith("HTTP/1.1 200 ")
+    lines = (line.rpartition(" ") for line in text.splitlines() if line.startswith("nodeagent_"))
+    return {series: float(value) for series, _, value in lines}
+
+
+def requests(code: str) -> str:
+    return f'nodeagent_ca_requests_total{{code="{code}"}}'
+
+
+def test_each_answer_is_counted_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Stage) -> None:
+        # All are there before the first answer: what begins at 1 has not increased.
+        assert {(await scrape(stage))[requests(code)] for code in CODES} == {0}
+        await stage.call(request())
+        await stage.call(request(SHOP))
+        assert (await stage.refused(request(ELSEWHERE)))[0] == "PERMISSION_DENIED"
+        assert (await stage.refused(request(), "nobody"))[0] == "UNAUTHENTICATED"
+        monkeypatch.setattr(stage.server._authority, "sign", broken)
+        assert (await stage.refused(request()))[0] == "INTERNAL"
+        found = await scrape(stage)
+        counted = {code: found[requests(code)] for code in CODES if found[requests(code)]}
+        assert counted == {"OK": 2, "PERMISSION_DENIED": 1, "UNAUTHENTICATED": 1, "INTERNAL": 1}
+        ends = found['nodeagent_certificate_expiry_timestamp_seconds{identity="ca"}']
+        assert ends == pytest.approx(stage.server._serving.current.not_after)
+
+    play(tmp_path, scene, telemetryPort=0)
+
+
+def test_a_look_that_fails_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.ca.server.LOOK_SECONDS", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        store = stage.server._measures.store
+        await until(lambda: store.value(metrics.CA_LOOKS, ("right",)))
+        assert store.value(metrics.CA_LOOKS, ("failed",)) == 0
+        monkeypatch.setattr(stage.server.state, "look", unreachable)
+        await until(lambda: store.value(metrics.CA_LOOKS, ("failed",)))
+
+    play(tmp_path, scene, telemetryPort=0)
+
+
+def broken(*_: object) -> None:
+    raise IdentityError("the intermediate has ended")
+
+
+async def unreachable() -> None:
+    raise ApiError("the API server does not answer")
 
 
 # -- attacks on the service --

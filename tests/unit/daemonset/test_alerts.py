@@ -39,6 +39,12 @@ def test_each_alert_fires_when_it_should_and_not_before(rules: dict[str, Any], t
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_alerts_ask_for_jobs_that_are_scraped(rules: dict[str, Any]) -> None:
+    monitors = {each["metadata"]["name"] for each in yaml.safe_load_all(RULES.with_name("monitors.yaml").read_text())}
+    asked = set(re.findall(r'job="nodeagent-system/([\w-]+)"', yaml.safe_dump(rules, width=10_000)))
+    assert asked == monitors
+
+
 def test_every_alert_has_a_case(rules: dict[str, Any]) -> None:
     alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     tried = {

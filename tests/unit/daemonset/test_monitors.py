@@ -125,6 +125,8 @@ def test_no_label_of_the_scrape_takes_the_place_of_an_agents_own() -> None:
     assert own & dict(target).keys() <= {"node"}, "Prometheus would call the agent's exported_…"
 
 
-def test_the_webhook_is_scraped_at_its_own() -> None:
-    (target,) = map(dict, scraped("nodeagent-webhook", *everything("10.0.0.1")))
-    assert (target["pod"], target["__address__"]) == ("nodeagent-webhook-x", "10.0.0.1:15014")
+@pytest.mark.parametrize("name", ["nodeagent-ca", "nodeagent-webhook"])
+def test_authority_and_webhook_are_scraped_at_their_own_ports(name: str) -> None:
+    (target,) = map(dict, scraped(name, *everything("10.0.0.1")))
+    assert (target["pod"], target["__address__"]) == (f"{name}-x", "10.0.0.1:15014")
+    assert (target["job"], target["node"]) == (f"{NAMESPACE}/{name}", "a")
