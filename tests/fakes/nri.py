@@ -53,7 +53,7 @@ class PluginSeen:
     _streams: itertools.count[int] = field(default_factory=lambda: itertools.count(1, 2))
     _waiting: dict[int, asyncio.Future[Response]] = field(default_factory=dict)
 
-    async def call(self, method: str, request: Message, timeout: float = 2.0, *, told: bool = True) -> Response:
+    async def call(self, method: str, request: Message, timeout: float = 60.0, *, told: bool = True) -> Response:
         """Call the plugin; one that does not answer in time is dropped. *told*: the call says how long it waits. Raises
         TimeoutError, ConnectionError.
         """
@@ -146,7 +146,7 @@ class FakeNri:
         for plugin in self.ready():
             await self._tell(plugin, "RunPodSandbox", nri.RUN_POD_SANDBOX, sandbox)
 
-    async def create(self, sandbox: nri.PodSandbox, timeout: float = 2.0) -> str:
+    async def create(self, sandbox: nri.PodSandbox, timeout: float = 60.0) -> str:
         """Make a container of *sandbox* when all plugins have answered; return why one of them refuses that, or
         ``late`` where one did not answer in time.
         """
@@ -159,7 +159,7 @@ class FakeNri:
                 return answer.status.message
         return ""
 
-    async def start(self, sandbox: nri.PodSandbox, timeout: float = 2.0) -> bool:
+    async def start(self, sandbox: nri.PodSandbox, timeout: float = 60.0) -> bool:
         """Start a container of *sandbox* when all plugins have answered; return whether all did in time."""
         in_time = True
         for plugin in self.ready():
@@ -170,7 +170,7 @@ class FakeNri:
         return in_time
 
     async def _tell(
-        self, plugin: PluginSeen, method: str, event: nri.Event, sandbox: nri.PodSandbox, timeout: float = 2.0
+        self, plugin: PluginSeen, method: str, event: nri.Event, sandbox: nri.PodSandbox, timeout: float = 60.0
     ) -> None:
         if not plugin.events & (1 << (event - 1)):
             return

@@ -23,7 +23,7 @@ import yaml
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 TOKEN = "lab-admin"
 _ports = itertools.count(20_000)
 

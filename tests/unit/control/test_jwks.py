@@ -84,12 +84,12 @@ def says(*answers: bytes) -> Script:
     return script
 
 
-async def fetched(script: Script, path: str = "/keys", seconds: float = 5.0) -> str:
+async def fetched(script: Script, path: str = "/keys", seconds: float = 60.0) -> str:
     async with Server(script) as server:
         return await KeySets(lambda _: None, local=True).fetch(server.uri + path, seconds)
 
 
-def error_of(script: Script, path: str = "/keys", seconds: float = 5.0) -> str:
+def error_of(script: Script, path: str = "/keys", seconds: float = 60.0) -> str:
     with pytest.raises(ControlError) as caught:
         uvloop.run(fetched(script, path, seconds))
     assert path in str(caught.value)

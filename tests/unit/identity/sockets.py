@@ -25,7 +25,7 @@ from nodeagent.identity.workload_api import WorkloadApi
 from nodeagent.vocabulary import SpiffeId
 
 WEB = SpiffeId("spiffe://cluster.local/ns/default/sa/web")
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class World:

@@ -97,7 +97,8 @@ class Nodes:
             policies,
         )
         self._mesh = mesh
-        self._settings = ProxySettings.model_validate(settings)
+        timeouts = {"connect": DEADLINE, **settings.get("timeouts", {})}
+        self._settings = ProxySettings.model_validate({**settings, "timeouts": timeouts})
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self.outside: dict[tuple[str, int], tuple[str, int]] = {}
         """What the client's pod dials is elsewhere."""

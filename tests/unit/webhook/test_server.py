@@ -37,6 +37,7 @@ QUICK = WebhookLimits(
     idle_seconds=1.0,
     grace_seconds=2.0,
 )
+PATIENT = WebhookLimits(handshake_seconds=DEADLINE, body_seconds=DEADLINE)
 JSON = {"Content-Type": "application/json"}
 HEAD = b"POST /inject/namespace HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
@@ -60,7 +61,7 @@ class Stage:
         self.counts: list[tuple[str, str]] = []
         self.entries: list[Entry] = []
         self.server = WebhookServer(
-            judge or self._decide, lambda result, reason: self.counts.append((result, reason)), limits
+            judge or self._decide, lambda result, reason: self.counts.append((result, reason)), limits or PATIENT
         )
         self.server.use(self.serving.current)
 
@@ -81,7 +82,7 @@ class Stage:
     def session(self) -> aiohttp.ClientSession:
         """Return a client that trusts what is trusted now; every connection is kept for the next request."""
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self.trust(), limit=0), timeout=aiohttp.ClientTimeout(total=10)
+            connector=aiohttp.TCPConnector(ssl=self.trust(), limit=0), timeout=aiohttp.ClientTimeout(total=DEADLINE)
         )
 
     async def raw(self, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
