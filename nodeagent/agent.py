@@ -55,14 +55,15 @@ def main(
     pinned = config.redirect.pin_directory
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
-    with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
+    folders = {"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}
+    with owned(folders, lasts=config.kubernetes is not None) as estate:
         estate = replace(estate, manager=manager or ServiceManager())
         roles = {CONTROL: Role(partial(control.main, config, path, faults)), WORKER: Role(worker.main, beats=True)}
         stop_seconds = config.proxy.timeouts.stop
         if config.logs is not None:
             roles[COLLECTOR] = Role(_collector)
             stop_seconds += config.logs.stop_seconds
-        return supervisor.main(roles, estate, stop_seconds, lasts=config.kubernetes is not None)
+        return supervisor.main(roles, estate, stop_seconds)
 
 
 def _collector(end: socket.socket, pulse: Pulse) -> None:
@@ -73,35 +74,59 @@ def _collector(end: socket.socket, pulse: Pulse) -> None:
 
 
 @contextmanager
-def owned(folders: Mapping[str, Path]) -> Iterator[supervisor.Estate]:
-    """Hold the locks of *folders*, by the settings that name them; the first is where daemons meet.
+def owned(folders: Mapping[str, Path], *, lasts: bool = False) -> Iterator[supervisor.Estate]:
+    """Hold the locks of *folders*, by the settings that name them; the first is where daemons meet. *lasts*: a
+    daemon that has given them up may have them again.
 
     Raises ControlError.
     """
     with ExitStack() as stack:
-        yield _estate(stack, folders)
+        estate = _estate(stack, folders)
+        yield replace(estate, regain=partial(_regained, stack, folders)) if lasts else estate
 
 
 def _estate(stack: ExitStack, folders: Mapping[str, Path]) -> supervisor.Estate:
     """Return what this daemon has from the one before; *stack* gives it back. Raises ControlError."""
-    meeting = next(iter(folders.values()))
     begun = time.monotonic()
     while True:
         try:
-            with ExitStack() as trial:
-                locks = {setting: trial.enter_context(held(folder, setting)) for setting, folder in folders.items()}
-                stack.push(trial.pop_all())
-            return supervisor.Estate(locks, None, HandOver(meeting, locks))
-        except InUseError as error:
-            in_use = error
-        try:
-            return _shared_estate(stack, Predecessor.meet(meeting), folders)
+            return _tried(stack, folders)
         except EndingError as error:
             if time.monotonic() - begun > error.seconds:
-                raise ControlError(f"{in_use}; {error}") from None
-        except ControlError as error:
-            raise ControlError(f"{in_use}; {error}") from None
+                raise
         time.sleep(LOOK_SECONDS)
+
+
+def _tried(stack: ExitStack, folders: Mapping[str, Path]) -> supervisor.Estate:
+    """Raises ControlError, EndingError."""
+    try:
+        return _own_estate(stack, folders)
+    except InUseError as error:
+        in_use = error
+    try:
+        return _shared_estate(stack, Predecessor.meet(next(iter(folders.values()))), folders)
+    except EndingError as error:
+        raise EndingError(f"{in_use}; {error}", error.seconds) from None
+    except ControlError as error:
+        raise ControlError(f"{in_use}; {error}") from None
+
+
+def _own_estate(stack: ExitStack, folders: Mapping[str, Path]) -> supervisor.Estate:
+    """Hold the locks of *folders* alone. Raises ControlError; InUseError: another daemon has them."""
+    with ExitStack() as trial:
+        locks = {setting: trial.enter_context(held(folder, setting)) for setting, folder in folders.items()}
+        stack.push(trial.pop_all())
+    return supervisor.Estate(locks, None, HandOver(next(iter(folders.values())), locks))
+
+
+def _regained(stack: ExitStack, folders: Mapping[str, Path], returned: bool) -> supervisor.Estate | None:
+    """Return what a daemon that had given everything up has again, where nobody else has it; *returned*: also from
+    whoever has it. None: it cannot be had now.
+    """
+    try:
+        return _tried(stack, folders) if returned else _own_estate(stack, folders)
+    except ControlError:
+        return None
 
 
 def _shared_estate(stack: ExitStack, predecessor: Predecessor, folders: Mapping[str, Path]) -> supervisor.Estate:

@@ -57,6 +57,21 @@ def held(folder: Path, setting: str) -> Iterator[FolderLock]:
         lock.close()
 
 
+def is_free(folder: Path) -> bool:
+    """Say whether nobody holds the lock of *folder*; one that is not there, or cannot be read, is free."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def shared(folder: Path, setting: str, descriptor: int) -> FolderLock:
     """Return the lock of *folder* that another daemon holds and shares by *descriptor*, which is its own.
 

@@ -20,7 +20,9 @@ newcomer that finds the folders' locks taken calls there::
        │ TookOver, after its own first beat ──────▶│  no more beats, locks, ports: its workers take nothing
        │                                           │  more and drain, told of every change of policy by
        │                                           │  their own control
-       │ Farewell, if it ends without a successor ▶│  drains as a daemon that is stopped
+       │ Farewell, if it ends without a successor ▶│  drains as a daemon that is stopped; one that was not
+       │                                           │  told to end has the node again: it calls, as a newcomer,
+       │ ◀───────────────────────── Hello, TakeOver│  the one that took over, which waits for that
 
 Nobody guesses by time who is dead: Welcome brings a pidfd, and the end of the connection is the
 death of the newcomer. One that is hung up on while the other lives ends itself: the other goes on.
@@ -30,13 +32,19 @@ Who dies when, and what is then:
     newcomer, before TookOver      the daemon's control is succeeded by one that takes the node back, as
                                    after any death of control; workers and heartbeat never stopped
     newcomer, after TookOver       as any daemon's death: protected pods are refused until it is started
-                                   again; the one before it drains on
+                                   again; the one before it drains on. On a cluster that one was not told
+                                   to end yet, perhaps, as the newcomer's pod is not ready: drained, it has
+                                   the node again as soon as nobody has the locks, and after 10 s of that it
+                                   drains no longer than in a stop
     the daemon, before HandedAll   the newcomer has the locks, and what was handed; it starts as after a
                                    death, and beats when it is up
     the daemon, after that         its connections are lost; the newcomer has everything
     its control, while it resigns  it is not started again: nobody writes, which is what was asked for
     its control, while it drains   its workers would hear of no policy any more: they end as in a stop
-    the newcomer is stopped        it has taken nothing over, and ends; or it has, and is the daemon
+    the newcomer is stopped        it has taken nothing over, and ends; or it has, and is the daemon. As long
+                                   as the one before it lives it is that one's again (`rollout undo`: the old
+                                   pod is not told to end): Farewell, and it serves on until that one has
+                                   taken the node over, or is dead
     third daemons                  are refused while one takes over: the locks are held by both
     the daemon is told to end      it does, unless one that takes over has called, or its own control knows
                                    that one is coming (Successor: its pod is there, kube/successor.py);
@@ -162,6 +170,12 @@ class Predecessor:
         """Say that this daemon ends for good."""
         self._send(Farewell())
 
+    def hang_up(self) -> None:
+        """Hear and say nothing any more; its death is seen. Idempotent."""
+        self.hung_up = True
+        self._outbox.close()
+        self._end.close()
+
     def waits_for(self) -> dict[int, int]:
         """Return the descriptors to poll, each with its events."""
         if self.dead:
@@ -206,9 +220,7 @@ class Predecessor:
             log.error("the daemon that is succeeded says what none says (%s)", error)
         except OSError:
             pass  # its end, told otherwise
-        self.hung_up = True
-        self._outbox.close()
-        self._end.close()
+        self.hang_up()
         self.look()
 
     def _send(self, message: FromSuccessor) -> None:
@@ -299,6 +311,11 @@ class HandOver:
     def over(self) -> bool:
         """Say whether the node is another daemon's."""
         return self.stage == "over"
+
+    @property
+    def hears(self) -> bool:
+        """Say whether who called, or took over, is connected."""
+        return self._end is not None
 
     def open(self) -> None:
         """Listen. Raises OSError: nothing can be handed over then."""

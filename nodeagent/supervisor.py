@@ -10,18 +10,20 @@ stopped or dead meanwhile; so the supervisor never waits for it: what it is to b
 and a successor that must wait a moment is an alarm in the one poll().
 
 How a node passes from one daemon to another, and who dies when: hand_over.py. Here is what both
-supervisors do about it.
+supervisors do about it. One that has drained, and was not told to end, makes way for another one
+in the same process when the node is nobody's, or is given back.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, assert_never
 
@@ -29,7 +31,7 @@ from nodeagent.channel import DESCRIPTORS, Packet, close_all, decode
 from nodeagent.children import ChildProcesses
 from nodeagent.control_process import ControlProcess
 from nodeagent.errors import shown
-from nodeagent.folder_lock import FolderLock
+from nodeagent.folder_lock import FolderLock, is_free
 from nodeagent.forking import CONTROL, Role, fork, reaped
 from nodeagent.hand_over import PORTS, Event, HandOver, Predecessor
 from nodeagent.heart import Heart
@@ -58,6 +60,7 @@ from nodeagent.messages import (
 )
 from nodeagent.pulse import Pulses
 from nodeagent.service_manager import ServiceManager
+from nodeagent.signals import Signals
 from nodeagent.wire import FileDescriptor, MessageError
 
 RESPAWN_SECONDS: Final = 1.0
@@ -84,6 +87,12 @@ COMING_SECONDS: Final = 3600.0
 """So long one that is told to end waits for a successor that has not called yet: its image may have to
 be fetched first. Whoever runs the daemon bounds it too (``terminationGracePeriodSeconds``).
 """
+VACANT_SECONDS: Final = 10.0
+"""So long no daemon has the node, before one that drains cuts what is open to have it again: the one that took
+over may have died, and be about to be started again.
+"""
+VACANCY_SECONDS: Final = 0.5
+"""Between two looks, of one that has drained, whether a daemon has the node."""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 log = logging.getLogger("nodeagent.supervisor")
 
@@ -100,6 +109,11 @@ class Estate:
     """Where the next one calls; None: none can."""
     manager: ServiceManager = field(default_factory=ServiceManager)
     """Who is told that the daemon works."""
+    regain: Callable[[bool], Estate | None] | None = None
+    """How a daemon that has given the node up, and drained, has it again. Returns the new estate of a node that no
+    daemon has, or, where the argument says that it is given back, of the one that has it; None: it cannot be had
+    now. No such way: who has drained ends.
+    """
 
 
 class Supervisor:
@@ -108,12 +122,18 @@ class Supervisor:
     (``identity/certificate``), which is never read here.
     """
 
-    def __init__(self, roles: Mapping[str, Role], estate: Estate, stop_seconds: float, lasts: bool = False) -> None:
-        """*roles*: by name, CONTROL among them. *stop_seconds*: how long a stop takes. *lasts*: when
-        another daemon has taken over and all is drained, it waits to be told to end.
-        """
-        self._lasts = lasts
+    def __init__(self, roles: Mapping[str, Role], estate: Estate, stop_seconds: float, signals: Signals) -> None:
+        """*roles*: by name, CONTROL among them. *stop_seconds*: how long a stop takes."""
         self._told = False
+        self._regain = estate.regain
+        self._returned = False
+        """The daemon that took over gives the node back, as long as it is there."""
+        self._giving_back = False
+        """This one does so to the daemon before it."""
+        self._vacant_since = 0.0
+        """By the monotonic clock; 0: another daemon has the node; infinity: what drains was hastened for it."""
+        self.regained: Estate | None = None
+        """The node is this process's again, with another supervisor."""
         self._roles = roles
         self._locks = estate.locks
         self._predecessor = estate.predecessor
@@ -141,14 +161,12 @@ class Supervisor:
         self._stopping = False
         self._kill_at = 0.0
         self._status = 0
-        self._signals: set[int] = set()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signals = signals
 
     def run(self) -> int:
-        """Run until told to stop and every child is gone; return control's exit status."""
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+        """Run until every child is gone, and this daemon was told to stop or has the node again (``regained``);
+        return control's exit status.
+        """
         self._start_control()
         while self._control or self._children or self._start_at:
             self._wait()
@@ -157,35 +175,45 @@ class Supervisor:
             self._keep_time()
         if self._hand_over is not None:
             self._hand_over.close()
-        if self._lasts and self._superseded:
-            self._last()
+        if self._regain is not None and self._hand_over is not None and self._superseded:
+            self._last(self._hand_over, self._regain)
         return self._status
 
-    def _last(self) -> None:
-        """Wait to be told to end: a kubelet starts a container again that ends by itself, and that
-        would take the node back from the successor, whose pod is not ready yet.
+    def _last(self, hand_over: HandOver, regain: Callable[[bool], Estate | None]) -> None:
+        """Wait to be told to end: a kubelet starts a container again that ends by itself, and that would take the
+        node from the successor, whose pod is not ready yet. When no daemon has the node any more, or the one that
+        has it gives it back, have it again.
         """
-        poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
         while not self._told:
-            poll.poll()
-            os.read(self._wake_read, 4096)
+            self.regained = regain(self._returned and hand_over.hears)
+            if self.regained is not None:
+                break
+            poll = select.poll()
+            poll.register(self._signals.descriptor, select.POLLIN)
+            for descriptor, events in hand_over.waits_for().items():
+                poll.register(descriptor, events)
+            for descriptor, event in poll.poll(VACANCY_SECONDS * 1000):
+                if descriptor == self._signals.descriptor:
+                    self._signals.drain()
+                elif hand_over.handle(descriptor, event) == "farewell":
+                    self._returned = True
             self._heed_signals()
+        hand_over.drop()
 
     def _wait(self) -> None:
         """Wait for a child, a signal, control or an alarm, whichever comes first. poll() and not
         select(): descriptors are many.
         """
         poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
+        poll.register(self._signals.descriptor, select.POLLIN)
         control = self._control.waits_for()
         for descriptor, events in (control | self._others()).items():
             poll.register(descriptor, events)
         alarms = [alarm for alarm in self._alarms() if alarm]
         wait = max(0.0, min(alarms) - time.monotonic()) * 1000 + 1 if alarms else None
         for descriptor, event in poll.poll(wait):
-            if descriptor == self._wake_read:
-                os.read(self._wake_read, 4096)
+            if descriptor == self._signals.descriptor:
+                self._signals.drain()
                 continue
             if descriptor not in control:
                 self._hear_another(descriptor, event)
@@ -218,6 +246,7 @@ class Supervisor:
         if self._watch_at and now >= self._watch_at:
             self._watch_at = now + WATCH_SECONDS
             self._look_after_control()
+            self._look_after_node(now)
         self._keep_hand_over_in_time(now)
         if self._children.fork_at and now >= self._children.fork_at:
             self._fork_children()
@@ -326,8 +355,7 @@ class Supervisor:
         heart = [self._heart.descriptor] if self._heart.begun else []
         waiting = [self._manager.waiting] if self._manager.waiting >= 0 else []
         for descriptor in (
-            self._wake_read,
-            self._wake_write,
+            *self._signals.inherit(),
             *self._control.inherit(),
             *(lock.descriptor for lock in self._locks.values() if lock.descriptor >= 0),
             *(self._hand_over.inherit() if self._hand_over is not None else ()),
@@ -418,11 +446,8 @@ class Supervisor:
     def _tell(self, message: FromSupervisor) -> None:
         self._control.tell(message)
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._signals.add(number)
-
     def _heed_signals(self) -> None:
-        signals, self._signals = self._signals, set()
+        signals = self._signals.take()
         if signals & {signal.SIGTERM, signal.SIGINT}:
             self._told_to_end()
         if signal.SIGINT in signals and self._superseded:
@@ -433,29 +458,59 @@ class Supervisor:
     def _told_to_end(self) -> None:
         """End, unless the node is another daemon's, or about to be."""
         self._told = True
-        hand_over = self._hand_over
-        if hand_over is not None and hand_over.over:
+        if self._superseded:
             return  # it drains, and ends by itself
-        called = hand_over is not None and hand_over.stage is not None
-        if not (called or self._awaits_successor()):
+        if self._called:
+            self._await("the one that is about to take over", TAKE_OVER_SECONDS)
+        elif self._awaits_successor():
+            self._await("the one that is coming to the node", COMING_SECONDS)
+        elif self._gives_back():
+            self._await("the one before it, which may take the node back", TAKE_OVER_SECONDS)
+        else:
             self._end_all()
-        elif not self._stop_asked_at:
-            who = "is about to take over" if called else "is coming to the node"
-            _say(f"this daemon is to end; it waits for the one that {who}", logging.INFO)
-            self._stop_asked_at = time.monotonic() + (COMING_SECONDS if self._coming else TAKE_OVER_SECONDS)
+
+    def _await(self, whom: str, seconds: float) -> None:
+        """Go on for so many *seconds* at most, until *whom* has the node."""
+        if not self._stop_asked_at:
+            _say(f"this daemon is to end; it waits for {whom}", logging.INFO)
+            self._stop_asked_at = time.monotonic() + seconds
+
+    @property
+    def _called(self) -> bool:
+        """Say whether another daemon has called to take over."""
+        return self._hand_over is not None and self._hand_over.stage is not None
+
+    @property
+    def _can_hand_over(self) -> bool:
+        """Say whether the node is this daemon's, to give away."""
+        return self._alone and self._heart.begun and self._hand_over is not None
 
     def _awaits_successor(self) -> bool:
-        """Say whether the node is this daemon's, and another one is coming that can take it over."""
-        return self._coming and self._alone and self._heart.begun and self._hand_over is not None
+        """Say whether another one is coming that can take the node over."""
+        return self._coming and self._can_hand_over
+
+    def _gives_back(self) -> bool:
+        """Give the node back to the daemon from which this one took it over, where that one goes on: it comes for it
+        unless it was told to end, too. Return whether that may be.
+        """
+        before = self._predecessor
+        if not self._giving_back and before is not None and not before.hung_up:
+            self._giving_back = self._regain is not None and self._can_hand_over
+            if self._giving_back:
+                before.farewell()
+        return self._giving_back
 
     def _expect(self, coming: bool) -> None:
         """Take in whether another daemon is coming: who waits for none any more ends now."""
         self._coming = coming
-        called = self._hand_over is not None and self._hand_over.stage is not None
-        if self._stop_asked_at and not (coming or called):
-            _say("the daemon that was coming does not come; this one ends", logging.INFO)
+        if not coming:
+            self._end_if_nobody_comes("the daemon that was coming does not come")
+
+    def _end_if_nobody_comes(self, why: str) -> None:
+        if self._stop_asked_at and not (self._coming or self._called or self._giving_back):
+            _say(f"{why}; this one ends", logging.INFO)
             self._stop_asked_at = 0.0
-            self._end_all()
+            self._told_to_end()
 
     def _hasten(self) -> None:
         """What drains, here and before this daemon, has as long as in a stop."""
@@ -533,6 +588,9 @@ class Supervisor:
             self._be_alone()
         elif predecessor.hung_up and not self._alone and not self._hung_up_at:
             self._hung_up_at = time.monotonic() + HUNG_UP_SECONDS  # its end is told before its death is
+        if predecessor.dead and self._giving_back:
+            self._giving_back = False
+            self._end_if_nobody_comes("the daemon before has ended and takes nothing back")
         if self._withheld and predecessor.taking and (predecessor.taken or predecessor.dead):
             self._inherit(predecessor)
 
@@ -583,7 +641,8 @@ class Supervisor:
             case "took":
                 self._step_down(hand_over)
             case "farewell":
-                _say("the daemon that took over ends for good, and this one with it", logging.INFO)
+                self._returned = True
+                _say("the daemon that took over ends; what is open here has as long as in a stop", logging.INFO)
                 self._hasten()
             case "gone":
                 self._take_back()
@@ -609,7 +668,7 @@ class Supervisor:
         """Who was to take over is dead: a new control takes the node back, workers and heartbeat never stopped."""
         _say("the daemon that was to take over is gone; this one takes the node back")
         self._resign_at = 0.0
-        if self._stop_asked_at and not self._coming:
+        if self._stop_asked_at and not (self._coming or self._giving_back):
             self._stop_asked_at = 0.0
             self._stop()
             self._control.kill()
@@ -625,6 +684,8 @@ class Supervisor:
         self._stop_asked_at = 0.0
         self._heart.leave()
         hand_over.close()
+        if self._giving_back and self._predecessor is not None:
+            self._predecessor.hang_up()  # it was not that one who came: there is nothing to give any more
         for lock in self._locks.values():
             lock.close()
         close_all(list(self._kept.values()))
@@ -634,6 +695,19 @@ class Supervisor:
             self._watch_at = time.monotonic() + WATCH_SECONDS
         else:
             self._end_data_plane()
+
+    def _look_after_node(self, now: float) -> None:
+        """Look whether a daemon has the node: where none comes to have it again, this one does, and drains no more."""
+        if self._regain is None or self._told:
+            return
+        if not all(is_free(lock.folder) for lock in self._locks.values()):
+            self._vacant_since = 0.0
+        elif not self._vacant_since:
+            self._vacant_since = now
+        elif now - self._vacant_since >= VACANT_SECONDS:
+            self._vacant_since = math.inf
+            _say(f"no daemon has had the node for {VACANT_SECONDS:g} s; what is open here has as long as in a stop")
+            self._hasten()
 
     def _end_heart(self) -> None:
         """End the heartbeat; where another daemon beats it is that one's."""
@@ -647,14 +721,20 @@ def _say(words: str, level: int = logging.ERROR) -> None:
     say(log, words, level)
 
 
-def main(
-    roles: Mapping[str, Role], estate: Estate | None = None, stop_seconds: float = 0.0, lasts: bool = False
-) -> int:
+def main(roles: Mapping[str, Role], estate: Estate | None = None, stop_seconds: float = 0.0) -> int:
     """Run the daemon's processes; return the exit status.
 
     *roles*: what each may be, by name; CONTROL is started, the others when control asks. *estate*:
     what only the supervisor keeps, and passes on to a daemon that takes over. *stop_seconds*: how
-    long a stop takes. *lasts*: see Supervisor.
+    long a stop takes.
     """
     settle()
-    return Supervisor(roles, estate or Estate(), stop_seconds, lasts).run()
+    signals = Signals(_SIGNALS)
+    found = estate or Estate()
+    while True:
+        supervisor = Supervisor(roles, found, stop_seconds, signals)
+        status = supervisor.run()
+        if supervisor.regained is None:
+            return status
+        _say("this daemon takes the node back", logging.INFO)
+        found = replace(supervisor.regained, manager=found.manager, regain=found.regain)

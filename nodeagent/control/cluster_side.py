@@ -48,8 +48,10 @@ class ClusterSide:
         self._own = own
         self._coming = False
         """Another agent is on its way to this node."""
+        self._came = False
+        """One was."""
         self._forsaken = False
-        """No other agent is there, nor can one come while this one's pod ends."""
+        """No other agent is there, nor can one come while this one's pod is."""
         self._news = asyncio.Event()
         """That changed."""
         self._succession: Callable[[bool], None] | None = None
@@ -90,7 +92,7 @@ class ClusterSide:
         self._kept.resign()
 
     async def forsaken(self) -> None:
-        """Wait until there has been no other agent for some seconds, nor can one come while this one's pod ends."""
+        """Wait until there has been no other agent for some seconds, nor can one come while this one's pod is there."""
         while True:
             self._news.clear()
             try:
@@ -102,11 +104,12 @@ class ClusterSide:
 
     def changed(self, snapshot: Snapshot) -> None:
         """Another agent may have been made for this node, or be gone."""
-        forsaken = is_forsaken(self._own, snapshot.objects)
+        coming = is_coming(self._own, snapshot.objects)
+        self._came = self._came or coming
+        forsaken = is_forsaken(self._own, snapshot.objects, came=self._came)
         if forsaken != self._forsaken:
             self._forsaken = forsaken
             self._news.set()
-        coming = is_coming(self._own, snapshot.objects)
         if coming != self._coming:
             self._coming = coming
             if self._succession is not None:

@@ -442,7 +442,7 @@ async def hurried(beginning: Beginning, made: Concerns) -> None:
         for each in (hastened, *forsaken):
             each.cancel()
     if hastened not in done:
-        log.warning("no agent has this node any more, and none can come while this one is there: it ends now")
+        log.warning("no agent has this node any more, and none can come while this one drains: it cuts what is open")
 
 
 def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:

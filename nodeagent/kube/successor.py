@@ -5,8 +5,9 @@ old one to end once the new one is ready, or as soon as the old one's readiness 
 ``pkg/controller/daemon/daemon_controller.go: podsShouldBeOnNode``). On a machine that is starved that is
 before the new one has even begun: who ended then would leave the node to nobody.
 
-Nor does the controller make a pod where one is that ends yet. So one that drains keeps its node without an
-agent when the one that took over is gone, and has to hurry (:func:`is_forsaken`).
+Nor does the controller make a pod where one is that ends yet, nor where the old one is the right one again
+(``kubectl rollout undo``). So one that drains keeps its node without an agent when the one that took over is
+gone, and has to hurry (:func:`is_forsaken`).
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ def is_coming(own: PodUid, pods: Mapping[PodUid, PodObject]) -> bool:
     return mine is not None and any(pod.created >= mine.created for pod in _siblings(own, pods))
 
 
-def is_forsaken(own: PodUid, pods: Mapping[PodUid, PodObject]) -> bool:
+def is_forsaken(own: PodUid, pods: Mapping[PodUid, PodObject], *, came: bool) -> bool:
     """Say whether no other agent of the *own* pod's DaemonSet is among *pods*, which are this node's, or will be as
-    long as the own one, which was told to end, is there.
+    long as the own one is there: it was told to end, or its successor *came* and is gone.
     """
     mine = pods.get(own)
     if mine is None or _maker(mine) is None:
         return False
-    return mine.terminating and not any(_siblings(own, pods))
+    return (mine.terminating or came) and not any(_siblings(own, pods))
 
 
 def _siblings(own: PodUid, pods: Mapping[PodUid, PodObject]) -> Iterator[PodObject]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.errors import ControlError
-from nodeagent.folder_lock import held, owner
+from nodeagent.folder_lock import held, is_free, owner
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
@@ -55,6 +55,7 @@ def process(script: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], 
 def test_the_second_is_told_who_the_first_is_and_what_to_do(tmp_path: Path) -> None:
     with process(HOLDER, tmp_path) as (first, _):
         assert owner(tmp_path) == first.pid
+        assert not is_free(tmp_path)
         said = (
             rf"^runtimeDirectory {tmp_path} is in use by the daemon with pid {first.pid}: end that one first "
             rf"\(kill {first.pid}\)"
@@ -66,6 +67,8 @@ def test_the_second_is_told_who_the_first_is_and_what_to_do(tmp_path: Path) -> N
         with held(tmp_path, "runtimeDirectory"):
             assert owner(tmp_path) == os.getpid()
     assert owner(tmp_path) is None
+    assert is_free(tmp_path)
+    assert is_free(tmp_path / "not there")
 
 
 def test_a_folder_that_was_missing_goes_again_unless_it_is_used(tmp_path: Path) -> None:

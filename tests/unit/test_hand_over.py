@@ -37,6 +37,7 @@ DAEMON = """
     heartbeat.beat = lambda descriptor: os.write(1, b"beat\\n")
     heartbeat.end = lambda descriptor: os.write(1, b"end\\n")
     supervisor.RESPAWN_SECONDS = 0.1
+    lasts = False  # as where no kubelet starts again what ends
 
     def say(*words):
         os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -89,7 +90,8 @@ DAEMON = """
 MAIN = """
     def main():
         try:
-            with agent.owned({"runtimeDirectory": folder / "run", "redirect.pinDirectory": folder / "pins"}) as estate:
+            folders = {"runtimeDirectory": folder / "run", "redirect.pinDirectory": folder / "pins"}
+            with agent.owned(folders, lasts=lasts) as estate:
                 say("owns", "alone" if estate.predecessor is None else "beside")
                 roles = {CONTROL: Role(control), WORKER: Role(worker, beats=True)}
                 status = supervisor.main(roles, estate, 1.0)
@@ -419,6 +421,166 @@ def test_a_stop_is_done_when_nobody_comes_any_more(start: Start) -> None:
     os.kill(control, signal.SIGUSR2)
     old.ends()
     assert "does not come; this one ends" in old.text
+
+
+LASTS = """
+    lasts = True  # as on a cluster
+"""
+DRAINS = """
+    lasts = True
+    supervisor.WATCH_SECONDS = 0.1
+
+    def control(end, pulse, before=control):
+        global step_down
+
+        def step_down():
+            end.setblocking(True)
+            while not isinstance(decode(receive(end), FROM_SUPERVISOR), Hasten):
+                pass  # connections are open
+            say("hastened")
+            while (folder / "open").exists():
+                time.sleep(0.02)
+        before(end, pulse)
+"""
+IMPATIENT = """
+    lasts = True
+    waits = supervisor.Supervisor._await
+    supervisor.Supervisor._await = lambda self, whom, seconds: waits(self, whom, 0.3)
+"""
+TAKEN_OVER = "begun ports/admin/127.0.0.1 u/inbound/4/0 u/netns"
+
+
+def superseding(start: Start, old: Daemon, changes: str = LASTS) -> Daemon:
+    """Return a daemon that has taken over from *old*."""
+    new = running(start, changes)
+    old.says("superseded")
+    return new
+
+
+@pytest.mark.parametrize("changes", [LASTS, DRAINS], ids=["it has drained", "it drains"])
+def test_a_daemon_that_took_over_and_is_told_to_end_gives_the_node_back(start: Start, changes: str) -> None:
+    """Input: SIGTERM, as where a rollout is undone, or a pod is deleted, before the new pod counts as ready.
+    Verdict: it beats until the old one does; no end is told to the kernel; and that one can be succeeded.
+    """
+    old = running(start, changes)
+    new = superseding(start, old)
+    new.process.send_signal(signal.SIGTERM)
+    assert old.says("begun") == TAKEN_OVER
+    new.says("superseded")
+    assert new.ends() == 0
+    goes_on(old)
+    goes_on(superseding(start, old))
+    assert "end\n" not in new.text + old.text
+
+
+@pytest.mark.parametrize("last", ["old", "new"])
+def test_the_node_goes_back_and_forth(start: Start, last: str) -> None:
+    """Input: a rollout, undone, and so again; the *last* that has the node is told to end, beside nobody. Verdict:
+    it ends, and says so to the kernel, as nobody before did.
+    """
+    old = running(start, LASTS)
+    for _ in range(2):
+        new = superseding(start, old)
+        new.process.send_signal(signal.SIGTERM)
+        new.says("superseded")
+        assert new.ends() == 0
+        goes_on(old)
+    has = old
+    if last == "new":
+        has = superseding(start, old)
+        old.process.send_signal(signal.SIGTERM)
+        assert old.ends() == 0
+        assert "end\n" not in old.text
+    has.process.send_signal(signal.SIGTERM)
+    has.ends()
+    assert has.text.count("end\n") == 1
+
+
+def test_a_daemon_that_dies_again_and_again_after_it_took_over_leaves_the_node_to_the_one_before(start: Start) -> None:
+    """Input: a newcomer that is killed when it beats, and started again, as a kubelet does."""
+    old = running(start, LASTS)
+    for _ in range(3):
+        superseding(start, old).kill()
+        assert old.says("begun") == "begun", "nobody handed anything over"
+        goes_on(old)
+
+
+def test_who_drains_cuts_what_is_open_when_nobody_has_had_the_node_for_a_while(start: Start) -> None:
+    old = running(start, f"{textwrap.dedent(DRAINS)}\nsupervisor.VACANT_SECONDS = 0.3")
+    superseding(start, old).kill()
+    old.says("hastened")
+    old.says("begun")
+    goes_on(old)
+
+
+def test_who_drains_does_so_while_the_one_that_took_over_is_started_again(start: Start) -> None:
+    """Input: it is killed, and started again at once. Verdict: it has the node alone, and what is open at the one
+    before goes on.
+    """
+    old = running(start, f"{textwrap.dedent(DRAINS)}\nsupervisor.VACANT_SECONDS = 600")
+    superseding(start, old).kill()
+    again = running(start, LASTS)
+    assert again.text.startswith("owns alone")
+    goes_on(again)
+    old.read()
+    assert "hastened" not in old.text
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_when_both_are_told_to_end_both_do(start: Start, tmp_path: Path, first: str) -> None:
+    """Input: the old one has connections open, and both are told to end, as where the DaemonSet is deleted."""
+    (tmp_path / "open").touch()
+    old = running(start, DRAINS)
+    new = superseding(start, old)
+    both = [old, new] if first == "old" else [new, old]
+    for each in both:
+        each.process.send_signal(signal.SIGTERM)
+    old.says("hastened")
+    (tmp_path / "open").unlink()
+    assert old.ends() == 0
+    new.ends()
+    assert new.text.count("end\n") == 1
+    assert "end\n" not in old.text
+
+
+def test_who_waits_for_the_one_before_waits_for_no_longer_than_it_lives(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "open").touch()
+    old = running(start, DRAINS)
+    new = superseding(start, old)
+    new.process.send_signal(signal.SIGTERM)
+    old.says("hastened")
+    goes_on(new)
+    old.kill()
+    new.ends()
+    assert "the daemon before has ended and takes nothing back; this one ends" in new.text
+    assert new.text.count("end\n") == 1
+
+
+def test_who_waits_for_one_of_a_release_that_takes_nothing_back_ends(start: Start) -> None:
+    old = running(start, f"{textwrap.dedent(LASTS)}\nsupervisor.Supervisor._last = lambda *_: signal.pause()")
+    new = superseding(start, old, IMPATIENT)
+    new.process.send_signal(signal.SIGTERM)
+    new.ends()
+    assert "nobody has taken over; this daemon ends" in new.text
+
+
+def test_what_was_to_be_given_back_and_is_another_ones_by_then_stays_that_ones(start: Start, tmp_path: Path) -> None:
+    """Input: a third daemon comes before the old one has drained, which was to have the node again."""
+    (tmp_path / "open").touch()
+    old = running(start, DRAINS)
+    new = superseding(start, old)
+    new.process.send_signal(signal.SIGTERM)
+    old.says("hastened")
+    third = superseding(start, new)
+    assert new.ends() == 0
+    (tmp_path / "open").unlink()
+    children = Path(f"/proc/{old.process.pid}/task/{old.process.pid}/children")
+    eventually(lambda: not children.read_text(), "the old one has drained")
+    goes_on(third)
+    old.process.send_signal(signal.SIGTERM)
+    assert old.ends() == 0
+    assert old.text.count("begun") == 1
+    goes_on(third)
 
 
 def test_a_third_daemon_is_refused_while_one_takes_over(start: Start) -> None:

@@ -414,16 +414,21 @@ LASTING = """
     import os, signal, sys
     from nodeagent import supervisor
     from nodeagent.forking import CONTROL, Role
+    from nodeagent.signals import Signals
 
     class Over:  # another daemon has the node, and nothing is left to drain
         over = True
+        hears = True
         stage = "over"
         under_way = False
         def close(self): pass
         def waits_for(self): return {}
+        def drop(self): pass
 
     roles = {CONTROL: Role(lambda end, pulse: None)}
-    lasting = supervisor.Supervisor(roles, supervisor.Estate(hand_over=Over()), 0.0, sys.argv[1] == "lasts")
+    regain = (lambda returned: None) if sys.argv[1] == "lasts" else None
+    estate = supervisor.Estate(hand_over=Over(), regain=regain)
+    lasting = supervisor.Supervisor(roles, estate, 0.0, Signals(supervisor._SIGNALS))
     lasting._start_control = lambda: None
     sys.exit(lasting.run())
 """

@@ -65,6 +65,33 @@ def test_who_drains_gives_the_node_up_when_no_other_agent_has_been_there_for_a_w
     asyncio.run(scene())
 
 
+def test_who_drains_gives_the_node_up_when_the_one_that_came_is_taken_away_and_its_own_pod_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Input: a rollout that is undone: the new agent's pod comes, and is told to end; the own one is not."""
+    monkeypatch.setattr(cluster_side, "FORSAKEN_SECONDS", 0.05)
+    unused: Any = None
+
+    async def scene() -> None:
+        side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
+
+        def there(*others: dict[str, Any]) -> None:
+            snapshot: Any = SimpleNamespace(objects=pods(agent(OWN), *others))
+            side.changed(snapshot)
+
+        there()
+        waits = asyncio.ensure_future(side.forsaken())
+        await asyncio.wait((waits,), timeout=0.2)
+        assert not waits.done(), "nobody was there yet"
+        there(agent("one"))
+        await asyncio.wait((waits,), timeout=0.2)
+        assert not waits.done()
+        there(agent("one", terminating=True))
+        await asyncio.wait_for(waits, 60)
+
+    asyncio.run(scene())
+
+
 def test_another_agent_that_comes_in_the_turn_in_which_the_time_is_over_has_the_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

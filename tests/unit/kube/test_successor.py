@@ -63,7 +63,7 @@ def test_who_does_not_know_its_own_pod_expects_nobody() -> None:
     assert not is_coming(PodUid(OWN), pods(agent(OWN, maker=""), agent("other", maker="")))
 
 
-@pytest.mark.parametrize(
+OTHERS = pytest.mark.parametrize(
     ("others", "forsaken"),
     [
         ([], True),
@@ -76,10 +76,24 @@ def test_who_does_not_know_its_own_pod_expects_nobody() -> None:
         ([{"maker": "another"}, {"namespace": "default"}], True),
     ],
 )
-def test_who_drains_is_forsaken_when_no_other_agent_is_there(others: list[dict[str, Any]], forsaken: bool) -> None:
-    """The DaemonSet's controller makes no pod on a node while one ends there."""
+
+
+@OTHERS
+@pytest.mark.parametrize(
+    ("terminating", "came", "may_be"),
+    [
+        (True, False, True),  # it was told to end: nobody is made while it ends
+        (True, True, True),
+        (False, True, True),  # rolled back: it is the right one again, and nobody is made beside it
+        (False, False, False),  # nobody is there yet to have the node
+    ],
+)
+def test_who_drains_is_forsaken_when_no_other_agent_is_there(
+    others: list[dict[str, Any]], forsaken: bool, terminating: bool, came: bool, may_be: bool
+) -> None:
+    """Input: the *others* of its node; the agent's own pod, which was told to end or not; a successor came, or not."""
     there = [agent(f"other-{number}", **other) for number, other in enumerate(others)]
-    assert is_forsaken(PodUid(OWN), pods(agent(OWN, terminating=True), *there)) is forsaken
-    assert not is_forsaken(PodUid(OWN), pods(agent(OWN), *there)), "it is no one's to end"
-    assert not is_forsaken(PodUid(""), pods(*there))
-    assert not is_forsaken(PodUid(OWN), pods(agent(OWN, terminating=True, maker=""), *there))
+    own = agent(OWN, terminating=terminating)
+    assert is_forsaken(PodUid(OWN), pods(own, *there), came=came) is (forsaken and may_be)
+    assert not is_forsaken(PodUid(""), pods(*there), came=came)
+    assert not is_forsaken(PodUid(OWN), pods(agent(OWN, terminating=True, maker=""), *there), came=came)
