@@ -337,20 +337,22 @@ def test_a_daemon_that_dies_while_it_is_succeeded_is_succeeded(lab: Lab) -> None
         none_failed(clients)
 
 
-# -- a release before there was a hand-over --
+# -- earlier releases --
 
+RELEASED = "053ec17"
+"""The state that was handed to users last: what a node has when today's comes, and what it is rolled back to."""
 BEFORE = "bea6431"
-"""The last commit without one."""
+"""The last commit without a hand-over."""
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def python_before(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of that release: its sources from this repository's history."""
-    folder = tmp_path_factory.mktemp("before")
+def interpreter(folder: Path, commit: str) -> str:
+    """Return a Python of its own in *folder* that runs the release *commit*: its sources from this repository's
+    history.
+    """
     archive = folder / "sources.tar"
     done = subprocess.run(
-        ["git", "-C", str(ROOT), "-c", "safe.directory=*", "archive", "--output", str(archive), BEFORE],
+        ["git", "-C", str(ROOT), "-c", "safe.directory=*", "archive", "--output", str(archive), commit],
         capture_output=True,
         text=True,
         check=False,
@@ -361,6 +363,45 @@ def python_before(tmp_path_factory: pytest.TempPathFactory) -> str:
     wrapper.write_text(f'#!/bin/sh\ncd {folder}\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
     wrapper.chmod(0o755)
     return str(wrapper)
+
+
+@pytest.fixture(scope="module")
+def python_released(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return interpreter(tmp_path_factory.mktemp("released"), RELEASED)
+
+
+@pytest.fixture(scope="module")
+def python_before(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return interpreter(tmp_path_factory.mktemp("before"), BEFORE)
+
+
+@pytest.mark.timeout(600)
+def test_a_node_is_rolled_back_and_upgraded_under_load(lab: Lab, python_released: str) -> None:
+    """Input: today's daemon is succeeded by the release before, and that one by today's. Verdict: each time the node
+    is handed over, no request fails and no connection is cut, and nobody is refused for want of a daemon.
+    """
+    agent = lab.agent("node1")
+    before = dead_events(lab, "node1")
+    old: list[int] = []
+    with asking(lab) as clients:
+        with holding(lab) as held:
+            for python in (python_released, sys.executable):
+                old.append(agent.succeed(python=python, wait_seconds=180))  # it may compile its programs first
+                assert is_released(agent.pid, python_released) == (python == python_released)
+                go_on(clients)
+                all_there(held)
+        for pid in old:
+            eventually(lambda pid=pid: gone(pid), "the old daemon has ended", 60)
+        go_on(clients)
+        none_failed(clients)
+    assert dead_events(lab, "node1") == before
+    assert supervisors(agent) == [agent.pid]
+
+
+def is_released(pid: int, python: str) -> bool:
+    """Say whether the daemon *pid* runs the sources beside the interpreter *python*."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return f"PYTHONPATH={Path(python).parent}".encode() in environment
 
 
 @pytest.mark.timeout(600)
