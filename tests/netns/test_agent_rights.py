@@ -13,6 +13,7 @@ import pytest
 
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
+from nodeagent.lab.agent import merge
 from nodeagent.redirect import rights
 from tests.netns.identity import SOCKET, asking, workload
 from tests.netns.world import (
@@ -23,6 +24,7 @@ from tests.netns.world import (
     client,
     cluster,
     cluster_ip,
+    curl,
     get,
     scrape,
     server,
@@ -38,6 +40,7 @@ TEXT = "".join(
         account("client", "server"),
         client("client", "node1", account="client", annotations="nodeagent.io/workload-api: enabled"),
         asking("volume", "node1", account="client"),
+        client("stranger", "node2", annotations='nodeagent.io/enroll: "false"'),
         server("local", "node1", account="server"),
         server("remote", "node2", account="server"),
     )
@@ -50,7 +53,8 @@ class Restart(Protocol):
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with cluster("t-rights", TEXT, agent=QUICK) as lab:
+    """Everything is STRICT; between the nodes there is mTLS."""
+    with cluster("t-rights", TEXT, agent=merge(QUICK, {"mtls": {"mode": "STRICT"}})) as lab:
         yield lab
 
 
@@ -81,6 +85,35 @@ def carries_traffic(lab: Lab) -> None:
         assert got["pod"] == name
         assert "spiffe://" in str(got["headers"]), "with the client's identity"
     assert scrape(lab).sum("nodeagent_kernel_events_total", event="outbound_captured") > 0
+
+
+REFUSED, RESET = 7, 56
+"""How curl ends where nobody takes its connection, and where somebody took it and ended it without an answer."""
+
+
+def told_to_a_stranger(lab: Lab) -> int:
+    """Return how curl ends, outside of the mesh, that asks a STRICT server of node1."""
+    return curl(lab, "stranger", f"http://{lab.address('local')}:8080/about").returncode
+
+
+def holds_nothing(lab: Lab) -> bool:
+    """Say whether node1's workers have no capability, and are not root."""
+    for pid in workers(lab, "node1"):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        if "0" in status["Uid"].split() or any(int(status[each], 16) for each in ("CapPrm", "CapEff", "CapAmb")):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("missing", sorted(ALL - LEAST))
+def test_without_any_other_one_it_carries_traffic_and_lets_nobody_in(lab: Lab, restart: Restart, missing: str) -> None:
+    """Input: all rights of the manifest but one. Verdict: it is ready, STRICT servers answer who is in the mesh, on a
+    node and between nodes, and no stranger; workers have no right whatever.
+    """
+    restart(ALL - {missing})
+    carries_traffic(lab)
+    assert told_to_a_stranger(lab) == RESET
+    assert holds_nothing(lab)
 
 
 def test_the_least_carries_traffic(lab: Lab, restart: Restart) -> None:
@@ -119,6 +152,7 @@ def test_with_all_that_it_uses_everything_works(lab: Lab, restart: Restart) -> N
 def test_what_it_cannot_do_without_is_named(lab: Lab, restart: Restart, missing: str, words: str) -> None:
     with pytest.raises(LabError, match=f"(?s){words}"):
         restart(LEAST - {missing})
+    assert told_to_a_stranger(lab) == REFUSED, "nobody is there to decide"
 
 
 @pytest.mark.parametrize("missing", ["SYS_PTRACE", "SYS_CHROOT"])
