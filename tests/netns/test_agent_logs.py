@@ -83,10 +83,14 @@ def of(lab: Lab, pod: str) -> list[dict[str, Any]]:
 
 
 def collector(lab: Lab) -> int:
-    """Return the pid of the process that has the folder of positions open."""
-    found = collectors(lab)
-    assert len(found) == 1, found
-    return found[0]
+    """Return the pid of the process that has the folder of positions open, once there is one."""
+
+    def alone() -> int:
+        found = collectors(lab)
+        assert len(found) == 1, found
+        return found[0]
+
+    return eventually(alone, "there is one collector")
 
 
 def collectors(lab: Lab) -> list[int]:

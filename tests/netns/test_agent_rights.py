@@ -13,7 +13,7 @@ import pytest
 
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
-from nodeagent.lab.agent import merge
+from nodeagent.lab.agent import READY_SECONDS, merge
 from nodeagent.redirect import rights
 from tests.netns.identity import SOCKET, asking, workload
 from tests.netns.world import (
@@ -48,7 +48,7 @@ TEXT = "".join(
 
 
 class Restart(Protocol):
-    def __call__(self, held: set[str], *before: str) -> None: ...
+    def __call__(self, held: set[str], *before: str, wait_seconds: float = READY_SECONDS) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def restart(lab: Lab, tmp_path: Path) -> Restart:
     """Start node1's agent again with only some capabilities, by a command *before* it."""
     interpreter = sys.executable
 
-    def start(held: set[str], *before: str) -> None:
+    def start(held: set[str], *before: str, wait_seconds: float = READY_SECONDS) -> None:
         sets = ",".join(["-all", *(f"+{name.lower()}" for name in sorted(held))])
         limited = tmp_path / "python"
         limited.write_text(
@@ -74,7 +74,7 @@ def restart(lab: Lab, tmp_path: Path) -> Restart:
         agent = lab.agent("node1")
         agent.stop()
         agent.log.unlink(missing_ok=True)
-        agent.start(python=str(limited))
+        agent.start(python=str(limited), wait_seconds=wait_seconds)
 
     return start
 
@@ -151,7 +151,7 @@ def test_with_all_that_it_uses_everything_works(lab: Lab, restart: Restart) -> N
 )
 def test_what_it_cannot_do_without_is_named(lab: Lab, restart: Restart, missing: str, words: str) -> None:
     with pytest.raises(LabError, match=f"(?s){words}"):
-        restart(LEAST - {missing})
+        restart(LEAST - {missing}, wait_seconds=40)  # it has said why long before
     assert told_to_a_stranger(lab) == REFUSED, "nobody is there to decide"
 
 
