@@ -240,10 +240,11 @@ def _why(named: NamedPath) -> str:
 
 def _is_awaited(path: Path) -> bool:
     """Say whether *path* is to be in an empty folder: what is mounted there is not made yet, and a kubelet starts no
-    agent before it is.
+    agent before it is. Entries ``..`` and more are the kubelet's own, by which it changes a volume at once
+    (Kubernetes, ``pkg/volume/util/atomic_writer.go``).
     """
     try:
-        return not path.exists() and not any(path.parent.iterdir())
+        return not path.exists() and all(each.name.startswith("..") for each in path.parent.iterdir())
     except OSError:
         return False
 

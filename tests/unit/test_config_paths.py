@@ -142,8 +142,11 @@ def test_what_is_right_is_named_by_nobody(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_a_cluster_mounts_later_is_a_warning_before_an_installation(tmp_path: Path) -> None:
-    """The authority's ConfigMap is made by what is to be installed; a kubelet starts no agent before it is."""
-    (tmp_path / "istio").mkdir()
+    """The authority's ConfigMap is made by what is to be installed; a kubelet starts no agent before it is, and mounts
+    one that may be missing as a folder with nothing but marks of its own.
+    """
+    (tmp_path / "istio" / "..2026_11_30").mkdir(parents=True)
+    (tmp_path / "istio" / "..data").symlink_to("..2026_11_30")
     (tmp_path / "token").write_text("x")
     ca = ISTIO | {"tokenFile": f"{tmp_path}/token", "rootCertFile": f"{tmp_path}/istio/root-cert.pem"}
     on_cluster = _config(tmp_path, {"source": None, "kubernetes": {}, "identity": {"istioCa": ca}})
