@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -38,20 +39,26 @@ def test_what_one_neighbour_lacks_keeps_the_daemon_from_being_ready(whose: str) 
     assert ClusterSide(unused, **neighbours, kept=unused, own=OWN).missing() == ["no sandbox can be used"]
 
 
+def _standing(own: dict[str, Any]) -> tuple[ClusterSide, Callable[..., None]]:
+    """Return the side of the agent whose pod is *own*, and what has it hear which others are there."""
+    unused: Any = None
+    side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
+
+    def there(*others: dict[str, Any]) -> None:
+        snapshot: Any = SimpleNamespace(objects=pods(own, *others))
+        side.changed(snapshot)
+
+    return side, there
+
+
 def test_who_drains_gives_the_node_up_when_no_other_agent_has_been_there_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Input: an agent that drains; the one that took over is gone, another comes at once; then that one goes, too."""
     monkeypatch.setattr(cluster_side, "FORSAKEN_SECONDS", 0.05)
-    unused: Any = None
 
     async def scene() -> None:
-        side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
-
-        def there(*others: dict[str, Any]) -> None:
-            snapshot: Any = SimpleNamespace(objects=pods(agent(OWN, terminating=True), *others))
-            side.changed(snapshot)
-
+        side, there = _standing(agent(OWN, terminating=True))
         there(agent("one"))
         waits = asyncio.ensure_future(side.forsaken())
         there(agent("one", terminating=True))
@@ -70,15 +77,9 @@ def test_who_drains_gives_the_node_up_when_the_one_that_came_is_taken_away_and_i
 ) -> None:
     """Input: a rollout that is undone: the new agent's pod comes, and is told to end; the own one is not."""
     monkeypatch.setattr(cluster_side, "FORSAKEN_SECONDS", 0.05)
-    unused: Any = None
 
     async def scene() -> None:
-        side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
-
-        def there(*others: dict[str, Any]) -> None:
-            snapshot: Any = SimpleNamespace(objects=pods(agent(OWN), *others))
-            side.changed(snapshot)
-
+        side, there = _standing(agent(OWN))
         there()
         waits = asyncio.ensure_future(side.forsaken())
         await asyncio.wait((waits,), timeout=0.2)
@@ -97,15 +98,9 @@ def test_another_agent_that_comes_in_the_turn_in_which_the_time_is_over_has_the_
 ) -> None:
     """Input: a loop that was held up until the time was over, and the news that waits behind that."""
     monkeypatch.setattr(cluster_side, "FORSAKEN_SECONDS", 0.05)
-    unused: Any = None
 
     async def scene() -> None:
-        side = ClusterSide(unused, unused, unused, unused, kept=unused, own=OWN)
-
-        def there(*others: dict[str, Any]) -> None:
-            snapshot: Any = SimpleNamespace(objects=pods(agent(OWN, terminating=True), *others))
-            side.changed(snapshot)
-
+        side, there = _standing(agent(OWN, terminating=True))
         there()
         waits = asyncio.ensure_future(side.forsaken())
         await asyncio.sleep(0)
