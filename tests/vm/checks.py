@@ -6,6 +6,7 @@ asks from node-a, ``near`` answers there, ``far`` on node-b.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from nodeagent.compare import page
 from nodeagent.compare.result import ComparisonResult
 from nodeagent.lab.demo.wiretap import examine
-from tests.vm import documented
+from tests.unit.proxy import tls_client
+from tests.vm import documented, kernel_tls
 from tests.vm.looks import CURL, SECONDS, all_enrolled, asked, eventually, get, state_of
 from tests.vm.machines import NAMES, ROOT, Answer, Lab, Machine
 from tests.vm.tap import seen, wire
@@ -32,6 +34,9 @@ CLIENT = "spiffe://cluster.local/ns/lab/sa/client"
 LEGACY_IDENTITY = "spiffe://cluster.local/ns/machines/sa/legacy"
 LEGACY = "legacy-node-b"
 """What the agent calls node-b's legacy.service."""
+GUEST = "/var/tmp/nodeagent-lab"
+"""What runs on a machine and is no part of the lab."""
+PYTHON = "/usr/lib/nodeagent/bin/python"
 PINS = "/sys/fs/bpf/nodeagent"
 COMPARE_SECONDS = 1500.0
 """For the labs, and two rounds of their load."""
@@ -291,6 +296,16 @@ def _boot(lab: Lab) -> str:
     return lab.b.ask("cat /proc/sys/kernel/random/boot_id", seconds=25).output.strip()
 
 
+def beside_the_kernel(lab: Lab) -> str:
+    """The kernel's TLS carries every byte right; what it costs beside the agent's own is said."""
+    lab.a.run("modprobe tls")
+    for module in (kernel_tls, tls_client):
+        path = f"{GUEST}/{module.__name__.replace('.', '/')}.py"
+        lab.a.run(f"mkdir -p $(dirname {path})")
+        lab.a.write(path, inspect.getsource(module))
+    return lab.a.run(f"cd {GUEST} && {PYTHON} -m {kernel_tls.__name__} 8 5", seconds=SECONDS).strip()
+
+
 def compare(lab: Lab) -> str:
     """`nodeagent compare` on node-a, each mode that is asked for with its work done; its page is on this machine."""
     folder = lab.folder.parent / "compare"
@@ -349,6 +364,7 @@ CHECKS = (
     Check("kill -9", killed),
     Check("AppArmor", confinement),
     Check("reboot", reboot),
+    Check("kernel TLS", beside_the_kernel, ("node-a",)),
     Check("compare", compare, ("node-a",)),
     Check("uninstall", uninstall),
 )

@@ -16,13 +16,24 @@ KEY_UPDATE, KEY_UPDATE_BACK = b"\x18\x00\x00\x01\x00", b"\x18\x00\x00\x01\x01"
 """update_not_requested, update_requested (section 4.6.3)."""
 
 
+def client_secret(key_log: Path) -> bytes:
+    """Return the secret of the client's half of the one session in *key_log*."""
+    (line,) = (line for line in key_log.read_text().splitlines() if line.startswith("CLIENT_TRAFFIC_SECRET_0 "))
+    return bytes.fromhex(line.split()[2])
+
+
+def expand(secret: bytes, label: bytes, length: int) -> bytes:
+    """HKDF-Expand-Label of *secret*, of a session of TLS_AES_256_GCM_SHA384 (section 7.1)."""
+    info = struct.pack("!HB", length, 6 + len(label)) + b"tls13 " + label + b"\0"
+    return HKDFExpand(hashes.SHA384(), length, info).derive(secret)
+
+
 class Writer:
     """The client's half of an established session, by the secret in its key log."""
 
     def __init__(self, session: ssl.SSLObject, key_log: Path) -> None:
         assert session.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
-        (line,) = (line for line in key_log.read_text().splitlines() if line.startswith("CLIENT_TRAFFIC_SECRET_0 "))
-        self._secret = bytes.fromhex(line.split()[2])
+        self._secret = client_secret(key_log)
         self._rekey()
 
     def data(self, content: bytes) -> bytes:
@@ -31,21 +42,16 @@ class Writer:
     def key_update(self, *, back: bool) -> bytes:
         """Return the record that announces new keys, and take them; *back*: the server shall do the same."""
         record = self._record(HANDSHAKE, KEY_UPDATE_BACK if back else KEY_UPDATE)
-        self._secret = self._expand(b"traffic upd", 48)
+        self._secret = expand(self._secret, b"traffic upd", 48)
         self._rekey()
         return record
 
     def _rekey(self) -> None:
         self._key, self._iv, self._sequence = (
-            AESGCM(self._expand(b"key", 32)),
-            int.from_bytes(self._expand(b"iv", 12)),
+            AESGCM(expand(self._secret, b"key", 32)),
+            int.from_bytes(expand(self._secret, b"iv", 12)),
             0,
         )
-
-    def _expand(self, label: bytes, length: int) -> bytes:
-        """HKDF-Expand-Label of the secret (section 7.1)."""
-        info = struct.pack("!HB", length, 6 + len(label)) + b"tls13 " + label + b"\0"
-        return HKDFExpand(hashes.SHA384(), length, info).derive(self._secret)
 
     def _record(self, kind: int, content: bytes) -> bytes:
         inner = content + bytes([kind])
