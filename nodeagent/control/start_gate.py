@@ -116,7 +116,9 @@ class Doorman:
 
     async def may_create(self, start: Start) -> str:
         """Return when the container may be made, or why it may not."""
-        if self._is_placed(start.sandbox) or start.sandbox in self._given_up:
+        if self._is_placed(start.sandbox):
+            return ""
+        if start.sandbox in self._given_up and start.uid not in self._known.members:
             return ""
         longest = _longest(start)
         if await self._until(self._is_placed, start.sandbox, self._for_capture.seconds(longest)):

@@ -198,6 +198,21 @@ def test_a_container_of_a_pod_in_the_mesh_is_refused_before_it_is_made_until_the
     play(act)
 
 
+def test_who_was_let_go_unheard_of_is_refused_further_containers_once_it_is_known_to_be_in_the_mesh() -> None:
+    """Input: the first container of a pod of which nobody has heard, then control hears of it. Verdict: the first is
+    made, the next one waits as any member's does.
+    """
+
+    async def act(scene: Scene) -> None:
+        assert await scene.doorman.may_create(start("s1", SOON)) == ""
+        scene.bring(snapshot(awaited="a"))
+        assert "in the mesh and not captured yet" in await scene.doorman.may_create(start("s1", SOON))
+        scene.bring(snapshot(captured="s1"))
+        assert await scene.doorman.may_create(start("s1", SOON)) == ""
+
+    play(act)
+
+
 @pytest.mark.usefixtures("patient")
 def test_a_container_is_made_as_soon_as_the_pod_is_captured_whatever_certificate_is_awaited() -> None:
     async def act(scene: Scene) -> None:
