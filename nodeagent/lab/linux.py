@@ -1,4 +1,4 @@
-"""The system calls for namespaces and mounts that Python 3.11 lacks, as functions that raise
+"""The system calls for namespaces, mounts and turns of a processor that Python 3.11 lacks, as functions that raise
 OSError with what was tried.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,12 @@ _AT_FDCWD = -100
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+"""By architecture."""
+_SCHED_ATTR = struct.Struct("=IIQiIQQQ")
+"""``struct sched_attr``: size, policy, flags, nice, priority, runtime, deadline, period (sched_setattr(2))."""
+_AUTOGROUP = Path("/proc/self/autogroup")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,6 +57,18 @@ def setns(fd: int, kind: int) -> None:
 def unshare(flags: int) -> None:
     """Leave the namespaces of *flags* (CLONE_NEW…) for new ones."""
     _check(_libc.unshare(flags), "unshare")
+
+
+def step_behind(niceness: int = 19, slice_seconds: float = 0.1) -> None:
+    """Have this process, which leads its session, run behind all others of its processor, those of other sessions too
+    (``kernel/sched/autogroup.c``): its turns are so long that any other one's ends them (``PREEMPT_SHORT``,
+    kernel/sched/features.h, since Linux 6.12). Raises OSError where the kernel has no such call.
+    """
+    if _AUTOGROUP.exists():
+        _AUTOGROUP.write_text(str(niceness))
+    runtime = int(slice_seconds * 1e9)
+    wanted = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_BATCH, 0, niceness, 0, runtime, 0, 0)
+    _check(_libc.syscall(_SCHED_SETATTR.get(os.uname().machine, -1), 0, wanted, 0), "sched_setattr")
 
 
 def release(fd: int, end: int) -> None:

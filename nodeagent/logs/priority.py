@@ -1,38 +1,26 @@
-"""How much of a processor the collector gets beside the proxy, and beside all else of the machine."""
+"""How much of a processor the collector gets beside the proxy: what the rest of the daemon leaves."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
-NICENESS: Final = 15
-"""A log may wait, a request may not: where both want a processor, a proxy's process gets 28 times as much of it
-(``sched_prio_to_weight``, kernel/sched/core.c). What is left, 3 %, is some 30,000 lines a second.
-"""
-SESSION_NICENESS: Final = 10
-"""Where a session is what gets processors it is measured against all others of the machine, not against one proxy: a
-tenth of what each of them gets, so that logs go on on a machine that has many.
-"""
-AUTOGROUP: Final = Path("/proc/self/autogroup")
+NICENESS: Final = 19
 
 
 def give_way() -> None:
-    """Have this process run behind the rest of the daemon, and of the machine, though never not at all.
+    """Have this process run behind the rest of the daemon, though never not at all.
 
-    Its weight is so small that who wakes up on its processor is owed a turn at once; beside one that is nicer by 5
-    the scheduler (EEVDF) now and then ends the slice first, some ms. As a batch process (sched(7)) it takes no turn
-    from who runs when it wakes up itself. SCHED_IDLE would be starved by a single busy process, and has no way back
-    without privilege.
+    A log may wait, a request may not. Who wakes up takes the processor from an idle process (SCHED_IDLE) at once,
+    whatever either is owed (``check_preempt_wakeup_fair``, kernel/sched/fair.c). From one that is only nicer it does
+    not always: what a proxy had beyond its share while both wanted it is paid back then, in pieces that last until
+    the next tick, up to 4 ms, which are the slowest requests. Where a proxy never sleeps an idle process has 0.3 % of
+    its processor (weight 3 of 1,024), some 2,000 lines a second.
 
-    Where kernels schedule by sessions (``kernel/sched/autogroup.c``) it is one of its own: of the daemon's it would
-    use up what that one is due on a busy machine, and the proxy would wait for the next turn of both. Where no
-    autogroups are, or a seccomp profile allows none of this, it does without.
+    It stays in the daemon's session: where kernels schedule by sessions (``kernel/sched/autogroup.c``) nobody is idle
+    between two of them. Where a seccomp profile allows none of this, it is as nice as can be.
     """
     os.nice(NICENESS)
     with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    with suppress(OSError):
-        os.setsid()
-        AUTOGROUP.write_text(str(SESSION_NICENESS))
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

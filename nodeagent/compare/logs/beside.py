@@ -3,7 +3,7 @@ as it can, with another shipper in its place, and with neither, in turn.
 
 The agent with all its processes, or the agent and the shipper, have one core; who asks, who answers and who counts the
 lines have another, so that of what is compared only the shipper's own part differs. The sink has what client and
-server leave (SCHED_IDLE), for on a node it is another machine. Requests come at a fixed rate: a closed loop would ask
+server leave, for on a node it is another machine. Requests come at a fixed rate: a closed loop would ask
 less of a proxy that is slow, and takes all there is of both cores itself.
 """
 
@@ -179,6 +179,7 @@ class LoggedNode:
             left = os.fstat(plain.fileno()).st_size
             while left:
                 left -= os.sendfile(out.fileno(), plain.fileno(), None, left)
+            os.fsync(out.fileno())  # what the disk has still to write would be written while it is measured
         filled.rename(self._log)
 
     def _empty(self) -> None:

@@ -282,23 +282,24 @@ class _Running:
         remembers nothing of what it read. Raises CompareError if that is not within *seconds*.
         """
         end = time.monotonic() + seconds
-        while (more := self._descriptors() - idle) > _CONNECTIONS or self._remembered():
+        while (more := self._descriptors() - idle) > _CONNECTIONS or self._positions():
             self.check()
             if time.monotonic() > end:
                 raise CompareError(
-                    f"{self.shipper.name} keeps {more} more descriptors than at its start, and positions of "
-                    f"{self._remembered()} files, though all are gone for {seconds:g} s"
+                    f"{self.shipper.name} keeps {more} more descriptors than at its start, and positions "
+                    f"({self._positions()}), though all files are gone for {seconds:g} s: {self.words()}"
                 )
             time.sleep(_LOOK_SECONDS)
         time.sleep(_SETTLE_SECONDS)
         return self.memory()
 
-    def _remembered(self) -> int:
-        """Return of how many contents a restart would know: one at least before the first is settled."""
+    def _positions(self) -> str:
+        """Return of which contents a restart would know, or why nobody can tell yet; empty: of none."""
         try:
-            return len(decoded((self.folder / FILE).read_bytes()))
-        except (FileNotFoundError, PositionsError):
-            return 1
+            entries = decoded((self.folder / FILE).read_bytes())
+        except (FileNotFoundError, PositionsError) as error:
+            return str(error)
+        return ", ".join(f"{each.name} up to {each.offset}{', gone' * each.gone}" for each in entries)
 
     def words(self) -> str:
         """Return the end of what it printed."""

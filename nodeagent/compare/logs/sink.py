@@ -1,5 +1,6 @@
 """A server that takes ``_bulk`` and OTLP over HTTP and counts lines by their marker; a process of its own,
-``python -m nodeagent.compare.logs.sink PORT``, which prints its port; 0: a free one.
+``python -m nodeagent.compare.logs.sink PORT [leftover]``, which prints its port; 0: a free one. With ``leftover`` it
+runs behind all others of its core.
 
 It answers as Elasticsearch does where all is well: with ``filter_path`` each item's status, without the
 shortest answer. ``GET /counted`` tells what came, ``PUT /counted`` begins anew; after ``PUT /busy`` it answers 429
@@ -17,9 +18,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nodeagent.compare.logs.lines import MARKER
+from nodeagent.lab.linux import step_behind
 
 _ROOM: Final = 16 << 20
 """Of a request, with its head."""
+_PIECE: Final = 64 << 10
+"""Bytes that are received at once: where the kernel does not preempt itself others of the core wait for more."""
 _ITEM: Final = b'{"create":{"status":201}}'
 
 
@@ -70,7 +74,7 @@ class CountingSink:
     def _read(self, client: _Client) -> None:
         with memoryview(client.data) as room:
             try:
-                count = client.socket.recv_into(room[client.filled :])
+                count = client.socket.recv_into(room[client.filled :], _PIECE)
             except ConnectionError:
                 count = 0
         client.filled += count
@@ -153,6 +157,8 @@ def _fields(head: bytes) -> list[tuple[bytes, bytes]]:
 
 
 if __name__ == "__main__":
+    if "leftover" in sys.argv[2:]:
+        step_behind()
     with socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=64) as served:
         print(served.getsockname()[1], flush=True)
         CountingSink(served).serve()

@@ -17,13 +17,12 @@ from nodeagent.lab.processes import inside
 
 class SinkProcess:
     """The counting sink, in a process of its own on *core*; in *netns*, None: in the caller's. *port* 0: a free one.
-    *leftover*: it has only what no other process wants of its core (SCHED_IDLE).
+    *leftover*: it has only what no other process wants of its core.
     """
 
     def __init__(self, core: int, *, netns: Path | None = None, port: int = 0, leftover: bool = False) -> None:
         argv = ["taskset", "--cpu-list", str(core), sys.executable, "-m", "nodeagent.compare.logs.sink", str(port)]
-        if leftover:
-            argv = ["chrt", "--idle", "0", *argv]
+        argv += ["leftover"] if leftover else []
         self._netns = netns
         if netns is not None:
             argv = inside(netns, argv)

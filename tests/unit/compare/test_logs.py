@@ -108,7 +108,7 @@ def test_what_a_shipper_that_ends_has_said_is_told(sink: SinkProcess, tmp_path: 
     core = min(os.sched_getaffinity(0))
     lines.write(tmp_path / "0.log", 10, "plain")
     with pytest.raises(CompareError, match="nobody ended with 3: sorry"):
-        Bench(sink, core, core).catch_up(NOBODY, tmp_path / "0.log", "plain", 10, 1.0)
+        Bench(sink, core, core).catch_up(NOBODY, tmp_path / "0.log", "plain", 10, DEADLINE)
 
 
 def test_a_shipper_that_is_not_there_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

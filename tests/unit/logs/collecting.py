@@ -234,6 +234,7 @@ class Forks:
                     process = subprocess.Popen(
                         [sys.executable, PROCESS, str(message.theirs)],
                         env=os.environ | {"PYTHONPATH": str(ROOT)}, pass_fds=[message.theirs], stderr=log,
+                        start_new_session=True,  # with a share of its own: what it gives way to is the daemon
                     )  # fmt: skip
                 self._processes.append(process)
                 task = asyncio.get_running_loop().create_task(self._wait(message.number, process))
