@@ -9,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev systemd apparmor ruby
+	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev systemd systemd-journal-remote apparmor ruby
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled. Without symbols for a debugger, which name the
 # folder of the build.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/pieces proxy/grpc/call proxy/grpc/messages proxy/grpc/web proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \

@@ -174,6 +174,7 @@ USES: Final = {
     "LogSettings.fluentd_positions": Use(
         _file, "leave it out where no Fluentd was", "its positions: files are read from their beginning"
     ),
+    "NodeJournal.folders": Use(_folder, "is it mounted? set logs.node.journal.folders", "what of the journal is there"),
     "NodeFile.path": Use(_file, "is it mounted? set logs.node.files", "that file, until it is there"),
     "BasicAuth.password_file": _SINK_FILE,
     "SinkAuth.api_key_file": _SINK_FILE,

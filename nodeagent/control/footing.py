@@ -77,6 +77,8 @@ class Footing:
     """Those of *concerns* that the runtime asks before it starts a container."""
     logs: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
     """Return the folders of logs of the service of the machine that a pod is; none for other pods."""
+    unit: Callable[[PodObject], str] = lambda _: ""
+    """Return what systemd calls that service; empty for other pods."""
 
 
 def open_footing(config: AgentConfig) -> Footing:
@@ -96,6 +98,7 @@ def open_footing(config: AgentConfig) -> Footing:
         (services,),
         warnings=services.warnings,
         logs=services.logs,
+        unit=services.unit,
     )
 
 

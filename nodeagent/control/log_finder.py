@@ -32,10 +32,11 @@ from nodeagent.errors import shown
 from nodeagent.logs.fluentd.positions import read_positions, starts_of
 from nodeagent.logs.pods import PodPlan, plan, routed
 from nodeagent.logs.settings import LogSettings, NodeFile
-from nodeagent.logs.sources import Reading, SourceFacts, SourceKind
+from nodeagent.logs.sources import EVERY_STREAM, Reading, SourceFacts, SourceKind
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.resources.objects import PodObject
+from nodeagent.services.as_pods import CONTAINER
 from nodeagent.vocabulary import PodUid
 
 SETTLE_SECONDS: Final = 0.01
@@ -55,6 +56,8 @@ IDLE_SOURCES: Final = 64
 """Of a pod that are remembered though they have no open file."""
 GONE_SECONDS: Final = 30.0
 """For so long a pod's folders are looked for after it has left the API; the kubelet removes them later."""
+LEFT_OUT: Final = Reading(without=EVERY_STREAM)
+"""How a service's entries in the journal are read that asks to be left out: they are not the node's for that."""
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -94,13 +97,17 @@ class LogFinder:
         self._watches = LogWatches(self._happened)
         self._wake = asyncio.Event()
         self._positions = read_positions(settings.fluentd_positions)
-        if settings.node.files:
+        if settings.node.wanted:
             self._pods[NODE] = FollowedPod("the node", None, None)
+        self._pods_known = False
+        self._journal_begun = False
+        """Who hears has been told files of the journal."""
 
     # -- what is to be followed --
 
     def follow(self, pods: Mapping[PodUid, PodObject]) -> None:
         """The node's pods are *pods* now."""
+        self._pods_known = True
         for uid, pod in pods.items():
             before = self._pods.get(uid)
             if before is None or before.object is not pod or before.gone_at:
@@ -140,7 +147,7 @@ class LogFinder:
         self._settings = settings
         self._folders = folders
         self._pods.pop(NODE, None)
-        if settings.node.files:
+        if settings.node.wanted:
             self._pods[NODE] = FollowedPod("the node", None, None)
         for followed in self._pods.values():
             if followed.object is not None:
@@ -150,6 +157,7 @@ class LogFinder:
     def forget(self) -> None:
         """Somebody else hears from now on, who knows nothing: tell everything anew."""
         self._known.clear()
+        self._journal_begun = False
         for followed in self._pods.values():
             followed.told += 1
             followed.files.clear()
@@ -222,12 +230,13 @@ class LogFinder:
         for followed in self._pods.values():
             if followed.object is not None and followed.plan is not None and not followed.gone_at:
                 names = (each.name for each in followed.object.containers)
-                yield from (_key(followed, "output", each) for each in names if followed.plan.reading_of(each) is None)
+                left_out = (_key(followed, "output", each) for each in names if followed.plan.reading_of(each) is None)
+                yield from (key for key in left_out if key not in followed.sources)
 
     @property
     def settled(self) -> bool:
         """Everything that is followed has been looked at since it was told."""
-        return all(followed.next_look for followed in self._pods.values())
+        return all(followed.next_look and not followed.waits for followed in self._pods.values())
 
     # -- the loop --
 
@@ -255,7 +264,8 @@ class LogFinder:
 
     def _due(self) -> list[PodUid]:
         now = self._clock()
-        return [uid for uid, each in self._pods.items() if each.next_look <= now and each.not_before <= now]
+        due = [uid for uid, each in self._pods.items() if each.next_look <= now and each.not_before <= now]
+        return sorted(due, key=NODE.__eq__)  # whose journal waits for all others
 
     def _pause(self) -> float:
         now = self._clock()
@@ -315,7 +325,8 @@ class LogFinder:
 
     def _wait(self, followed: FollowedPod, look: LogLook, now: float) -> float:
         """Return the seconds until the next look."""
-        lacks = look.missing or not (look.there or followed.gone_at)
+        followed.waits = look.waits
+        lacks = look.missing or look.waits or not (look.there or followed.gone_at)
         followed.since = (followed.since or now) if lacks else 0.0
         sure = POLL_SECONDS if self._watches.blind else SURE_SECONDS
         return min(sure, max(MISSING_SECONDS, (now - followed.since) / PATIENCE)) if lacks else sure
@@ -335,10 +346,31 @@ class LogFinder:
             aside=lambda file: followed.aside.get(file, ("", None))[1],
         )
         if followed.plan is None:
-            for each in self._settings.node.files:
-                yield from looker.node_file(each.path, look)
+            yield from self._steps_of_node(looker, followed, look)
         else:
             yield from self._steps_of_pod(looker, followed, followed.plan, look)
+
+    def _steps_of_node(self, looker: Looker, followed: FollowedPod, look: LogLook) -> Steps:
+        for each in self._settings.node.files:
+            yield from looker.node_file(each.path, look)
+        if self._settings.node.journal is None:
+            return
+        if not self._journal_begun and not self._services_are_told():
+            look.waits = True
+            return
+        self._journal_begun = True
+        folders = self._settings.node.journal.folders
+        there = look.there
+        look.there = False
+        for folder in folders:
+            yield from looker.journal(folder, look)
+        if not look.there:
+            look.missing.append(f"the journal: {' and '.join(map(str, folders))}: no such folder")
+        look.there = look.there or there
+
+    def _services_are_told(self) -> bool:
+        """Say whether it is known whose entries the journal has: once they are read it is too late."""
+        return self._pods_known and all(each.next_look for uid, each in self._pods.items() if uid != NODE)
 
     def _steps_of_pod(self, looker: Looker, followed: FollowedPod, wanted: PodPlan, look: LogLook) -> Steps:
         assert followed.object is not None
@@ -362,6 +394,7 @@ class LogFinder:
     def _take(self, uid: PodUid, followed: FollowedPod, look: LogLook) -> None:
         """Tell what differs from the last look; the oldest file of a source first."""
         followed.refusals = look.told()
+        self._tell_service(followed)
         files = [(_key(followed, each.kind, each.within), each.opened.descriptor) for each in look.found]
         starts = starts_of(files, self._positions, followed.words)
         for found in sorted(look.found, key=lambda each: each.modified):
@@ -387,6 +420,16 @@ class LogFinder:
         if look.lacking:
             self._tells.room_wanted(uid, look.lacking)
 
+    def _tell_service(self, followed: FollowedPod) -> None:
+        """Tell of a pod that is a service of the machine what its entries in the journal are read as."""
+        pod = followed.object
+        if pod is None or self._settings.node.journal is None or not self._folders.unit(pod):
+            return
+        key = _key(followed, "output", CONTAINER)
+        if key not in followed.sources and (source := self._described(followed, "output", CONTAINER)) is not None:
+            followed.sources[key] = source
+            self._tells.source(source)
+
     def _tell_gone(self, followed: FollowedPod, files: Iterable[FileId]) -> None:
         """Some *files* that were put aside are not there any more."""
         for identity in files:
@@ -401,7 +444,7 @@ class LogFinder:
         if len(followed.sources) <= IDLE_SOURCES:
             return
         used = {key for key, _ in followed.files.values()}
-        idle = [key for key in followed.sources if key not in used]
+        idle = [key for key, each in followed.sources.items() if key not in used and not each.unit]
         self._give_up(followed, idle[: len(idle) - IDLE_SOURCES])
 
     def _give_up(self, followed: FollowedPod, keys: Collection[str], *, left_out: bool = False) -> None:
@@ -438,10 +481,15 @@ class LogFinder:
 
     def _described(self, followed: FollowedPod, kind: SourceKind, within: str) -> SourceFacts | None:
         """Return what is known of a source now; None: it is not to be read."""
+        pod = followed.object
         reading = self._reading(followed, kind, within)
+        unit = ""
+        if pod is not None and (kind, within) == ("output", CONTAINER):
+            unit = self._folders.unit(pod)
+        if followed.plan is not None and unit:
+            reading = followed.plan.reading_of_entries(within) or LEFT_OUT
         if reading is None:
             return None
-        pod = followed.object
         facts = SourceFacts(
             key=_key(followed, kind, within),
             kind=kind,
@@ -453,6 +501,7 @@ class LogFinder:
             labels=pod.labels if pod is not None else {},
             annotations=self._annotations(pod) if pod is not None else {},
             reading=reading,
+            unit=unit,
         )
         return routed(facts, self._settings)
 
@@ -463,6 +512,9 @@ class LogFinder:
     def _reading(self, followed: FollowedPod, kind: SourceKind, within: str) -> Reading | None:
         if followed.plan is not None:
             return followed.plan.reading_of(within) if kind == "output" else followed.plan.reading_of_file(within)
+        journal = self._settings.node.journal
+        if kind == "journal":
+            return Reading(parser="journal", sinks=journal.sinks) if journal is not None else None
         return next((_of_node(each) for each in self._settings.node.files if str(each.path) == within), None)
 
     def _happened(self, uid: PodUid | None) -> None:

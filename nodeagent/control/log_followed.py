@@ -51,6 +51,8 @@ class FollowedPod:
     words: dict[str, int] = field(default_factory=dict)
     """When a Fluentd that had read these sources before wrote its positions last."""
     refusals: tuple[str, ...] = ()
+    waits: bool = False
+    """What of the node is read once all pods are told."""
     since: float = 0.0
     """When a folder of it began to be missing; 0: none is."""
     next_look: float = 0.0

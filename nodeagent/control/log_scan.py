@@ -47,6 +47,10 @@ MAX_REFUSALS: Final = 32
 _OUTPUT: Final = re.compile(r"\d{1,9}\.log(\..{1,100})?")
 """What the kubelet calls a container's file: as it is written, rotated, and compressed."""
 _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
+_MACHINE: Final = re.compile(r"[0-9a-f]{32}(\.[-_a-zA-Z0-9]{1,100})?")
+"""Whose journal it is, and of which of its namespaces (``LogNamespace=``)."""
+_JOURNAL: Final = re.compile(r"(?P<log>system|user-\d{1,10})(?P<rotated>@[-0-9a-f]{1,100})?\.journal~?")
+"""``~``: it was not closed when its machine ended."""
 _DOCKER: Final = re.compile(r"(?P<folder>[0-9a-f]{12,64})/(?P<log>[0-9a-f]{12,64}-json\.log)")
 _ROTATED: Final = re.compile(r"(\.\d{1,9}(\.gz)?)?")
 """What Docker puts behind a file's name (max-file, compress)."""
@@ -62,7 +66,9 @@ class FoundFile:
 
     kind: SourceKind
     within: str
-    """Of an output, the container's name; of a file, its path from the volume's name on, or on the node."""
+    """Of an output, the container's name; of a file, its path from the volume's name on, or on the node; of a journal's
+    file, the one that is written.
+    """
     name: str
     opened: Opened
     modified: int
@@ -87,6 +93,8 @@ class LogLook:
     refusals: list[str] = field(default_factory=list)
     whole: bool = True
     """Nothing hindered it: what is not among *names* is not there."""
+    waits: bool = False
+    """For something else that is looked at first."""
     there: bool = False
     """Some folder of the pod is there."""
     missing: list[str] = field(default_factory=list)
@@ -226,6 +234,29 @@ class Looker:
                 yield
                 if log_of(entry.name, path.name, path.name.__eq__) == path.name:
                     self._file(folder, entry.name, entry.inode(), str(path), look)
+
+    def journal(self, root: Path, look: LogLook) -> Steps:
+        """Look for the files of systemd's journal below *root*, which has a folder for each machine."""
+        look.kind = "journal"
+        with _opened(lambda: os.open(root, FOLDER), look) as folder:
+            if folder is None:
+                return
+            look.there = True
+            self.watch(folder)
+            for machine in self._entries(folder, look):
+                yield
+                if not _MACHINE.fullmatch(machine.name):
+                    continue
+                with _within(folder, machine.name, look) as inner:
+                    if inner is None or not self._takes_folder(look):
+                        continue
+                    self.watch(inner)
+                    for entry in self._entries(inner, look):
+                        yield
+                        if match := _JOURNAL.fullmatch(entry.name):
+                            source = f"{root}/{machine.name}/{match['log']}.journal"
+                            written = match["rotated"] is None
+                            self._file(inner, entry.name, entry.inode(), source, look, written=written)
 
     def _walk(self, folder: int, path: str, parts: tuple[str, ...], look: LogLook, depth: int) -> Steps:
         """Look for what fits *parts* below *folder*, which is called *path*."""

@@ -25,6 +25,7 @@ from nodeagent.logs.pods import PodPlan
 from nodeagent.logs.settings import LogSettings
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.resources.objects import PodObject
+from nodeagent.services.as_pods import CONTAINER
 from nodeagent.telemetry.http_request import Response
 
 ANSWER_BYTES: Final = 1 << 20
@@ -115,6 +116,13 @@ class LogText:
             more = False
             left = ANSWER_BYTES
             for found in files:
+                if found.kind == "journal":
+                    entries, end, goes_on = self._entries(pod, found, question, left)
+                    more = more or goes_on
+                    left -= sum(len(str(line["text"])) for line in entries)
+                    told.append(f"{found.opened.device}-{found.opened.inode}-{end}-0")
+                    lines.extend(entries)
+                    continue
                 begin = _begin(found, question)
                 data, goes_on = _read(found, begin, left)
                 more = more or goes_on
@@ -125,17 +133,32 @@ class LogText:
         lines.sort(key=lambda line: _utc(str(line["time"])))  # where there is none, files stay in their order
         return {"lines": lines, "cursor": ".".join(told), "more": more, "refused": list(look.told())}
 
+    def _entries(
+        self, pod: _Pod, found: FoundFile, question: _Question, most: int
+    ) -> tuple[list[Mapping[str, object]], int, bool]:
+        from nodeagent.control.log_entries import read_entries  # memory: only who asks pays for it
+
+        begin, _ = question.cursor.get((found.opened.device, found.opened.inode), (0, 0))
+        if most <= 0 or (not begin and found.modified < question.since * 1e9):
+            return [], begin, most <= 0
+        return read_entries(found, self._folders.unit(pod.object), begin, question.since, most)
+
     def _sources(self, pod: _Pod) -> list[str]:
         """Return the pod's containers, and what else has written."""
         with closing(LogLook()) as look:
             self._look(pod, "", look)
-            return list(dict.fromkeys((*_containers(pod), *sorted(each.within for each in look.found))))
+            return list(
+                dict.fromkeys(
+                    (*_containers(pod), *sorted(each.within for each in look.found if each.kind != "journal"))
+                )
+            )
 
     def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
         looker = Looker(known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=4 * MAX_FILES)
         for _ in self._steps(looker, pod, source, look):
             pass  # in a thread: nobody waits for its turn
-        for found in [each for each in look.found if source not in ("", each.within)]:
+        named = (each for each in look.found if each.kind != "journal")  # whose name is not its source's
+        for found in [each for each in named if source not in ("", each.within)]:
             os.close(found.opened.descriptor)
             look.found.remove(found)
 
@@ -144,6 +167,10 @@ class LogText:
             folder = self._folders.output(pod.object)
             docker = self._settings.docker_containers
             yield from looker.outputs(folder, lambda name: source in ("", name), docker, look)
+        journal = self._settings.node.journal
+        if journal is not None and self._folders.unit(pod.object) and source in ("", CONTAINER):
+            for root in journal.folders:
+                yield from looker.journal(root, look)
         for each in pod.plan.files if pod.plan is not None else ():
             yield from looker.volume(self._folders.volume(pod.object, each.volume), each.volume, each.pattern, look)
 
@@ -223,7 +250,8 @@ def _read(found: FoundFile, begin: int, most: int) -> tuple[bytes, bool]:
 def _unpacked(found: FoundFile, begin: int, most: int) -> bytes:
     if begin >= _UNPACKED:
         return b""
-    from nodeagent.logs.tail.compressed import CompressedError, Content  # memory: only who asks pays for it
+    from nodeagent.logs.tail.compressed import Content  # memory: only who asks pays for it
+    from nodeagent.logs.tail.unpacked import CompressedError
 
     try:
         return Content(found.opened.descriptor).read(begin, most)

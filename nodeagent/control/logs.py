@@ -69,6 +69,7 @@ class NodeLogs:
         """Sinks that cannot begin, each with why."""
         self._config = config
         self._services: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
+        self._unit: Callable[[PodObject], str] = lambda _: ""
         self._unloaded = unloaded
         """Why section ``logs`` of agent.yaml is not what is in force; empty: it is, as far as is known."""
         start = self._first_words(settings)
@@ -126,14 +127,20 @@ class NodeLogs:
 
     def _folders(self, settings: LogSettings) -> LogFolders:
         kubelet = self._config.kubernetes is not None
-        return LogFolders(settings.pod_logs, settings.pod_volumes, kubelet, self._service_folders)
+        return LogFolders(settings.pod_logs, settings.pod_volumes, kubelet, self._service_folders, self._service_unit)
 
     def _service_folders(self, pod: PodObject) -> tuple[Path, ...]:
         return self._services(pod)
 
-    def serve(self, services: Callable[[PodObject], tuple[Path, ...]]) -> None:
-        """Services of the machine are known by now: *services* returns the folders of logs of the one that a pod is."""
+    def _service_unit(self, pod: PodObject) -> str:
+        return self._unit(pod)
+
+    def serve(self, services: Callable[[PodObject], tuple[Path, ...]], unit: Callable[[PodObject], str]) -> None:
+        """Services of the machine are known by now: *services* returns the folders of logs of the one that a pod is,
+        *unit* what systemd calls it.
+        """
         self._services = services
+        self._unit = unit
 
     @property
     def settings(self) -> LogSettings:

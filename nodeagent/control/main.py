@@ -239,7 +239,7 @@ async def prepare(beginning: Beginning) -> PreparedParts:
     config.runtime_directory.mkdir(parents=True, exist_ok=True)
     footing = open_footing(config)
     if beginning.logs is not None:
-        beginning.logs.serve(footing.logs)
+        beginning.logs.serve(footing.logs, footing.unit)
     certificates = NodeCertificates(
         open_source(config.identity, config.cluster), config.identity.ttl_seconds, workers, beginning.link
     )

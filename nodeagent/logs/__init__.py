@@ -27,7 +27,8 @@ only knows how to encode records and what an answer says of each of them.
 **Who composes it.** ``settings.py`` is section ``logs:`` of agent.yaml, ``pods.py`` what of a pod is read by
 it and by the pod's annotations (``patterns.py``: paths below its volumes), ``sources.py`` what control
 tells of that. ``collector.py`` is the process, ``priority.py`` its place behind the proxy. ``streams.py``
-brings a file's chunks to the lanes of its sinks, as ``recipes.py`` makes of the settings;
+brings a file's chunks to the lanes of its sinks, as ``recipes.py`` makes of the settings, and
+``journal_streams.py`` those of the journal, which are of many units;
 ``counting.py`` is what control's metrics have of it.
 
 **Nothing is lost, and what comes twice is told.** A file's position advances over what every sink

@@ -282,7 +282,8 @@ class Intake:
         if source is None:
             os.close(message.file)
             return
-        self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name, message.start)
+        log_source = LogSource(SourceKey(source.key), source.uid, source.kind == "journal")
+        self.tail.add(message.file, log_source, message.name, message.start)
 
     def source_gone(self, key: str, *, left_out: bool) -> None:
         """Nothing more comes of a source; what it has open is read to its end, or dropped where it is *left_out*."""

@@ -73,7 +73,7 @@ class PodPlan:
     """What of its annotations is wrong and has no effect, in words."""
     default: Reading
     excluded: frozenset[str]
-    """Containers that are left out."""
+    """Containers that are left out by the pod's own wish."""
     own: Mapping[str, Reading]
     """How the output of single containers is read."""
     named: Mapping[str, str] = field(default_factory=dict)
@@ -91,7 +91,11 @@ class PodPlan:
 
     def reading_of(self, container: str) -> Reading | None:
         """Return how the output of *container* is read; None: not at all."""
-        if not self.output or container in self.excluded:
+        return self.reading_of_entries(container) if self.output else None
+
+    def reading_of_entries(self, container: str) -> Reading | None:
+        """Return the same of what the journal has of *container*, which is read whatever ``logs.containers`` says."""
+        if not self.excluded.isdisjoint((EVERY, container)):
             return None
         found = self.own.get(container, self.default)
         return None if set(STREAMS) <= set(found.without) else found
@@ -147,7 +151,7 @@ class _Planner:
             files,
             tuple(self._refusals),
             default,
-            frozenset(excluded),
+            frozenset(excluded | ({EVERY} if every else set())),
             own,
             self._named(excluded),
             WRITTEN_TO if written else "",

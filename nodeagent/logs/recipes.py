@@ -15,13 +15,13 @@ from nodeagent.logs.process.members import RecordMember
 from nodeagent.logs.process.multiline import PRESETS, Multiline, preset
 from nodeagent.logs.process.objects import renamed
 from nodeagent.logs.process.origin import NOT_THE_APPLICATIONS
-from nodeagent.logs.process.parsers import AUTO, MembersParser, TextParser, parser
+from nodeagent.logs.process.parsers import AUTO, JsonParser, MembersParser, TextParser, parser
 from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.process.processor import Recipe
 from nodeagent.logs.process.rules import DropRule, RedactRule, Rule
 from nodeagent.logs.process.times import TimeKey
 from nodeagent.logs.settings import LogRule, LogSettings, ParserSettings
-from nodeagent.logs.sources import SourceFacts
+from nodeagent.logs.sources import Reading, SourceFacts
 
 _BUILT_IN: Final = ("json", "logfmt", "none")
 _JOURNAL: Final = "journal"
@@ -35,6 +35,7 @@ class Recipes:
         self._parsers: dict[str, TextParser] = {"auto": AUTO, **{kind: parser(kind) for kind in _BUILT_IN}}
         self._parsers[_JOURNAL] = MembersParser(journal, TimeKey(RecordMember(TIME)))
         self._parsers |= {each.name: _parser(each) for each in settings.parsers}
+        self._entries = JsonParser(TimeKey(RecordMember(TIME)))
         self._multiline = {
             each.name: Multiline(
                 start=LinePattern(each.start), max_lines=each.max_lines, flush_after=each.flush_seconds
@@ -49,11 +50,12 @@ class Recipes:
         given: control has checked it.
         """
         reading = source.reading
+        journal = source.kind == "journal" or bool(source.unit)
         return Recipe(
             framing=framing,
-            parser=self._parsers.get(reading.parser, AUTO),
-            parser_stderr=self._parsers.get(reading.parser_stderr),
-            multiline=_entries() if reading.parser == _JOURNAL else self._lines(reading.multiline),
+            parser=self._entries if journal else self._parsers.get(reading.parser, AUTO),
+            parser_stderr=None if journal else self._parsers.get(reading.parser_stderr),
+            multiline=None if journal else self._multiline_of(reading),
             rules=tuple(chain.from_iterable(self._rules_for(source))),
             without=frozenset(stream.encode() for stream in reading.without),
             record_bytes=self._settings.limits.line_bytes,
@@ -78,7 +80,10 @@ class Recipes:
         """The pod *uid* is gone."""
         self._rates.pop(uid, None)
 
-    def _lines(self, name: str) -> Multiline | None:
+    def _multiline_of(self, reading: Reading) -> Multiline | None:
+        if reading.parser == _JOURNAL:
+            return _entries()
+        name = reading.multiline
         return _preset(name) if name in PRESETS else self._multiline.get(name)
 
 

@@ -213,8 +213,30 @@ class LogMetadata(ConfigSection):
 STATE_DIRECTORY: Final = Path("/var/lib/nodeagent/logs")
 
 
+class NodeJournal(ConfigSection):
+    """systemd's journal of the node: its files are read, whoever writes to it."""
+
+    folders: tuple[AbsolutePath, ...] = Field((Path("/var/log/journal"), Path("/run/log/journal")), max_length=8)
+    """Each with a folder a machine (journald.conf(5), ``Storage=``)."""
+    units: tuple[str, ...] = Field((), max_length=256)
+    """Of which units entries are read; ``*`` within a name stands for any text. Empty: all there are. Services of
+    agent.yaml are asked for by themselves.
+    """
+    sinks: tuple[str, ...] = ()
+    """Empty: by ``logs.routes``."""
+
+
 class NodeLogFiles(ConfigSection):
+    """Logs of the node itself."""
+
     files: tuple[NodeFile, ...] = Field((), max_length=32)
+    journal: NodeJournal | None = None
+    """None: it is not read."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything of the node to be read."""
+        return bool(self.files) or self.journal is not None
 
 
 class LogSettings(ConfigSection):
@@ -262,6 +284,8 @@ class LogSettings(ConfigSection):
             _known(f"{where}.parser", (user.parser,) if user.parser else (), self.parser_names())
             _known(f"{where}.multiline", (user.multiline,) if user.multiline else (), self.multiline_names())
             self._are_sinks(f"{where}.sinks", user.sinks)
+        if self.node.journal is not None:
+            self._are_sinks("node.journal.sinks", self.node.journal.sinks)
         self._are_sinks("podSinks", self.pod_sinks)
         self._are_apart()
         for index, route in enumerate(self.routes):
@@ -298,9 +322,10 @@ class LogSettings(ConfigSection):
             read = os.path.normpath(each.path)
             if f"{written}.".startswith(f"{read}.") or re.fullmatch(rf"{re.escape(str(written))}\.\d+", read):
                 raise ValueError(f"sinks.{sink}: {written} is read by node.files; a sink writes where nothing is read")
-        for folder in (self.pod_logs, self.pod_volumes, self.docker_containers):
+        journal = self.node.journal.folders if self.node.journal is not None else ()
+        for folder in (self.pod_logs, self.pod_volumes, self.docker_containers, *journal):
             if written.is_relative_to(folder):
-                raise ValueError(f"sinks.{sink}: {written} is below {folder}, where pods' files are read")
+                raise ValueError(f"sinks.{sink}: {written} is below {folder}, where files of logs are read")
 
     def parser_names(self) -> tuple[str, ...]:
         """Return what a file or annotation may name as its parser."""

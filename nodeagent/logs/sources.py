@@ -1,16 +1,18 @@
 """Where lines come from, as control tells the collector: a container's output, a file in a volume of a
-pod, a file of the node; with what their records carry, and how their lines are to be read.
+pod, a file of the node, its journal; with what their records carry, and how their lines are to be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from nodeagent.vocabulary import PodUid
 
-SourceKind = Literal["output", "file", "node"]
+EVERY_STREAM: Final = ("", "stdout", "stderr")
+"""What a record may be of; a file's and an entry of the journal have none."""
+SourceKind = Literal["output", "file", "node", "journal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,13 @@ class SourceFacts:
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Of the pod, those that ``logs.metadata.annotations`` names."""
     reading: Reading = Reading()
+    unit: str = ""
+    """Of a service of the machine, whose output the journal has: as systemd calls it."""
 
     @property
     def tag(self) -> str:
         """Fluentd's name for it."""
-        if self.kind == "node":
+        if self.kind in ("node", "journal"):
             return f"node{self.path.replace('/', '.')}"
         within = self.container if self.kind == "output" else self.path.replace("/", ".")
         return f"kube.{self.namespace}.{self.pod}.{within}"

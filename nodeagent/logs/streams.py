@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Final
 
 from nodeagent.logs.counting import Counter, PodName, delivered, processed, waiting
@@ -16,6 +17,7 @@ from nodeagent.logs.delivery.lane import Lane
 from nodeagent.logs.delivery.left_behind import left_behind
 from nodeagent.logs.delivery.making import BUFFER, make_lane
 from nodeagent.logs.delivery.spill import DAMAGED
+from nodeagent.logs.journal_streams import JournalStream, own_unit
 from nodeagent.logs.process.framing import Framing
 from nodeagent.logs.process.origin import OriginFacts as Described
 from nodeagent.logs.process.origin import make_origin
@@ -23,16 +25,15 @@ from nodeagent.logs.process.processor import ProcessCounts, Processor
 from nodeagent.logs.recipes import Recipes
 from nodeagent.logs.records import Chunk, LogOrigin, LogRecords, Receipt
 from nodeagent.logs.settings import LogSettings
-from nodeagent.logs.sources import SourceFacts
+from nodeagent.logs.sources import EVERY_STREAM, SourceFacts
 from nodeagent.logs.tail.coverage import Coverage
-from nodeagent.logs.tail.interfaces import LogSource
+from nodeagent.logs.tail.interfaces import LogSource, Taker
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import Unchecked
 
 FLUSH_SECONDS: Final = 0.5
 """Between two looks for lines that are held back for too long."""
-EVERY_STREAM: Final = frozenset({b"", b"stdout", b"stderr"})
-"""A file's has no name."""
+_EVERY: Final = frozenset(each.encode() for each in EVERY_STREAM)
 Start = Callable[[Coroutine[object, object, None]], None]
 log = logging.getLogger("nodeagent.logs")
 
@@ -40,22 +41,23 @@ log = logging.getLogger("nodeagent.logs")
 class FileStream:
     """Takes the chunks of one generation: the tail's Taker."""
 
-    __slots__ = ("_coverage", "_followed", "_processor")
+    __slots__ = ("_coverage", "_followed", "_processor", "_wanted")
 
-    def __init__(self, followed: FollowedSource, coverage: Coverage) -> None:
+    def __init__(self, followed: FollowedSource, coverage: Coverage, wanted: bool = True) -> None:
+        """What is not *wanted* is counted as dropped."""
+        self._wanted = wanted
         self._followed = followed
         self._coverage = coverage
         self._processor: Processor | None = None
 
     def room(self) -> bool:
         """Return whether every sink of it takes more."""
-        followed = self._followed
-        return followed.reading() and not followed.unknown and all(lane.room() for lane in followed.lanes)
+        return self._followed.room()
 
     def take(self, chunk: Chunk) -> None:
         """Make records of *chunk*, and offer them."""
         if self._processor is None:
-            self._processor = self._followed.processor(chunk)
+            self._processor = self._followed.processor(chunk, self._wanted)
             self._followed.streams.add(self)
         self._offer(self._processor.feed(chunk, time.time()))
         if self._processor.held_since is not None:
@@ -141,11 +143,15 @@ class FollowedSource:
         """Whose it is."""
         return self.facts.namespace, self.facts.pod
 
-    def processor(self, first: Chunk) -> Processor:
-        """Return what makes records of a file whose *first* chunk this is."""
+    def room(self) -> bool:
+        """Return whether every sink of it takes more."""
+        return self.reading() and not self.unknown and all(lane.room() for lane in self.lanes)
+
+    def processor(self, first: Chunk, wanted: bool) -> Processor:
+        """Return what makes records of a file whose *first* chunk this is, or counts them, if they are not *wanted*."""
         recipe = self._recipes.recipe(self.facts, self._framing(first))
-        if self.left_out:
-            recipe = replace(recipe, without=EVERY_STREAM)
+        if self.left_out or not wanted:
+            recipe = replace(recipe, without=_EVERY)
         return Processor(self.origin, recipe, self.counts, self._recipes.rate(self.facts.uid))
 
     def finish(self) -> None:
@@ -158,7 +164,7 @@ class FollowedSource:
         return not self.left_out and self._recipes.recipe(facts, "cri") == self._recipes.recipe(self.facts, "cri")
 
     def _framing(self, first: Chunk) -> Framing:
-        if self.facts.kind != "output":
+        if self.facts.kind != "output" or self.facts.unit:
             return "plain"
         return "docker" if first.data.startswith(b"{") else "cri"
 
@@ -177,6 +183,11 @@ class FileStreams:
         for name in self._left.keys() & self.lanes.keys():
             self.lanes[name].counts.add(self._left[name].counts)
         self.sources: dict[str, FollowedSource] = {}
+        self._units: dict[str, FollowedSource] = {}
+        """Services whose entries the journal has."""
+        printed = any(each.stdout is not None for each in settings.sinks)
+        self._own_unit = own_unit() if printed else ""
+        """Whose entries would come back for ever."""
         self._of_pods: dict[PodUid, int] = {}
         """How many sources each pod has."""
         self._holding: set[FileStream] = set()
@@ -220,6 +231,8 @@ class FileStreams:
         followed.lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
         followed.unknown = tuple(name for name in facts.reading.sinks if name not in self.lanes)
         followed.gone = False
+        if facts.unit:
+            self._units[facts.unit] = followed
         for stream in followed.streams:
             stream.described(origin)
 
@@ -234,6 +247,8 @@ class FileStreams:
             followed.finish()
         followed.gone = True
         followed.left_out = left_out
+        if self._units.get(followed.facts.unit) is followed:
+            del self._units[followed.facts.unit]
 
     def left_out(self, key: str) -> bool:
         """Say whether what is still read of the source *key* is dropped."""
@@ -270,10 +285,22 @@ class FileStreams:
         for lane in self.lanes.values():
             lane.counts.forget(living)
 
-    def open(self, source: LogSource, file: bytes, coverage: Coverage) -> FileStream:
+    def open(self, source: LogSource, file: bytes, coverage: Coverage) -> Taker:
         """Return who takes the lines of a generation: the tail's OpenTaker."""
         del file  # chunks have it too
-        return FileStream(self.sources[source.key], coverage)
+        followed = self.sources[source.key]
+        journal = self._settings.node.journal
+        if not source.journal or journal is None:
+            return FileStream(followed, coverage)
+
+        def opened(of: FollowedSource, wanted: bool) -> FileStream:
+            return FileStream(of, coverage, wanted)
+
+        def wanted(unit: str) -> bool:
+            named = not journal.units or any(fnmatchcase(unit, each) for each in journal.units)
+            return named and not (unit and unit == self._own_unit)
+
+        return JournalStream(followed, self._units, wanted, opened)
 
     def over_rate(self, key: str) -> int:
         """Return how many records of the source *key* were dropped, since the start, as its pod wrote too much."""

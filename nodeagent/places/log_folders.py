@@ -19,13 +19,15 @@ CONFIG_HASH: Final = "kubernetes.io/config.hash"
 class LogFolders:
     """*outputs*: ``NAMESPACE_POD_UID/CONTAINER/N.log``. *volumes*: a folder a pod. *kubelet*: whether a
     kubelet made those, which keeps emptyDir volumes in a folder of their own. *services*: the folders of
-    the service of the machine that a pod is, none for other pods; each is a volume of its name.
+    the service of the machine that a pod is, none for other pods; each is a volume of its name. *unit*: what systemd
+    calls that service; empty for other pods.
     """
 
     outputs: Path
     volumes: Path
     kubelet: bool
     services: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
+    unit: Callable[[PodObject], str] = lambda _: ""
 
     def output(self, pod: PodObject) -> Path:
         """Return the folder with one for each of *pod*'s containers."""

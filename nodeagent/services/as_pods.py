@@ -18,6 +18,8 @@ UNIT: Final = "nodeagent.io/unit"
 """The annotation by which a pod is a service."""
 NETNS: Final = "nodeagent.io/netns"
 CGROUP: Final = "nodeagent.io/cgroup"
+CONTAINER: Final = "service"
+"""What its only container is called."""
 HINT: Final = "give it one in a drop-in: NetworkNamespacePath=/run/netns/NAME (docs/install.md)"
 
 
@@ -159,7 +161,7 @@ def _document(
         "spec": {
             "nodeName": node,
             "serviceAccountName": setting.service_account,
-            "containers": [{"name": "service"}],
+            "containers": [{"name": CONTAINER}],
         },
         "status": {
             "phase": "Running",

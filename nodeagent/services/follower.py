@@ -92,6 +92,11 @@ class Services:
         found = self._pods.get(pod.uid)
         return found.logs if found is not None else ()
 
+    def unit(self, pod: PodObject) -> str:
+        """Return what systemd calls the service that *pod* is; empty for any other pod, whatever it says of itself."""
+        found = self._pods.get(pod.uid)
+        return found.unit if found is not None else ""
+
     # -- what runs --
 
     async def look(self) -> None:

@@ -34,6 +34,7 @@ from tests.netns.world import (
     scrape,
     server,
 )
+from tests.unit.logs.journal_files import written
 from tests.waiting import eventually
 
 NAMESPACE = "\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: machines}\n"
@@ -56,6 +57,7 @@ spec:
 """
 UNIT, HOST, POD = "legacy.service", 200, "legacy-node1"
 SERVICES = [{"unit": UNIT, "namespace": "machines", "serviceAccount": "legacy", "labels": {"app": "legacy"}}]
+COLLECTED = Path("/run/nodeagent/lab/t-services/collected/all.jsonl")
 # It says of each node's units what stands in a folder that is named by the node's network.
 SYSTEMCTL = """#!/bin/sh
 units={folder}/$(stat --dereference --format=%i /proc/self/ns/net)
@@ -95,7 +97,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     program.chmod(0o755)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        settings = merge(QUICK, {"services": SERVICES})
+        (folder / "journal").mkdir()
+        logs = {
+            "containers": "none",
+            "sinks": [{"name": "all", "file": {"path": str(COLLECTED)}}],
+            "node": {"journal": {"folders": [str(folder / "journal")]}},
+        }
+        settings = merge(QUICK, {"services": SERVICES, "logs": logs})
         with cluster("t-services", TEXT, agent=settings) as lab:
             yield from running(lab, folder)
 
@@ -191,6 +199,30 @@ def test_what_it_dials_leaves_with_its_identity(machine: Machine) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done
     assert "URI=spiffe://cluster.local/ns/machines/sa/legacy" in done.stdout
+
+
+def test_what_the_journal_has_of_it_is_its_pods(machine: Machine) -> None:
+    eventually(machine.row, "the service is told")
+    entries = [{"MESSAGE": name.encode(), "_SYSTEMD_UNIT": name.encode()} for name in (UNIT, "cron.service")]
+    path = written(machine.folder / "journal" / ("0" * 32) / "system.journal", entries)
+
+    def found() -> list[dict[str, object]]:
+        records = [json.loads(line) for line in COLLECTED.read_text().splitlines()]
+        return [each["kubernetes"] for each in records if each["MESSAGE"] == UNIT and "pod_name" in each["kubernetes"]]
+
+    eventually(lambda: COLLECTED.exists() and found(), "its entry is delivered")
+    (pod,) = found()
+    assert (pod["namespace_name"], pod["pod_name"], pod["labels"]) == ("machines", POD, {"app": "legacy"})
+    rows = {row["path"]: row for row in admin(machine.lab, "node1", "/logs/files") if row.get("path")}
+    assert (rows[str(path)]["state"], rows[str(path)]["parser"]) == ("following", "journal")
+    socket = str(machine.lab.agent("node1").admin_socket)
+    asked = [sys.executable, "-m", "nodeagent", "logs", f"machines/{POD}", "-o", "json", "--admin", socket]
+    shown = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    assert [json.loads(line)["text"] for line in shown.splitlines()] == [UNIT]
+    eventually(
+        lambda: scrape(machine.lab).sum("nodeagent_log_lines_read_total", namespace="machines", pod=POD) == 1,
+        "it is counted as its pod's",
+    )
 
 
 def test_a_unit_that_is_gone_is_let_go(machine: Machine) -> None:

@@ -217,7 +217,9 @@ def as_said(answer: Answer, words: Sequence[str]) -> bool:
 
 
 def logs(lab: Lab) -> str:
-    """Each line of a log that is rotated while it is written is delivered once."""
+    """Each line of a log that is rotated while it is written is delivered once, and what a service writes to systemd's
+    journal as that service's.
+    """
     kept = "/var/lib/nodeagent/logs/kept.log"
     mark = uuid.uuid4().hex[:8]
     log = "/var/lib/nodeagent-lab/volumes/lab-far/log/app.log"
@@ -229,7 +231,10 @@ def logs(lab: Lab) -> str:
     eventually(lambda: lab.b.ask(f"grep --count {mark} {kept}").output.strip() == "15", f"15 lines are in {kept}")
     lines = re.findall(rf"{mark}-\d-\d", lab.b.run(f"cat {kept}"))
     assert len(lines) == len(set(lines)) == 15, f"{len(lines)} lines of 15, {len(set(lines))} different"
-    return "15 lines over 2 rotations, each delivered once"
+    entry = f"entry-{mark}"
+    lab.b.pod("legacy", f"systemd-cat sh -c 'echo {entry}; sleep 1'")  # as long as journald may ask whose it is
+    eventually(lambda: lab.b.ask(f"grep {entry} {kept}").output.count(LEGACY) == 1, f"{entry} is {LEGACY}'s")
+    return "15 lines over 2 rotations, each delivered once; an entry of the journal is its service's"
 
 
 @contextmanager

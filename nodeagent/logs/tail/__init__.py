@@ -36,6 +36,9 @@ under its name.
 the file was truncated before. So the id is the same after a restart, also when positions were lost
 (save for truncated files, whose lines then come twice under two names, never two lines under one).
 
+**The journal.** A file of systemd's journal is read as a text that only grows, a line an entry (``journal_file.py``,
+``journal_values.py``): it has a generation as any other, and is not compared with any.
+
 **Twins.** A file nobody knows, in a log with other content, may be a copy of what was read already: compressed
 (``0.log.20260101-000000.gz``) or made before a truncation (``app.log.1``). It is compared by content: a
 checksum over everything up to where the other was read (``twins.py``). A twin that is confirmed has the

@@ -11,11 +11,10 @@ from typing import Final, cast
 
 from isal import igzip_lib
 
-from nodeagent.errors import NodeagentError
+from nodeagent.logs.tail.unpacked import STEP_BYTES, CompressedError, Unpacked
 
 MAGIC: Final = b"\x1f\x8b"
 _INPUT: Final = 64 << 10
-_STEP: Final = 256 << 10
 FRUITLESS: Final = 500
 """Members and stretches of input for which there was little content, beyond one for each KiB of it."""
 EXPANSION: Final = 100
@@ -24,59 +23,22 @@ FREE_BYTES: Final = 1 << 30
 _FAULT: Final = cast(type[Exception], igzip_lib.error)  # its stub names an instance
 
 
-class CompressedError(NodeagentError):
-    """The file is no gzip file, or damaged: says where."""
+class Content(Unpacked):
+    """What a gzip file holds."""
 
-
-class Content:
-    """What a gzip file holds, read forwards; going back begins anew. It may still be growing."""
-
-    __slots__ = ("_at", "_base", "_descriptor", "_fruitless", "_held", "_inflate", "_made", "ended")
+    __slots__ = ("_at", "_descriptor", "_fruitless", "_inflate", "_made")
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._rewind()
+        super().__init__()
 
     def _rewind(self) -> None:
         self._inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         self._at = 0
-        self._base = 0
-        self._held = b""
         self._made = 0
         self._fruitless = 0
-        self.ended = False
-        """Whether the last member is whole and nothing follows: what was read last goes up to the end."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return up to *length* bytes from *offset* on; fewer: that is all there is now. Raise CompressedError."""
-        if offset < self._base:
-            self._rewind()
-        while self._base + len(self._held) < offset + length:
-            more = self._more()
-            if not more:
-                break
-            spare = min(offset - self._base, len(self._held))
-            if spare > 0:
-                self._held = self._held[spare:]
-                self._base += spare
-            self._held += more
-        begin = offset - self._base
-        return self._held[begin : begin + length] if begin <= len(self._held) else b""
-
-    def reach(self, offset: int) -> bool:
-        """Unpack one stretch towards *offset*; return whether reading there takes no more of them, or there are none.
-        Raise CompressedError.
-        """
-        if offset < self._base:
-            self._rewind()
-        if self._base + len(self._held) < offset and (more := self._more()):
-            self._base += len(self._held)
-            self._held = more
-            return self._base + len(more) >= offset
-        return True
 
     def _more(self) -> bytes:
-        """Return the next stretch, at most ``_STEP`` bytes; nothing at the end of what there is."""
         while True:
             if self._inflate.eof and not self._next_member():
                 return b""
@@ -87,7 +49,7 @@ class Content:
                 if not feed:
                     return b""
             try:
-                found: bytes = self._inflate.decompress(feed, _STEP)
+                found: bytes = self._inflate.decompress(feed, STEP_BYTES)
             except _FAULT as error:
                 raise CompressedError(f"cannot be decompressed near byte {self._at}: {error}") from None
             if found:

@@ -118,6 +118,9 @@ class Contents:
             return
         if self._claim(file):
             return
+        if file.journal:
+            self.begin(file, 0)  # nobody copies or truncates it
+            return
         if file.compressed and start == file.size:
             file.done = start
         elif 0 < start <= file.size and not file.compressed:

@@ -12,11 +12,14 @@ from isal import isal_zlib
 from nodeagent.logs.tail.compressed import MAGIC, Content
 from nodeagent.logs.tail.generation import NOWHERE, Generation
 from nodeagent.logs.tail.identity import Inode, birth_of
+from nodeagent.logs.tail.journal_file import JournalContent, entries_in
+from nodeagent.logs.tail.unpacked import Unpacked
 
 _AT_ONCE: Final = 256 << 10
 _EMPTY: Final = 0
 _PLAIN: Final = 1
 _GZIP: Final = 2
+_JOURNAL: Final = 3
 
 
 class OpenFile:
@@ -31,6 +34,7 @@ class OpenFile:
         "closed",
         "descriptor",
         "done",
+        "entries",
         "failed",
         "generation",
         "hole",
@@ -48,8 +52,10 @@ class OpenFile:
         "unread_since",
     )
 
-    def __init__(self, descriptor: int, name: str, now: float) -> None:
-        """Take *descriptor* over, of a regular file; raise OSError or ValueError, then it is still the caller's."""
+    def __init__(self, descriptor: int, name: str, now: float, *, journal: bool = False) -> None:
+        """Take *descriptor* over, of a regular file, which is one of systemd's *journal* or not; raise OSError or
+        ValueError, then it is still the caller's.
+        """
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no regular file")
@@ -86,13 +92,20 @@ class OpenFile:
         """When reading is tried again after it failed; 0: never, what is there cannot be read."""
         self.in_order = False
         """Whether it was made sure that nothing before it is unread."""
-        self.kind = _EMPTY
-        self._content: Content | None = None
+        self.kind = _JOURNAL if journal else _EMPTY
+        self.entries = 0
+        """Of a journal, that there were at the last look."""
+        self._content: Unpacked | None = None
 
     @property
     def compressed(self) -> bool:
-        """Whether it is a gzip file."""
-        return self.kind == _GZIP
+        """Whether what is read does not stand in it as it is: it is a gzip file, or a journal."""
+        return self.kind >= _GZIP
+
+    @property
+    def journal(self) -> bool:
+        """Whether it is one of systemd's journal."""
+        return self.kind == _JOURNAL
 
     @property
     def given_up(self) -> bool:
@@ -109,7 +122,8 @@ class OpenFile:
         found = os.fstat(self.descriptor)
         if not found.st_nlink and self.removed is None:
             self.removed = now
-        if found.st_size == self.size and found.st_mtime_ns == self.modified:
+        grew = self.journal and self._has_more_entries(now)
+        if found.st_size == self.size and found.st_mtime_ns == self.modified and not grew:
             return False
         if self.kind == _EMPTY and found.st_size:
             try:
@@ -119,18 +133,34 @@ class OpenFile:
         self.size = found.st_size
         self.modified = found.st_mtime_ns
         self.changed = now
+        if self.journal:
+            self.partial = NOWHERE  # it may have become an archived one, of the same size
         return True
+
+    def _has_more_entries(self, now: float) -> bool:
+        """Return whether a journal, which is as large as before, has more entries than at the last look."""
+        try:
+            entries = entries_in(self.descriptor)
+        except OSError:
+            return False  # the next look tries again
+        more = entries != self.entries
+        self.entries = entries
+        if more and self.unread_since is None:
+            self.unread_since = now
+        return more
 
     def grew(self) -> bool:
         """Return whether there is more than at the last look, or it cannot be said."""
         try:
+            if self.journal:
+                return entries_in(self.descriptor) != self.entries
             return bool(os.pread(self.descriptor, 1, self.size))
         except OSError:
             return True
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to *length* bytes of the content from *offset* on; raise OSError or CompressedError."""
-        if self.kind != _GZIP:
+        if not self.compressed:
             return os.pread(self.descriptor, length, offset)
         return self._unpacked().read(offset, length)
 
@@ -145,12 +175,23 @@ class OpenFile:
         """Return whether what is at *offset* can be read at once; of a compressed file a stretch on the way there is
         unpacked else. Raise OSError or CompressedError.
         """
-        return self.kind != _GZIP or self._unpacked().reach(offset)
+        return not self.compressed or self._unpacked().reach(offset)
 
-    def _unpacked(self) -> Content:
+    def _unpacked(self) -> Unpacked:
         if self._content is None:
-            self._content = Content(self.descriptor)
+            made = JournalContent(self.descriptor, self._has_rotated_name) if self.journal else Content(self.descriptor)
+            self._content = made
         return self._content
+
+    def _has_rotated_name(self) -> bool:
+        """Say whether a journal is called what journald calls it before it goes on in another file."""
+        return "@" in self.name
+
+    def unread_on_disk(self, offset: int) -> int:
+        """Return how many bytes of a compressed file hold what comes behind *offset* of its content; of one that is
+        not unpacked by now, and of a gzip file, all.
+        """
+        return self._content.unread(offset) if isinstance(self._content, JournalContent) else self.size
 
     def size_now(self) -> int:
         """Return its size on disk now."""
@@ -174,7 +215,7 @@ class OpenFile:
         """Return where the next data is after a hole that begins at *offset* (lseek(2), ``SEEK_DATA``), which may have
         any size; the size at the last look where none is, *offset* where no hole is.
         """
-        if self.kind == _GZIP:
+        if self.compressed:
             return offset
         try:
             return os.lseek(self.descriptor, offset, os.SEEK_DATA)
@@ -187,7 +228,7 @@ class OpenFile:
         """
         zeros = offset + len(data) - len(data.lstrip(b"\0"))
         try:
-            hole = offset if self.kind == _GZIP else os.lseek(self.descriptor, offset, os.SEEK_HOLE)
+            hole = offset if self.compressed else os.lseek(self.descriptor, offset, os.SEEK_HOLE)
         except OSError:
             return offset
         return self.data_from(hole) if hole <= zeros else offset

@@ -22,6 +22,8 @@ class LogSource:
     """A part of its generations' ids; at most 1,024 characters."""
     uid: PodUid
     """Whose turn its reading is: pods take turns. Empty: the node's own."""
+    journal: bool = False
+    """Its files are those of systemd's journal."""
 
 
 class Taker(Protocol):

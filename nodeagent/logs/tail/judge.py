@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodeagent.logs.tail.compressed import CompressedError
 from nodeagent.logs.tail.contents import Contents
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.twins import Comparison
+from nodeagent.logs.tail.unpacked import CompressedError
 
 _SUSPICIONS: Final = 12
 """So many times ``rotated_seconds`` a file that goes on growing like another is taken for its copy."""

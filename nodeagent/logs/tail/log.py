@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from enum import Enum
 
 from nodeagent.errors import shown
-from nodeagent.logs.tail.compressed import CompressedError
 from nodeagent.logs.tail.contents import Contents, TailMeans
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import NOWHERE, Generation
@@ -15,6 +14,7 @@ from nodeagent.logs.tail.identity import FIRST_BYTES, TAIL_BYTES, generation_id
 from nodeagent.logs.tail.interfaces import LogSource, Taker
 from nodeagent.logs.tail.judge import Judge
 from nodeagent.logs.tail.positions import PositionEntry
+from nodeagent.logs.tail.unpacked import CompressedError
 
 log = logging.getLogger("nodeagent.logs.tail.log")
 
@@ -65,7 +65,7 @@ class FollowedLog:
                 self._judge.anew(file, size, now)
         if file.hole != NOWHERE:
             file.look_again()
-        if file.unread_since is None and file.size > size:
+        if file.unread_since is None and file.size > size and not file.journal:
             file.unread_since = now
         if file.done != NOWHERE and file.size > file.done:
             file.done = NOWHERE  # it was no finished copy after all
@@ -160,7 +160,7 @@ class FollowedLog:
             self._fail(file, generation, error)
             return Turn.READ
         file.again = 0.0
-        if file.size <= generation.read.offset:
+        if not self.unread_bytes(file):
             file.unread_since = None
         self.contents.counts.bytes_read += end - before
         self.contents.counts.lines_cut += 1 if cut else 0
@@ -250,9 +250,12 @@ class FollowedLog:
         file.let_go()
 
     def _fail(self, file: OpenFile, generation: Generation, error: Exception) -> None:
+        lost = max(file.size - max(generation.read.offset, generation.lost), 0)
+        if file.journal:
+            lost = self.unread_bytes(file) or file.size  # its text is longer than the file, or shorter
         file.failed = str(error)
         file.again = 0.0
-        self.contents.counts.bytes_lost += max(file.size - max(generation.read.offset, generation.lost), 0)
+        self.contents.counts.bytes_lost += lost
         generation.lost = max(generation.lost, file.size)
         generation.finish()
         log.warning(
@@ -343,8 +346,10 @@ class FollowedLog:
         """Return how much of *file* is unread, as it stands on disk; of a compressed one all until it is done."""
         if file.done != NOWHERE or file.given_up or file.original is not None:
             return 0
-        if file.generation is None or file.compressed:
+        if file.generation is None:
             return file.size
+        if file.compressed:
+            return file.unread_on_disk(file.generation.read.offset)
         end = file.size if file.hole == NOWHERE else file.hole
         return max(end - file.generation.read.offset, 0)
 

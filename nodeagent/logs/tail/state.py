@@ -11,7 +11,7 @@ from nodeagent.logs.tail.log import FollowedLog
 def status_of(log: FollowedLog, file: OpenFile, now: float) -> FileStatus:
     """Return what is known of *file*, one of *log*'s, at *now* of the tail's clock."""
     held = file.generation or file.original
-    lag = 0 if file.compressed else log.unread_bytes(file)
+    lag = 0 if file.compressed and not file.journal else log.unread_bytes(file)
     return FileStatus(
         source=log.source,
         name=file.name,

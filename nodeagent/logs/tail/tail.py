@@ -95,7 +95,7 @@ class Tail:
         """
         now = self._clock()
         try:
-            file = OpenFile(descriptor, name, now)
+            file = OpenFile(descriptor, name, now, journal=source.journal)
         except (OSError, ValueError) as error:
             log.warning("%s: %s is not followed: %s", source.key, shown(name), error)
             os.close(descriptor)

@@ -839,3 +839,105 @@ async def running(node: Node, follow: Callable[[LogFinder], Awaitable[None]]) ->
             finder.follow(node.pods)
             await follow(finder)
             parts.stop()
+
+
+MACHINE = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Node]:
+    """A node whose journal is read, and the pod ``legacy`` is its ``legacy.service``."""
+    made = Node(tmp_path, node={"journal": {"folders": [str(tmp_path / "journal"), str(tmp_path / "none")]}})
+    units = {"legacy": "legacy.service"}
+    folders = LogFolders(made.outputs, made.volumes, kubelet=False, unit=lambda pod: units.get(pod.name, ""))
+    made.finder.reconfigure(made.settings, folders)
+    folder = tmp_path / "journal" / MACHINE
+    folder.mkdir(parents=True)
+    (folder / "system.journal").touch()
+    yield made
+    made.heard.close()
+
+
+def journal_names(node: Node) -> list[tuple[str, str]]:
+    return [(key, name) for key, name in node.heard.names() if key.endswith(".journal")]
+
+
+def test_a_journals_files_are_one_log_each_with_what_they_were_rotated_to(machine: Node, tmp_path: Path) -> None:
+    folder = tmp_path / "journal" / MACHINE
+    rotated = f"system@{MACHINE}-0000000000000001-0000000000000002.journal"
+    for name in (
+        rotated,
+        "system@0006473a-89ab.journal~",
+        "user-1000.journal",
+        "fss",
+        "system.journal.tmp",
+        "x.journal",
+    ):
+        (folder / name).touch()
+    (folder.parent / f"{MACHINE}.own").mkdir()
+    (folder.parent / f"{MACHINE}.own" / "system.journal").touch()
+    (folder.parent / "remote").mkdir()
+    (folder.parent / "remote" / "system.journal").touch()
+    machine.look()
+    system, user = (f"{folder}/{name}.journal" for name in ("system", "user-1000"))
+    assert sorted(journal_names(machine)) == sorted([
+        (system, "system.journal"), (system, rotated), (system, "system@0006473a-89ab.journal~"),
+        (user, "user-1000.journal"), (f"{folder}.own/system.journal", "system.journal"),
+    ])  # fmt: skip
+    source = machine.heard.sources[f"journal//{system}"]
+    assert (source.kind, source.uid, source.path, source.unit) == ("journal", "", system, "")
+    assert source.reading.sinks == ("all",)
+    assert machine.refusals() == ""
+
+
+def test_a_journals_file_that_is_renamed_stays_what_it_is(machine: Node, tmp_path: Path) -> None:
+    machine.look()
+    folder = tmp_path / "journal" / MACHINE
+    rotated = f"system@{MACHINE}-0000000000000001-0000000000000002.journal"
+    (folder / "system.journal").rename(folder / rotated)
+    (folder / "system.journal").touch()
+    machine.look()
+    assert [name for _, name in journal_names(machine)] == ["system.journal", rotated]
+    assert len({key for key, _ in journal_names(machine)}) == 1
+
+
+def test_whose_entries_the_journal_has_is_told_before_it(machine: Node) -> None:
+    machine.finder.look_at_all()
+    assert not machine.finder.settled
+    assert journal_names(machine) == [], "nobody knows the pods yet"
+    machine.pod("legacy", uid="u1")
+    machine.pod("other", uid="u2")
+    machine.look()
+    assert journal_names(machine)
+    assert machine.finder.settled
+    units = {each.unit: each for each in machine.heard.sources.values() if each.kind == "output"}
+    assert list(units) == ["legacy.service"]
+    assert (units["legacy.service"].namespace, units["legacy.service"].pod) == ("shop", "legacy")
+    keys = list(machine.heard.sources)
+    assert keys.index(units["legacy.service"].key) < keys.index(next(each for each in keys if "journal" in each))
+
+
+def test_entries_of_a_service_that_is_left_out_are_nobodys(machine: Node) -> None:
+    machine.pod("legacy", uid="u1", annotations={"nodeagent.io/logs": "disabled"})
+    machine.look()
+    told = next(each for each in machine.heard.sources.values() if each.unit)
+    assert "" in told.reading.without
+    machine.pod("legacy", uid="u1")
+    machine.look()
+    assert not machine.heard.sources[told.key].reading.without
+    assert not machine.heard.gone
+
+
+def test_a_service_that_is_gone_has_no_entries_any_more(machine: Node) -> None:
+    machine.pod("legacy", uid="u1")
+    machine.look()
+    machine.pods.clear()
+    machine.look()
+    machine.look()
+    assert machine.heard.gone == ["output/u1/service"]
+
+
+def test_that_there_is_no_journal_is_said(tmp_path: Path) -> None:
+    made = Node(tmp_path, node={"journal": {"folders": [str(tmp_path / "a"), str(tmp_path / "b")]}})
+    made.look()
+    assert f"the journal: {tmp_path}/a and {tmp_path}/b: no such folder" in made.refusals()

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nodeagent.control import log_text
+from nodeagent.control import log_entries, log_text
 from nodeagent.control.log_followed import FollowedPod
+from nodeagent.control.log_opening import open_file_beneath
 from nodeagent.control.log_scan import FoundFile
 from nodeagent.control.log_text import LogText
 from nodeagent.lab import cri_log
@@ -25,6 +26,8 @@ from nodeagent.logs.settings import LogSettings
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.resources import objects
 from nodeagent.telemetry.http_request import Response
+from tests.unit.logs import journal_files
+from tests.unit.logs.journal_files import written
 
 BEGIN = 1_700_000_000
 UID = "11111111-2222-3333-4444-555555555555"
@@ -300,3 +303,45 @@ def test_a_pod_that_goes_away_while_its_question_waits_is_answered_of(node: Node
     body = asyncio.run(scenario()).body
     assert isinstance(body, bytes)
     assert [line["text"] for line in json.loads(body)["lines"]] == ["one"]
+
+
+def test_what_the_journal_has_of_a_service(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    journal = tmp_path / "journal"
+    settings = LogSettings.model_validate(
+        {"sinks": [{"name": "a", "stdout": {}}], "node": {"journal": {"folders": [str(journal)]}}}
+    )
+    folders = LogFolders(tmp_path / "pods", tmp_path / "volumes", kubelet=False, unit=lambda _: "web.service")
+    node.text = LogText(settings, folders, lambda: [node.followed])
+    path = journal / ("0" * 32) / "system.journal"
+    both = (b"web.service", b"other.service")
+    entries = [{"MESSAGE": b"%d" % number, "_SYSTEMD_UNIT": both[number % 2]} for number in range(100)]
+    written(path, entries)
+    mine = [f"{number}" for number in range(0, 100, 2)]
+    answer = node.ask()
+    assert [line["text"] for line in answer["lines"]] == mine
+    assert not answer["more"]
+    assert (answer["lines"][0]["source"], answer["lines"][0]["time"]) == ("service", "2026-01-01T00:00:00.000001Z")
+    assert node.lines(source="service") == mine
+    assert node.lines(since=f"{(journal_files.BEGIN + 51) / 1e6}") == mine[25:]
+    path.rename(path.with_name(f"system@{'0' * 32}-0000000000000001-0000000000000001.journal"))
+    written(path, entries[:4], 100)
+    assert node.lines(cursor=answer["cursor"]) == ["0", "2"]
+    assert node.lines() == [*mine, "0", "2"]
+
+
+def test_a_long_journal_comes_in_several_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_entries, "_AT_ONCE", 1000)
+    path = tmp_path / "system.journal"
+    written(path, [{"MESSAGE": b"%d" % number, "_SYSTEMD_UNIT": b"web.service"} for number in range(100)])
+    opened = open_file_beneath(os.open(tmp_path, os.O_RDONLY), "system.journal")
+    found = FoundFile("journal", str(path), path.name, opened, 0)
+    said: list[object] = []
+    begin = 0
+    more = True
+    while more:
+        lines, begin, more = log_entries.read_entries(found, "web.service", begin, 0.0, 1 << 20)
+        assert len(lines) < 10
+        said += [line["text"] for line in lines]
+    assert said == [f"{number}" for number in range(100)]
+    os.close(opened.descriptor)

@@ -15,7 +15,7 @@ import yaml
 import nodeagent
 from nodeagent.kube import kinds
 from nodeagent.logs.fluentd.outputs import CLUSTER_SECRETS
-from nodeagent.logs.settings import LogSettings
+from nodeagent.logs.settings import LogSettings, NodeJournal
 from nodeagent.redirect import rights
 from nodeagent.resources.security import KINDS
 from nodeagent.rollout import remove
@@ -98,6 +98,18 @@ def test_the_component_logs_adds_the_rights_that_logs_use() -> None:
         str(defaults.state_directory): False,
         CLUSTER_SECRETS: True,
     }
+
+
+def test_the_component_journal_mounts_what_is_above_the_journals_folders() -> None:
+    """Its own folders would be made, and journald would write there from then on."""
+    component = yaml.safe_load((DAEMONSET / "components/journal/kustomization.yaml").read_text())
+    spec = yaml.safe_load(component["patches"][0]["patch"])["spec"]["template"]["spec"]
+    folders = NodeJournal().folders  # type: ignore[call-arg]
+    assert {each["mountPath"] for each in spec["containers"][0]["volumeMounts"]} == {
+        str(each.parent) for each in folders
+    }
+    assert {each["hostPath"]["path"] for each in spec["volumes"]} == {str(each.parent) for each in folders}
+    assert all(each["readOnly"] for each in spec["containers"][0]["volumeMounts"])
 
 
 def test_what_cleans_a_node_is_what_is_installed_with_another_command() -> None:

@@ -34,6 +34,7 @@ from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import Unchecked
 from tests.fakes.bulk import Bulk, Item, ReadRequest, response
+from tests.unit.logs.journal_files import JournalWriter
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
@@ -160,6 +161,42 @@ class Container(Application):
             self._compress(plain[0])
 
 
+class Journal(Application):
+    """systemd's journal, whose entries its own program appends; rotated as journald does."""
+
+    MOST_ROTATED = 8
+    """Each takes 8 MiB of the disk, whatever it holds."""
+
+    def __init__(self, path: Path, chance: random.Random) -> None:
+        super().__init__(path, chance)
+        self.name = "journal"
+        self._writer: JournalWriter | None = None
+
+    def write(self, count: int) -> None:
+        self._writer = self._writer or JournalWriter(self._path, self.number)
+        entries = [{"MESSAGE": text_of(self.name, self.number + at).encode()} for at in range(1, count + 1)]
+        self._writer.write(entries)
+        self.number += count
+
+    def go_on(self, ended: threading.Event) -> None:
+        super().go_on(ended)
+        self._close()
+
+    def rotate(self) -> None:
+        if self._writer is None or len(self._rotated) >= self.MOST_ROTATED:
+            return
+        self._close()
+        self._rotations += 1
+        rotated = self._path.with_name(f"system@{self._rotations:032x}-{self.number:016x}.journal")
+        self._path.rename(rotated)
+        self._rotated.append((rotated, self.number))
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
+
+
 class MoodySink(Bulk):
     """Is down for a while, is busy as a whole or for some records, refuses some for good, and dies before or within
     its answer, having taken all or half of what it was sent.
@@ -197,7 +234,7 @@ class MoodySink(Bulk):
         name: str = action["_id"]
         if self.contents.setdefault(name, told) != told:
             self.clashes.append(f"{name}: {document}")
-        text: str = document["log"]
+        text: str = said(document)
         if self.refusing and number_of(text) % REFUSED == 0:
             error = {"type": "document_parsing_exception", "reason": "it is one of those"}
             return {"_id": name, "status": 400, "error": error}
@@ -209,6 +246,12 @@ class MoodySink(Bulk):
             return {"_id": name, "status": 409, "error": {"type": "version_conflict_engine_exception"}}
         names.add(name)
         return {"_id": name, "status": 201}
+
+
+def said(document: Any) -> str:
+    """Return what an application said, in a line or an entry of the journal."""
+    text: str = document["MESSAGE" if "MESSAGE" in document else "log"]
+    return text
 
 
 def content_of(document: Any) -> bytes:
@@ -258,8 +301,10 @@ class Forks:
 
 
 def is_settled(file: Unchecked) -> bool:
-    """Say whether all of what a row tells of is settled. A compressed file's row tells other bytes than it has."""
-    return not file["file"].endswith(".gz") and 0 < file["size"] <= file["settled"]
+    """Say whether all of what a row tells of is settled. A compressed file's row tells other bytes than it has, and so
+    does a journal's.
+    """
+    return not file["file"].endswith((".gz", ".journal")) and 0 < file["size"] <= file["settled"]
 
 
 @dataclass
@@ -319,7 +364,7 @@ class Node:
         for path in (self.state / DEAD_LETTERS).glob("*"):
             for line in path.read_bytes().splitlines():
                 with suppress(ValueError):  # torn
-                    found.add(json.loads(line)["record"]["log"])
+                    found.add(said(json.loads(line)["record"]))
         return found
 
     def arrived(self) -> set[str]:
@@ -363,6 +408,7 @@ async def collecting(root: Path, chance: random.Random, buffer: int = 64 << 20) 
             "stateDirectory": str(root / "state"),
             "podLogs": str(root / "pods"),
             "podVolumes": str(root / "volumes"),
+            "node": {"journal": {"folders": [str(root / "journal")]}},
             "sinks": [
                 {
                     "name": "all",
@@ -387,6 +433,7 @@ async def collecting(root: Path, chance: random.Random, buffer: int = 64 << 20) 
     applications = [
         Container(root / "pods" / f"shop_web_{POD.uid}" / "app" / "0.log", random.Random(chance.random())),
         Application(root / "volumes" / POD.uid / "data" / "app.log", random.Random(chance.random())),
+        Journal(root / "journal" / ("0" * 32) / "system.journal", random.Random(chance.random())),
     ]
     node = Node(root, sink, applications, collector, forks, metrics, store)
     parts = Parts()

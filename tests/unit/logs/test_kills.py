@@ -102,6 +102,9 @@ async def judge(node: Node, kills: int) -> None:
     assert node.total("records_dropped_total") == 0
     assert node.total("bytes_lost_total") == 0
     assert node.total("collector_restarts_total") == kills
+    entries = [names for text, names in node.sink.taken.items() if text.startswith("journal ")]
+    assert entries
+    assert max(map(len, entries)) == 1, "an entry of the journal came under two ids"
     twice = sum(len(names) > 1 for names in node.sink.taken.values())
     print(
         f"{len(lines)} lines, {kills} kills: {twice} came under two ids; "

@@ -439,7 +439,7 @@ def test_compressed_while_down_and_partly_read(rig: Rig) -> None:
 def test_a_compressed_file_is_unpacked_up_to_its_position_a_stretch_a_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressed, "_STEP", 1 << 10)
+    monkeypatch.setattr(compressed, "STEP_BYTES", 1 << 10)
     rig = Rig(tmp_path, TailSettings(turn_bytes=1 << 10))
     rig.write("app.log.1", *numbered(0, 6_000))
     compress(rig, "app.log.1")
