@@ -145,7 +145,7 @@ class FollowedSource:
 
     def room(self) -> bool:
         """Return whether every sink of it takes more."""
-        return self.reading() and not self.unknown and all(lane.room() for lane in self.lanes)
+        return self.reading() and not self.unknown and all(lane.room(self.pod) for lane in self.lanes)
 
     def processor(self, first: Chunk, wanted: bool) -> Processor:
         """Return what makes records of a file whose *first* chunk this is, or counts them, if they are not *wanted*."""
@@ -331,7 +331,7 @@ class FileStreams:
         return {
             "name": name,
             "waiting": waiting(counts),
-            "heldBytes": lane.held if lane is not None else 0,
+            "heldBytes": lane.held_of_all if lane is not None else 0,
             "bufferedBytes": (lane.buffered_bytes if lane is not None else 0) + (left.bytes if left is not None else 0),
             "delivered": counts.total().delivered,
             "trouble": "; ".join(self._troubles(name)),

@@ -317,8 +317,8 @@ LOG_SINK_FAILING = Metric(
     "nodeagent_log_sink_failing",
     "gauge",
     ("sink",),
-    "1: a sink takes nothing, or its buffer or dead-letter file cannot be written or read; or it is none any more "
-    "and has records on disk.",
+    "1: a sink takes nothing, or nothing of a pod, or its buffer or dead-letter file cannot be written or read; or it "
+    "is none any more and has records on disk.",
 )
 LOG_RESTARTS = Metric(
     "nodeagent_log_collector_restarts_total",

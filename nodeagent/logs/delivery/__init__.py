@@ -16,6 +16,9 @@ are read no further. A pod's records wait in a queue of their own; queues are se
 everything that waits goes to disk, is settled there, and all that comes after it follows, until the
 sink has taken the last of it. So a sink that is down for hours costs disk, a catch-up costs none.
 
+**By itself** goes a pod that the sink limits while it takes others: it has a lane of its own beside
+the sink's, with its own pauses and its own folder in the buffer, whose bound is for all of them.
+
 **Again.** A request that a sink took nothing of makes the lane pause, longer each time, by a random
 share. Of a request that it took in part only the rest comes again, beside later ones; where the sink
 wants order, before them (``answers.py``, ``pace.py``). What a sink refuses goes to the dead letters

@@ -12,8 +12,8 @@ way. One record alone is refused for its own sake only if the sink took others s
 
 Nor does it say much that the sink takes nothing of a request where one pod's records may be why, as a limit of Loki's
 on one stream is: after PATIENCE such answers the pods are asked for in halves, and one alone of which it takes nothing
-is set aside: others go before it, and it comes again as what is asked for again does. What the sink asks to wait then
-is for that pod alone.
+goes by itself from then on (``side_lanes.py``). There it is waited for; where no disk takes it and its like fill the
+memory, it is given up as above.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nodeagent.log_lines import SparingLog
 from nodeagent.logs.delivery.counts import PodName, SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.pace import SinkPace
@@ -51,6 +50,10 @@ UNNAMED: Final = "refused by the sink without saying which"
 log = logging.getLogger("nodeagent.logs")
 
 
+def _never() -> bool:
+    return False
+
+
 class Answers:
     """One sink's, and what it wants again."""
 
@@ -64,9 +67,13 @@ class Answers:
         full: Callable[[], bool],
         request: int,
         window: int,
+        limited: Callable[[Batch, Untaken], None] | None = None,
+        in_vain: Callable[[], bool] = _never,
     ) -> None:
         """*settle* is told how many records of an entry are settled; *full* says whether what is sent leaves no
-        memory for more; *request*: bytes of one, at first; *window*: bytes of memory.
+        memory for more; *request*: bytes of one, at first; *window*: bytes of memory. *limited* is told of one pod's
+        records of which the sink takes nothing, while it may take others'; without it they are waited for here, unless
+        that is *in_vain*.
         """
         self.again: list[Batch] = []
         """What comes again, each when it is due; in order where the sink wants that."""
@@ -78,7 +85,6 @@ class Answers:
         """
         self.selective = False
         """Whether the sink's last answer was for each record."""
-        self._sparing = SparingLog(log)
         self._sink = sink
         self._counts = counts
         self._letters = letters
@@ -86,6 +92,8 @@ class Answers:
         self._settle = settle
         self._full = full
         self._window = window
+        self._limited = limited
+        self._is_in_vain = in_vain
         self._taken = 0
         self._asked = 0
         self._in_a_row = 0
@@ -103,12 +111,15 @@ class Answers:
         match outcome:
             case Taken():
                 await self._apply_taken(batch, outcome)
-            case Untaken(partly=True) if self._is_partly(batch):
-                await self._apply_partly(batch, outcome)
+            case Untaken(partly=True) if self._limited and batch.untaken + 1 >= PATIENCE:
+                self._apply_partly(batch, outcome, self._limited)
+            case Untaken(partly=True) if not self._limited and batch.untaken >= CROWDED_BESIDE and self._is_in_vain():
+                why = f"asked for {batch.untaken + 1} times in vain: {outcome.why}"
+                await self._refuse(batch, dict.fromkeys(batch.numbers, why))
             case Untaken():
                 batch.untaken += 1
                 # What it asks for one stream is no other's.
-                self._pace.pause(outcome.why, None if outcome.partly else outcome.after)
+                self._pace.pause(outcome.why, None if outcome.partly and self._limited else outcome.after)
                 batch.under_way = outcome.under_way
                 batch.due = self._pace.resume
                 self._send_again(batch, batch.numbers)
@@ -117,39 +128,31 @@ class Answers:
             case Indivisible():
                 await self._apply_refused(batch, outcome)
 
-    def next_ones(self) -> list[Batch]:
-        """Return those that may be sent before any other that comes again, when they are due."""
-        if not self._sink.ordered:
-            return self.again
-        found: list[Batch] = []
-        passed: set[PodName] = set()
+    def take_of(self, pod: PodName) -> list[Batch]:
+        """Return what of *pod* was to come again, in order."""
+        taken: list[Batch] = []
+        others: list[Batch] = []
         for batch in self.again:
-            if not passed or passed.isdisjoint(batch.pods()):
-                found.append(batch)
-            if not batch.aside:
-                break
-            passed.add(batch.pod)
-        return found
+            if pod not in batch.pods():
+                others.append(batch)
+                continue
+            its, rest = batch.of(pod)
+            taken.append(its)
+            if rest.numbers:
+                others.append(rest)
+        self.again[:] = others
+        return taken
 
-    def aside(self) -> set[PodName]:
-        """Return the pods that are set aside."""
-        return {each.pod for each in self.again if each.aside}
-
-    def _is_partly(self, batch: Batch) -> bool:
-        """Say whether it is looked for the pod that is why the sink takes nothing of *batch*."""
-        return batch.untaken + 1 >= PATIENCE or batch.aside or not self._given_up.isdisjoint(batch.pods())
-
-    async def _apply_partly(self, batch: Batch, outcome: Untaken) -> None:
+    def _apply_partly(self, batch: Batch, outcome: Untaken, limited: Callable[[Batch, Untaken], None]) -> None:
+        """It is looked for the pod that is why the sink takes nothing of *batch*."""
         if len(batch.pods()) > 1:
             batch.untaken = PATIENCE
             self.again[:0] = batch.halves()
             return
-        if not batch.aside:
-            pod = "/".join(batch.pod)
-            self._sparing.tell(pod, f"sink {self._sink.name} takes nothing of pod {pod}: {outcome.why}")
-        batch.aside = True
-        await self._apply_taken(batch, Taken(range(len(batch.numbers)), why=outcome.why))
-        batch.due = max(batch.due, self._pace.after(batch.failures, outcome.after))
+        for number in batch.numbers:
+            self._counts.of(batch.place(number)[0].records.origin).retried += 1
+        self._pace.go_on()
+        limited(batch, outcome)
 
     async def _apply_taken(self, batch: Batch, taken: Taken) -> None:
         numbers = batch.numbers
@@ -158,7 +161,7 @@ class Answers:
         answered = self._taken + len(numbers) - len(again)
         if len(again) == len(numbers):
             # What was asked for again before may be the one record that it stumbles over: others go on.
-            if not batch.failures and not batch.aside:
+            if not batch.failures:
                 self._pace.pause(taken.why or "it is busy", None)
         else:
             self._pace.recovered()
@@ -199,7 +202,7 @@ class Answers:
         """Return those of *again* that are not sent again."""
         if batch.beside >= MAX_BESIDE:
             return set(again)
-        crowded = 2 * self.held(batch) >= self._window or (batch.aside and self._full())
+        crowded = 2 * self.held(batch) >= self._window
         if batch.beside >= CROWDED_BESIDE and crowded:
             if len(self._given_up) >= MAX_GIVEN_UP:
                 self._given_up.clear()

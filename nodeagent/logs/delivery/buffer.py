@@ -40,6 +40,10 @@ from nodeagent.logs.records import LogRecords
 
 SEGMENT_BYTES: Final = 8 << 20
 NAME: Final = re.compile(r"(\d{12})\.segment")
+SIDE: Final = "side-"
+"""How folders of sides begin; a number follows."""
+SIDE_SEGMENTS: Final = 8
+"""A side's segments are smaller by that."""
 READS: Final = 12
 """How often in a row the disk may fail to read a segment (EIO) before what is unread in it counts as lost."""
 WORTH: Final = 4
@@ -58,8 +62,10 @@ class DiskBuffer:
         self._folder = folder
         self._most = most
         self._segment_bytes = min(segment_bytes, max(1 << 16, most // 4))
-        self._spare = min(self._segment_bytes, most // 4)
-        """Bytes that are left free, to write a segment anew in."""
+        self._spare = min(self._segment_bytes + self._segment_bytes // 2, most // 3)
+        """Bytes that are left free, to write a segment anew in, or to move what one has to a side."""
+        self._all = [self]
+        """The sink's, first the one that is no side of another: *most* is for all of them."""
         self._segments: deque[KnownSegment] = deque()
         self._writer: SegmentWriter | None = None
         self._reading: tuple[KnownSegment, SegmentReader] | None = None
@@ -68,6 +74,8 @@ class DiskBuffer:
         """Which one is appended to or written anew at the moment: it stays."""
         self._moving = False
         """Whether its frames may be elsewhere than it is known."""
+        self.coming = 0
+        """Bytes that are being written, and of no segment yet: another one of the sink's must not take their room."""
         self._cursor = Cursor(folder)
         self._lock = asyncio.Lock()
         self._last = 0
@@ -116,6 +124,42 @@ class DiskBuffer:
         self._segments.append(segment)
         self._remove_settled(segment)
 
+    def side(self, number: int) -> DiskBuffer:
+        """Return another one, below this one's folder and within its bound, for pods whose records go by themselves. It
+        leaves no room free: what is moved there from a full one frees that room soon.
+        """
+        side = DiskBuffer(self._folder / f"{SIDE}{number}", self._most, self._segment_bytes // SIDE_SEGMENTS)
+        side._spare = 0
+        side._all = self._all
+        self._all.append(side)
+        return side
+
+    def sides(self) -> list[int]:
+        """Return the numbers of the sides that an earlier process had."""
+        numbers = [each.name.removeprefix(SIDE) for each in self._folder.glob(f"{SIDE}*")]
+        return sorted(int(each) for each in numbers if each.isdecimal())
+
+    def is_over_share(self) -> bool:
+        """Whether it is a side, and has its share: of half of the bound, which is divided among sides that have any, as
+        long as all of them have less than three quarters, and what is left free is.
+        """
+        first = self._all[0]
+        if self is first:
+            return False
+        bound = self._most - first._spare
+        sizes = [each.bytes for each in self._all[1:] if each is self or each.bytes]
+        return self.bytes * 2 * len(sizes) >= bound or sum(sizes) * 4 >= bound * 3 or not first.room(0)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether no other one that shares its bound has anything."""
+        return self.bytes == self.bytes_of_all
+
+    @property
+    def bytes_of_all(self) -> int:
+        """Bytes on disk, its sides' too."""
+        return sum(each.bytes for each in self._all)
+
     @property
     def bytes(self) -> int:
         """Bytes on disk."""
@@ -128,7 +172,10 @@ class DiskBuffer:
 
     def room(self, size: int) -> bool:
         """Whether so many bytes more are within the bound, and a segment can still be written anew."""
-        return self.bytes + size + self._spare <= self._most
+        return self._within(size + self._spare)
+
+    def _within(self, size: int) -> bool:
+        return self.bytes_of_all + sum(each.coming for each in self._all) + size <= self._most
 
     async def append(self, batch: Sequence[LogRecords]) -> None:
         """Return when *batch* is on disk. Raises OSError, and nothing of it is kept then."""
@@ -215,8 +262,7 @@ class DiskBuffer:
     def _is_worth_it(self, segment: KnownSegment) -> bool:
         """Say whether *segment* can be written anew within the bound, and much is freed by it."""
         settled = segment.settled
-        fits = self.bytes + segment.size - settled <= self._most
-        return fits and not segment.fixed and settled * WORTH >= segment.size
+        return not segment.fixed and settled * WORTH >= segment.size and self._within(segment.size - settled)
 
     def save(self) -> None:
         """Write down how far the oldest segment is settled. Raises OSError."""
@@ -344,6 +390,7 @@ class DiskBuffer:
         self._leave_segment(segment)
         self._busy = segment
         self._moving = True
+        self.coming = segment.size - segment.settled
         under_way = {each.end for each in segment.out if not each.done}
         unread_from = segment.read_to if segment.unread else segment.size
         try:
@@ -369,6 +416,7 @@ class DiskBuffer:
         """*segment* is where it is known to be, and nobody is busy with it."""
         self._busy = None
         self._moving = False
+        self.coming = 0
         self._remove_settled(segment)
 
     def _move(self, segment: KnownSegment, wanted: Callable[[int], bool]) -> dict[int, tuple[int, int]]:

@@ -64,6 +64,11 @@ class SinkCounts:
             found = self.pods[pod] = PodCounts()
         return found
 
+    def waits(self, pod: PodName) -> bool:
+        """Whether anything of *pod* is in memory or in the buffer."""
+        counts = self.named(pod)
+        return counts.offered != counts.settled
+
     def add(self, other: SinkCounts) -> None:
         """Add the numbers of *other*."""
         for pod, counts in other.pods.items():

@@ -17,6 +17,9 @@ overtakes what of it waits to be sent again. A sink that took nothing is left al
 What has waited for SPILL_SECONDS shows that the sink does not keep pace: where there is a buffer, all that
 waits goes to disk, once nothing is under way any more, and so does what is offered from then on
 (:class:`~nodeagent.logs.delivery.spill.Spill`), which feeds it back through the same queue.
+
+A pod that the sink limits by itself has a lane of its own beside this one (``side_lanes.py``): whatever of it is here,
+or comes here from disk, goes on there, behind what is there already.
 """
 
 from __future__ import annotations
@@ -24,18 +27,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from nodeagent.logs.delivery.answers import Answers
 from nodeagent.logs.delivery.clock import DeliveryClock, MonotonicClock
-from nodeagent.logs.delivery.counts import SinkCounts
+from nodeagent.logs.delivery.counts import PodName, SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.pace import SinkPace
-from nodeagent.logs.delivery.spill import Spill
-from nodeagent.logs.delivery.waiting import Batch, Entry, Rest, Waiting, cost, cut, rests
+from nodeagent.logs.delivery.side_lanes import SideLanes
+from nodeagent.logs.delivery.spill import FULL, Spill
+from nodeagent.logs.delivery.waiting import Batch, Entry, Rest, Waiting, cost, cut, pod_of, rests
 from nodeagent.logs.records import LogRecords, Receipt
 from nodeagent.logs.sinks.documents import chosen
 from nodeagent.logs.sinks.sink import Indivisible, LogSink, Outcome, Untaken
@@ -46,6 +50,8 @@ DRAIN_LOOK_SECONDS: Final = 0.01
 """Between two looks whether all is delivered, at the end."""
 SPILL_SECONDS: Final = 5.0
 """How long the oldest record may have waited before all goes to disk."""
+SIDE_SHARE: Final = 32
+"""A side lane's window is smaller by that. Together they may hold one window more of what is on no disk."""
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -72,10 +78,13 @@ class Lane:
         clock: DeliveryClock = MonotonicClock(),  # noqa: B008 (has no state)
         uniform: Callable[[float, float], float] = random.uniform,
         spill: Spill | None = None,
+        beside: Lane | None = None,
     ) -> None:
-        """*uniform* is as ``random.uniform``; without *spill* nothing is put on disk."""
+        """*uniform* is as ``random.uniform``; without *spill* nothing is put on disk. It is a side lane *beside*
+        the one whose sink, counts and dead letters it uses.
+        """
         self.sink: Final = sink
-        self.counts: Final = SinkCounts()
+        self.counts: Final[SinkCounts] = beside.counts if beside else SinkCounts()
         self.held = 0
         """Bytes in memory of what is not settled."""
         self.on_room: Callable[[], None] = _nothing
@@ -84,10 +93,14 @@ class Lane:
         self._letters = letters
         self._bounds = bounds
         self._clock = clock
-        self._pace = SinkPace(sink.name, clock, uniform)
+        self._uniform = uniform
+        self._beside = beside
+        self._sides: SideLanes[Lane] = SideLanes(sink.name, self.counts, self._make_side)
+        self._pace = SinkPace(sink.name, clock, uniform, told=beside is None)
         self._answers = Answers(
             sink, self.counts, letters, self._pace, self.settle, self._full,
             min(bounds.request, bounds.window // 4), bounds.window,
+            limited=None if beside else self._go_by_itself, in_vain=self._is_in_vain,
         )  # fmt: skip
         self._slots = 1 if sink.ordered else bounds.in_flight
         self._waiting = Waiting()
@@ -96,8 +109,19 @@ class Lane:
         self._spilling = False
         self._running = False
 
-    def room(self) -> bool:
-        """Whether more may be offered."""
+    def open(self) -> Collection[PodName]:
+        """Find what an earlier process left on disk, before anything is offered; return whose it is."""
+        if self.spill is None:
+            return ()
+        self.spill.open(self.counts)
+        for number in self.spill.buffer.sides():
+            self._sides.open(number)
+        return self.spill.buffer.pods
+
+    def room(self, pod: PodName | None = None) -> bool:
+        """Whether more may be offered, of *pod* if that has a lane of its own."""
+        if pod is not None and (side := self._sides.of(pod)) is not None:
+            return side.room() and not self.is_crowded() and (not self._has(pod) or self.room())
         if self.spill and self.spill.active:
             return self.spill.room()
         return self._admits()
@@ -109,11 +133,30 @@ class Lane:
             return
         self.counts.of(records.origin).offered += len(records)
         entry = Entry(records, receipt.settle, self._clock.now(), cost(records), len(records))
-        if self.spill and self.spill.active:
+        side = self._sides.of(pod_of(entry))
+        lane = self if side is None or self._has(pod_of(entry)) else side
+        lane.put(entry)
+
+    def pause(self, limit: Untaken) -> None:
+        """Ask the sink again no sooner than it asks for."""
+        self._pace.pause(limit.why, limit.after)
+
+    def put(self, entry: Entry) -> None:
+        """Have *entry*, which is counted, delivered behind what is here of its pod."""
+        if self.spill and self._is_disk_first(self.spill):
             self.held += entry.cost
             self.spill.put([Rest(each, each.records) for each in self._cut(entry)])
         else:
             self.feed(entry)
+
+    def _is_disk_first(self, spill: Spill) -> bool:
+        """Whether what comes is put on disk: all is, or the sink takes nothing of a side lane, which holds nothing."""
+        limited = self._beside is not None and bool(self.trouble) and not self.held
+        return spill.active or (limited and spill.may_begin(self._clock.now()))
+
+    def _has(self, pod: PodName) -> bool:
+        """Whether anything of *pod*, which has a side lane, is on disk here, or goes there."""
+        return self.spill is not None and self.spill.has(pod)
 
     @property
     def trouble(self) -> str:
@@ -123,7 +166,22 @@ class Lane:
     @property
     def buffered_bytes(self) -> int:
         """Bytes on disk that wait for the sink."""
-        return self.spill.buffer.bytes if self.spill else 0
+        return self.spill.buffer.bytes_of_all if self.spill else 0
+
+    @property
+    def held_of_all(self) -> int:
+        """Bytes in memory of what is not settled, those of side lanes too."""
+        return self.held + self._sides.held
+
+    @property
+    def unsaved(self) -> int:
+        """Bytes in memory of what is not on disk besides."""
+        return self.held - (self.spill.fed if self.spill else 0)
+
+    @property
+    def refused_at(self) -> float:
+        """When the sink last took nothing."""
+        return self._pace.paused_at
 
     def troubles(self) -> list[str]:
         """Return, in words, what keeps records from the sink, or from the disk."""
@@ -132,15 +190,17 @@ class Lane:
             found.append("records that it asks for again fill the memory, and others wait for them")
         if self.spill:
             found.append(self.spill.trouble and f"its buffer takes no more: {self.spill.trouble}")
+            if self.spill.is_blocked:
+                found.append("its share of the buffer is full, and its files are read no further")
             found += [each and f"its buffer: {each}" for each in (self.spill.left, self.spill.unread)]
-        return [each for each in found if each]
+        return [each for each in found if each] + self._sides.troubles()
 
     async def run(self) -> None:
         """Deliver what is offered, until cancelled."""
         self._running = True
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._dispatch())
+                group.create_task(self._dispatch(group))
                 if self.spill:
                     group.create_task(self.spill.run(self.counts, self))
         finally:
@@ -150,6 +210,14 @@ class Lane:
         """Let what waits be delivered for so many *seconds*, if the sink takes any; then close it. What is not
         settled is read again, from its file or the buffer, by whoever comes next.
         """
+        await asyncio.gather(self._drain(seconds), *(side.close(seconds) for side in self._sides.lanes))
+        if self.spill:
+            await self.spill.buffer.close()
+        if self._beside is None:
+            await self.sink.close()
+            self._letters.close()
+
+    async def _drain(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
                 while self._flying or (self._running and self._waiting and not self.trouble):
@@ -160,17 +228,13 @@ class Lane:
         for task in self._flying:
             task.cancel()
         await asyncio.gather(*self._flying, return_exceptions=True)
-        await self.sink.close()
-        if self.spill:
-            await self.spill.buffer.close()
-        self._letters.close()
 
     # -- for the spill --
 
     def feed(self, entry: Entry) -> None:
         """Have *entry* sent."""
         self.held += entry.cost
-        self._wait(entry)
+        self._enter(entry)
 
     def give_back(self, part: Rest) -> None:
         """Have *part*, which could not be put on disk, sent; what it holds in memory is counted already."""
@@ -180,9 +244,15 @@ class Lane:
             share = min(cost(part.records), entry.cost)
             entry.cost -= share
             entry = Entry(part.records, partial(self.settle, entry, rows), entry.since, share, rows)
-        self._wait(entry)
+        self._enter(entry)
 
-    def _wait(self, entry: Entry) -> None:
+    def _enter(self, entry: Entry) -> None:
+        """Have *entry*, which is counted as held, wait to be sent: where its pod's others do."""
+        side = self._sides.of(pod_of(entry))
+        if side is not None:
+            self.held -= entry.cost
+            side.put(entry)
+            return
         for each in self._cut(entry):
             self._waiting.add(each)
         self._wake.set()
@@ -193,24 +263,35 @@ class Lane:
 
     def hungry(self) -> bool:
         """Whether less than a request waits, and memory has room for more."""
-        waiting = self._waiting.cost - self._waiting.cost_of(self._answers.aside())
-        return waiting < self._answers.request and self._admits()
+        return self._waiting.cost < self._answers.request and self._admits() and not self.is_crowded()
 
     def settle(self, entry: Entry, records: int) -> None:
         """So many *records* of *entry* are settled."""
-        room = self.room()
         entry.left -= records
-        if not entry.left:
-            self.held -= entry.cost
-            entry.settled()
-        if self.spill:
-            self.spill.look()
+        if entry.left:
+            return
+        room = self.room()
+        self.held -= entry.cost
+        entry.settled()
+        self.look()
         if not room and self.room():
             self.on_room()
 
+    def look(self) -> None:
+        """Something is settled, here or in a side lane: there may be room for what is on disk."""
+        if self.spill:
+            self.spill.look()
+        if self._beside:
+            self._beside.look()
+
+    def is_crowded(self) -> bool:
+        """Whether side lanes hold all of the memory that they may."""
+        return self._sides.unsaved >= self._bounds.window
+
     def _full(self) -> bool:
         """Whether what is to be sent, or sent again, fills the memory."""
-        return self.held - self._to_be_written() >= self._bounds.window
+        beyond = max(0, self._sides.unsaved - self._bounds.window)
+        return self.held - self._to_be_written() + beyond >= self._bounds.window
 
     def _admits(self) -> bool:
         """Whether more may come into memory: while nothing but what the sink asks for again fills it, one piece
@@ -230,9 +311,13 @@ class Lane:
 
     # -- what is sent when --
 
-    async def _dispatch(self) -> None:
+    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
+        sides = 0
         while True:
             self._wake.clear()
+            for side in self._sides.lanes[sides:]:
+                group.create_task(side.run())
+                sides += 1
             now = self._clock.now()
             if self._spilling or self._overdue(now) == 0.0:
                 self._to_disk()
@@ -244,7 +329,7 @@ class Lane:
         if self._spilling or self.spill is None or not self.spill.may_begin(now):
             return None
         times = [each.since for each in self._answers.again if not self._stays(each)] if self.trouble else []
-        if (since := self._waiting.since(self._answers.aside())) is not None:
+        if (since := self._waiting.since()) is not None:
             times.append(since)
         return max(0.0, min(times) + SPILL_SECONDS - now) if times else None
 
@@ -260,14 +345,14 @@ class Lane:
         self._answers.again[:] = filter(self._stays, self._answers.again)
         assert self.spill
         self.spill.put(waiting)
-        if not self.spill.trouble:
+        if not self.spill.trouble and self._beside is None:
             log.info("sink %s does not keep pace: records go to the buffer on disk first", self.sink.name)
 
     def _stays(self, batch: Batch) -> bool:
         """Whether *batch* never goes to disk: that the sink takes others is known of it, and would be forgotten; or it
         is still written, and would come from disk in other pieces, behind itself.
         """
-        return batch.under_way or batch.aside or (batch.beside > 0 and not self.sink.ordered)
+        return batch.under_way or (batch.beside > 0 and not self.sink.ordered)
 
     def _launch(self, now: float) -> float | None:
         """Start all requests that may be started; return the seconds until another one may be, None: not
@@ -279,8 +364,7 @@ class Lane:
             batch = self._next(now)
             if batch is None:
                 return self._soonest(now)
-            if self.spill:
-                self.spill.look()
+            self.look()
             task = asyncio.create_task(self._deliver(batch))
             self._flying.add(task)
             task.add_done_callback(self._landed)
@@ -289,8 +373,7 @@ class Lane:
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
         self._wake.set()
-        if self.spill:
-            self.spill.look()
+        self.look()
         if self._full() and self.room():
             self.on_room()
         if not task.cancelled() and (error := task.exception()):
@@ -303,13 +386,15 @@ class Lane:
             self._answers.others_first = False
             return others
         if self._answers.again:
-            due = [each for each in self._answers.next_ones() if each.due <= now]
+            # Where the sink wants order nothing overtakes the first one, though others may be due before it.
+            head = self._answers.again[:1] if self.sink.ordered else self._answers.again
+            due = [each for each in head if each.due <= now]
             if due:
-                first = due[0] if self.sink.ordered else min(due, key=lambda each: each.due)
+                first = min(due, key=lambda each: each.due)
                 self._answers.again.remove(first)
                 return first
             if self.sink.ordered:
-                return self._others() if all(each.aside for each in self._answers.again) else None
+                return None
         since = self._waiting.since()
         if since is None:
             return None
@@ -323,12 +408,41 @@ class Lane:
 
     def _soonest(self, now: float) -> float | None:
         if self.sink.ordered and self._answers.again:
-            # Nothing overtakes the first of a pod, though others may be due before it.
-            return max(0.0, min(each.due for each in self._answers.next_ones()) - now)
+            return max(0.0, self._answers.again[0].due - now)
         times = [each.due for each in self._answers.again]
         if (since := self._waiting.since()) is not None:
             times.append(since + LINGER_SECONDS)
         return max(0.0, min(times) - now) if times else None
+
+    # -- pods that go by themselves --
+
+    def _go_by_itself(self, batch: Batch, limit: Untaken) -> None:
+        """The sink takes nothing of *batch*, which is one pod's, but may take others': as that *limit* says."""
+        pod = batch.pod
+        parts = rests(batch)
+        for again in self._answers.take_of(pod):
+            parts += rests(again)
+        parts += [Rest(each, each.records) for each in self._waiting.take_of(pod)]
+        self._sides.take(pod, limit.why, self._clock.now()).pause(limit)
+        for part in parts:
+            self.give_back(part)
+
+    def _make_side(self, number: int) -> Lane:
+        bounds = LaneBounds(self._bounds.window // SIDE_SHARE, self._answers.request, 1)
+        spill = self.spill.side(number, bounds.window // 4) if self.spill else None
+        side = Lane(self.sink, self._letters, bounds, self._clock, self._uniform, spill, self)
+        side.on_room = self._side_has_room
+        self._wake.set()
+        return side
+
+    def _side_has_room(self) -> None:
+        self.on_room()
+
+    def _is_in_vain(self) -> bool:
+        """Whether side lanes, of which this is one, fill their memory, no disk takes it, and the sink takes others."""
+        if self._beside is None or (self.spill and (self.spill.active or self.spill.trouble in ("", FULL))):
+            return False
+        return self._beside.is_crowded() and self._beside._pace.took_at > self.refused_at
 
     async def _deliver(self, batch: Batch) -> None:
         records: Sequence[LogRecords] = [each.records for each in batch.entries]

@@ -6,13 +6,12 @@ Nothing of them is delivered elsewhere by itself: another sink may be another te
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from nodeagent.logs.delivery.buffer import NAME, DiskBuffer
+from nodeagent.logs.delivery.buffer import NAME, SIDE, DiskBuffer
 from nodeagent.logs.delivery.counts import SinkCounts
 
 MAX_FOLDERS: Final = 100
@@ -36,8 +35,8 @@ class LeftBehind:
     def is_there(self) -> bool:
         """Say whether anything is in it still; where that cannot be read it is."""
         try:
-            with os.scandir(self.folder) as entries:
-                return any(NAME.fullmatch(each.name) for each in entries)
+            there = [*self.folder.iterdir(), *self.folder.glob(f"{SIDE}*/*")]
+            return any(NAME.fullmatch(each.name) for each in there)
         except FileNotFoundError:
             return False
         except OSError:
@@ -65,17 +64,20 @@ def left_behind(folder: Path, sinks: Collection[str]) -> list[LeftBehind]:
 def _found(folder: Path) -> list[LeftBehind]:
     """Return what is in one buffer, if anything. Raises OSError."""
     buffer = DiskBuffer(folder, 0)
-    unread = buffer.open()
-    if not (buffer.pods or unread):
-        return []
+    unread: list[str] = []
     counts = SinkCounts()
-    for pod, records in buffer.pods.items():
-        counts.named(pod).offered += records
+    for each in (buffer, *map(buffer.side, buffer.sides())):
+        unread += each.open()
+        for pod, records in each.pods.items():
+            counts.named(pod).offered += records
+    offered = counts.total().offered
+    if not (offered or unread):
+        return []
     name = folder.name
     trouble = (
-        f"{buffer.pods.total()} records ({buffer.bytes} bytes) wait in {folder} for it, and logs.sinks has none of "
+        f"{offered} records ({buffer.bytes_of_all} bytes) wait in {folder} for it, and logs.sinks has none of "
         "that name, or logs.buffer.bytes is 0: have both until they are delivered, or remove that folder"
     )
     trouble = "; ".join((trouble, *unread[:3]))
     log.warning("sink %s: %s", name, trouble)
-    return [LeftBehind(name, counts, buffer.bytes, trouble, folder)]
+    return [LeftBehind(name, counts, buffer.bytes_of_all, trouble, folder)]

@@ -36,6 +36,5 @@ def make_lane(
         disk = DiskBuffer(state / BUFFER / settings.name, buffer.bytes)
         spill = Spill(settings.name, disk, buffer.full, bounds.window // 4, clock)
     lane = Lane(make_sink(settings, calendar), letters, bounds, clock, spill=spill)
-    if spill:
-        spill.open(lane.counts)
+    lane.open()
     return lane

@@ -14,13 +14,20 @@ log = logging.getLogger("nodeagent.logs")
 class SinkPace:
     """One sink's."""
 
-    def __init__(self, sink: str, clock: DeliveryClock, uniform: Callable[[float, float], float]) -> None:
-        """*uniform* is as ``random.uniform``."""
+    def __init__(
+        self, sink: str, clock: DeliveryClock, uniform: Callable[[float, float], float], *, told: bool = True
+    ) -> None:
+        """*uniform* is as ``random.uniform``; *told*: whether the log has each change."""
         self.trouble = ""
         """Why the sink takes nothing at the moment; empty: it does, or has not been asked."""
         self.resume = 0.0
         """Before this time nothing is sent."""
+        self.paused_at = 0.0
+        """When it last took nothing."""
+        self.took_at = 0.0
+        """When it last took something."""
         self._sink = sink
+        self._told = told
         self._clock = clock
         self._uniform = uniform
         self._failures = 0
@@ -28,8 +35,9 @@ class SinkPace:
     def pause(self, why: str, asked: float | None) -> None:
         """The sink took nothing, and *asked* to be left alone for so many seconds, if it did."""
         self._failures += 1
+        self.paused_at = self._clock.now()
         self.resume = max(self.resume, self.after(self._failures, asked))
-        if not self.trouble:
+        if self._told and not self.trouble:
             log.warning("sink %s takes nothing at the moment: %s", self._sink, why)
         self.trouble = why
 
@@ -39,7 +47,12 @@ class SinkPace:
 
     def recovered(self) -> None:
         """The sink took something."""
-        if self.trouble:
+        self.took_at = self._clock.now()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """What was the trouble is none of those that come next."""
+        if self._told and self.trouble:
             log.info("sink %s takes records again", self._sink)
         self.trouble = ""
         self._failures = 0

@@ -17,14 +17,18 @@ from typing import Final, Literal, Protocol
 
 from nodeagent.logs.delivery.buffer import DiskBuffer
 from nodeagent.logs.delivery.clock import DeliveryClock
-from nodeagent.logs.delivery.counts import SinkCounts
-from nodeagent.logs.delivery.waiting import Entry, Rest, cost
+from nodeagent.logs.delivery.counts import PodName, SinkCounts
+from nodeagent.logs.delivery.known import Taking
+from nodeagent.logs.delivery.waiting import Entry, Rest, cost, pod_of
 
 GATHER_SECONDS: Final = 0.1
 """How long more is gathered for before it is synced."""
 GATHER_BYTES: Final = 1 << 20
+"""How much is written at once, at most."""
 TAKE_BYTES: Final = 64 << 10
-"""Compressed bytes that are read at once."""
+"""Compressed bytes that are read at once, at most."""
+TAKE_SHARE: Final = 8
+"""The same, of what may wait to be written: what is read may take ten times as much memory."""
 RETRY_SECONDS: Final = 5.0
 """Between two tries to write to a disk that cannot be written, or to free room on it."""
 SAVE_SECONDS: Final = 1.0
@@ -40,6 +44,10 @@ class Feeding(Protocol):
 
     on_room: Callable[[], None]
     """Told when more may be offered again."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the sink takes nothing at the moment; empty: it does."""
 
     def settle(self, entry: Entry, records: int) -> None:
         """So many records of *entry* are on disk."""
@@ -60,7 +68,7 @@ class Spill:
     def __init__(
         self, sink: str, buffer: DiskBuffer, full: Literal["block", "dropOldest"], window: int, clock: DeliveryClock
     ) -> None:
-        """*window*: bytes that may wait in memory to be written."""
+        """*sink*: its name, as the log has it; *window*: bytes that may wait in memory to be written."""
         self.buffer: Final = buffer
         self.active = False
         """Whether all that is offered goes to disk first."""
@@ -70,9 +78,12 @@ class Spill:
         """What of an earlier process could not be read; empty: nothing."""
         self.unread = ""
         """Why what is on disk is not read, or not written down as delivered; empty: it is."""
+        self.fed = 0
+        """Bytes in memory of what is from disk, and still there."""
         self._sink = sink
         self._full = full
         self._window = window
+        self._gather = min(GATHER_BYTES, window)
         self._clock = clock
         self._parts: list[Rest] = []
         self._bytes = 0
@@ -105,13 +116,28 @@ class Spill:
         """Bytes in memory of what waits to be written."""
         return self._bytes
 
+    def side(self, number: int, window: int) -> Spill:
+        """Return another one of this sink, within this one's bound on disk, for pods whose records go by themselves."""
+        name = f"{self._sink}, pods by themselves ({number})"
+        return Spill(name, self.buffer.side(number), self._full, window, self._clock)
+
+    def has(self, pod: PodName) -> bool:
+        """Whether any record of *pod* goes this way."""
+        return self.active and (self.buffer.pods[pod] > 0 or any(pod_of(each.entry) == pod for each in self._parts))
+
     def may_begin(self, now: float) -> bool:
-        """Whether it is worth a try."""
-        return not self.active and now >= self._again_at
+        """Whether it is worth a try: what is tried in vain is asked for anew, as if the sink had not been yet."""
+        room = self.buffer.is_all or self.buffer.room(2 * self._gather)
+        return not self.active and now >= self._again_at and room
 
     def room(self) -> bool:
         """Whether more may be put."""
-        return self._bytes < self._window
+        return self._bytes < self._window and not self.is_blocked
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its share of the bound is used up, and what waits is not dropped for that."""
+        return self._full == "block" and self.buffer.is_over_share()
 
     def put(self, parts: Sequence[Rest]) -> None:
         """Have *parts* written; their entries are told once they are."""
@@ -141,26 +167,32 @@ class Spill:
                 self._finish(lane)
                 await self._clock.wait(self._wake, None)
                 continue
-            if self._bytes < GATHER_BYTES:
+            if self._bytes < self._gather:
                 await self._clock.wait(asyncio.Event(), GATHER_SECONDS)
-            if not await self._make_room(counts):
+            if await self._make_room(counts):
+                await self._write(lane)
+            elif not self._pass_by(FULL, lane):
                 await self._clock.wait(self._wake, RETRY_SECONDS)
-                continue
-            await self._write(lane)
 
     async def _make_room(self, counts: SinkCounts) -> bool:
-        # Compressed they are less; but what is written may be no more than the bound in any case.
-        while not self.buffer.room(2 * self._bytes):
+        while not self._fits():
             if await self._reclaim():
                 continue
-            if not self.buffer.unread:
-                break
-            if self._full == "block":
-                self._say(FULL)
+            if not self.buffer.unread and self.buffer.is_all:
+                break  # all that is there is under way, and may be until more is
+            if self._full == "block" or not self.buffer.unread:
                 return False
             for pod, records in (await self.buffer.drop_oldest()).items():
                 counts.named(pod).dropped[FULL] += records
         return True
+
+    def _fits(self) -> bool:
+        to_drop = self._full == "dropOldest" and self.buffer.unread and self.buffer.is_over_share()
+        return not to_drop and self.buffer.room(self._next_size())
+
+    def _next_size(self) -> int:
+        """Return the bytes on disk of what is written next, at most: compressed they are less."""
+        return 2 * min(self._bytes, self._gather)
 
     async def _reclaim(self) -> bool:
         """Free what is settled beside what is not; return whether that was anything."""
@@ -176,15 +208,20 @@ class Spill:
         # Not all at once: what it is encoded to is in memory a second time.
         count = 0
         size = 0
-        while count < len(self._parts) and size < GATHER_BYTES:
+        while count < len(self._parts) and size < self._gather:
             size += cost(self._parts[count].records)
             count += 1
         parts = self._parts[:count]
+        self.buffer.coming = self._next_size()
         try:
             await self.buffer.append([each.records for each in parts])
         except OSError as error:
-            await self._fail(error, lane)
+            if not self._pass_by(error.strerror or str(error), lane):
+                self._wake.clear()
+                await self._clock.wait(self._wake, RETRY_SECONDS)
             return
+        finally:
+            self.buffer.coming = 0
         del self._parts[:count]
         if self.trouble:
             log.info("sink %s: its buffer takes records again", self._sink)
@@ -197,19 +234,20 @@ class Spill:
             lane.on_room()
         self._feed.set()
 
-    async def _fail(self, error: OSError, lane: Feeding) -> None:
-        self._say(error.strerror or str(error))
-        if not self.buffer.unread:
-            # Nothing older is on disk: the sink gets these as if there were no buffer.
-            parts, self._parts = self._parts, []
-            self._bytes = 0
-            self._again_at = self._clock.now() + RETRY_SECONDS
-            self.active = False
-            for part in parts:
-                lane.give_back(part)
-            return
-        self._wake.clear()
-        await self._clock.wait(self._wake, RETRY_SECONDS)
+    def _pass_by(self, why: str, lane: Feeding) -> bool:
+        """The disk takes nothing, as *why* says: if nothing older is there the sink gets what waits as if there were no
+        buffer; return whether it does.
+        """
+        self._say(why)
+        if self.buffer.unread:
+            return False
+        parts, self._parts = self._parts, []
+        self._bytes = 0
+        self._again_at = self._clock.now() + RETRY_SECONDS
+        self.active = False
+        for part in parts:
+            lane.give_back(part)
+        return True
 
     def _say(self, why: str) -> None:
         if not self.trouble:
@@ -221,7 +259,7 @@ class Spill:
 
     def _finish(self, lane: Feeding) -> None:
         """Nothing is to be written."""
-        if self.buffer.unread:
+        if self.buffer.unread or (self.fed and lane.trouble):  # else it would be written again as it waits in memory
             return
         if self.active:
             self.active = False
@@ -243,7 +281,7 @@ class Spill:
 
     async def _feed_some(self, counts: SinkCounts, lane: Feeding) -> None:
         try:
-            taken, lost = await self.buffer.take(TAKE_BYTES)
+            taken, lost = await self.buffer.take(min(TAKE_BYTES, self._window // TAKE_SHARE))
         except OSError as error:
             self._say_unread(f"{error.filename or 'on disk'}: {error.strerror}")
             await self._clock.wait(asyncio.Event(), RETRY_SECONDS)
@@ -253,8 +291,13 @@ class Spill:
             counts.named(pod).dropped[DAMAGED] += records
         now = self._clock.now()
         for each in taken:
-            done = partial(self.buffer.done, each)
-            lane.feed(Entry(each.records, done, now, cost(each.records), len(each.records)))
+            size = cost(each.records)
+            self.fed += size
+            lane.feed(Entry(each.records, partial(self._done, each, size), now, size, len(each.records)))
+
+    def _done(self, taking: Taking, size: int) -> None:
+        self.fed -= size
+        self.buffer.done(taking)
 
     def _save(self) -> None:
         """Write down how far the sink has taken the buffer: what cannot be comes again after a restart, no more."""

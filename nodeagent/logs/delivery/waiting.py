@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, chain, compress
+from itertools import accumulate, compress
 from operator import not_
 
 from nodeagent.logs.delivery.counts import PodName
@@ -83,8 +83,6 @@ class Batch:
     """How many it had taken when it first refused this, or what this is a part of, as a whole; None: it did not."""
     untaken: int = 0
     """How often the sink took nothing of it."""
-    aside: bool = False
-    """Whether it is one pod's of which the sink takes nothing, while it may take others: they go before it."""
     due: float = 0.0
     """When it is to be sent again."""
     under_way: bool = False
@@ -140,6 +138,12 @@ class Batch:
             parts = (list(compress(numbers, of_first)), list(compress(numbers, map(not_, of_first))))
         return self._part(parts[0]), self._part(parts[1])
 
+    def of(self, pod: PodName) -> tuple[Batch, Batch]:
+        """Return what is *pod*'s, and what is others'."""
+        pods = [pod_of(entry) == pod for entry in self.entries]
+        its = [pods[self._at(number)] for number in self.numbers]
+        return self._part(list(compress(self.numbers, its))), self._part(list(compress(self.numbers, map(not_, its))))
+
     def _part(self, numbers: Sequence[int]) -> Batch:
         return Batch(self.entries, numbers, untaken=self.untaken, doubted=self.doubted)
 
@@ -157,14 +161,9 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._pods)
 
-    def since(self, without: Collection[PodName] = ()) -> float | None:
-        """Return when the oldest entry was offered of others than the pods *without*; None: there is none."""
-        return min((entries[0].since for pod, entries in self._pods.items() if pod not in without), default=None)
-
-    def cost_of(self, pods: Collection[PodName]) -> int:
-        """Return what of the :attr:`cost` is that of *pods*."""
-        entries = chain.from_iterable(self._pods.get(pod, ()) for pod in pods)
-        return sum(entry.cost for entry in entries)
+    def since(self) -> float | None:
+        """Return when the oldest entry was offered; None: there is none."""
+        return min((entries[0].since for entries in self._pods.values()), default=None)
 
     def add(self, entry: Entry) -> None:
         """Have *entry* wait behind its pod's others."""
@@ -191,6 +190,12 @@ class Waiting:
                 self._pods[pod] = entries
         self.cost -= size
         return Batch(taken)
+
+    def take_of(self, pod: PodName) -> Sequence[Entry]:
+        """Return all that is *pod*'s, in order."""
+        taken = self._pods.pop(pod, deque())
+        self.cost -= sum(entry.cost for entry in taken)
+        return taken
 
     def take_all(self) -> list[Entry]:
         """Return everything, in order within a pod."""

@@ -77,7 +77,7 @@ def test_no_record_is_lost(tmp_path: Path, seed: int, ordered: bool) -> None:
         clock = TestClock()
         spill = Spill("s", DiskBuffer(tmp_path / "buffer", 1 << 30, 1 << 16), "block", BOUNDS.window // 4, clock)
         lane = Lane(sink, DeadLetters(tmp_path, "s"), BOUNDS, clock, rng.uniform, spill)
-        spill.open(lane.counts)
+        lane.open()
         task = asyncio.create_task(lane.run())
         for number in [each for each in range(len(files.entries)) if each not in files.settled]:
             files.offer(lane, number)
@@ -116,7 +116,7 @@ def test_order_is_kept_whatever_is_answered(tmp_path: Path, seed: int) -> None:
         clock = TestClock()
         spill = Spill("s", DiskBuffer(tmp_path / "buffer", 1 << 30, 1 << 16), "block", BOUNDS.window // 4, clock)
         lane = Lane(sink, DeadLetters(tmp_path, "s"), BOUNDS, clock, rng.uniform, spill)
-        spill.open(lane.counts)
+        lane.open()
         task = asyncio.create_task(lane.run())
         for _ in range(ENTRIES):
             await until(lane.room, "room")

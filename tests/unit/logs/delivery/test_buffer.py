@@ -616,6 +616,36 @@ def test_a_buffer_that_is_fuller_than_it_may_be_is_left_as_it_is_until_there_is_
     run(test)
 
 
+def test_sides_have_shares_of_what_may_be_used_and_leave_room_for_what_moves_to_them(tmp_path: Path) -> None:
+    most = 1 << 20
+    usable = most - (1 << 17) * 3 // 2
+
+    def made(name: str) -> tuple[DiskBuffer, DiskBuffer, DiskBuffer]:
+        buffer = DiskBuffer(tmp_path / name, most, 1 << 17)
+        found = (buffer, buffer.side(0), buffer.side(1))
+        for each in found:
+            each.open()
+        return found
+
+    async def append_until(buffer: DiskBuffer, full: Callable[[], bool]) -> int:
+        while not full():
+            await buffer.append([records([os.urandom(1000).hex()])])
+        return buffer.bytes
+
+    async def test() -> None:
+        buffer, first, second = made("shared")
+        assert usable / 2 <= await append_until(first, first.is_over_share) < usable / 2 + 3000
+        assert usable / 4 <= await append_until(second, second.is_over_share) < usable / 4 + 3000
+        assert buffer.room(usable // 4 - 6000), "others have the rest"
+        buffer, first, _ = made("full")
+        await append_until(buffer, lambda: not buffer.room(0))
+        assert first.is_over_share() and first.room(1 << 17), "what is there can move, and no more comes"
+        buffer.coming = 1 << 17
+        assert not first.room(1 << 17), "nor into the room of what is being written"
+
+    run(test)
+
+
 def test_what_is_damaged_behind_what_is_under_way_is_put_aside_at_once_where_room_is_wanted(tmp_path: Path) -> None:
     async def test() -> None:
         buffer = opened(tmp_path)

@@ -37,8 +37,7 @@ class Scene:
         disk = DiskBuffer(folder / "buffer", 1 << 30, 1 << 16)
         spill = Spill("scripted", disk, "block", BOUNDS.window // 4, self.clock) if buffered else None
         self.lane = Lane(sink, DeadLetters(folder, "scripted"), BOUNDS, self.clock, lambda low, _high: low, spill)
-        if spill:
-            spill.open(self.lane.counts)
+        self.lane.open()
         self.most = 0
         self._offered = 0
 

@@ -34,7 +34,7 @@ class Scene:
         self.buffer = DiskBuffer(self.folder, most, 1 << 16)
         self.spill = Spill("scripted", self.buffer, full, BOUNDS.window // 4, self.clock)
         self.lane = Lane(sink, DeadLetters(folder, "scripted"), BOUNDS, self.clock, lambda low, _high: low, self.spill)
-        self.spill.open(self.lane.counts)
+        self.lane.open()
         self.settled = 0
         self.offered = 0
 

@@ -95,7 +95,7 @@ def test_what_is_written_slowly_does_not_come_from_disk_too(tmp_path: Path, monk
     clock = MonotonicClock()
     spill = Spill("x", DiskBuffer(tmp_path / "buffer", 1 << 28), "block", 1 << 20, clock)
     lane = Lane(StdoutSink("x", 0.05, writing), DeadLetters(tmp_path, "x"), clock=clock, spill=spill)
-    spill.open(lane.counts)
+    lane.open()
 
     async def test() -> bytearray:
         running = asyncio.create_task(lane.run())
