@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nodeagent.logs import streams
 from nodeagent.logs.collector import Intake
 from nodeagent.logs.journal_streams import unit_of
 from nodeagent.logs.settings import LogSettings
@@ -124,6 +127,21 @@ def test_other_units_than_those_that_are_wanted_are_counted(tmp_path: Path) -> N
             assert node.said("node") == ["of the kubelet"]
             assert node.said("team") == ["hello", "again", "Stopped."]
             assert node.dropped() == {"excluded": 3}
+
+    asyncio.run(scenario())
+
+
+def test_what_the_agent_itself_prints_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "system.journal", [{"MESSAGE": b"mine", "_SYSTEMD_UNIT": b"nodeagent.service"}, *ENTRIES])
+    monkeypatch.setattr(streams, "own_unit", lambda: "nodeagent.service")
+    sinks = [{"name": name, "stdout": {}} for name in ("node", "team")]
+
+    async def scenario() -> None:
+        async with collecting(tmp_path, sinks=sinks) as node:
+            node.intake.source(JOURNAL)
+            node.add(path)
+            await until(node.settled, "all is settled")
+            assert node.dropped() == {"excluded": 1}
 
     asyncio.run(scenario())
 
