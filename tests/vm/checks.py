@@ -308,7 +308,7 @@ def beside_the_kernel(lab: Lab) -> str:
         path = f"{GUEST}/{module.__name__.replace('.', '/')}.py"
         lab.a.run(f"mkdir -p $(dirname {path})")
         lab.a.write(path, inspect.getsource(module))
-    return lab.a.run(f"cd {GUEST} && {PYTHON} -m {kernel_tls.__name__} 8 5", seconds=SECONDS).strip()
+    return lab.a.run(f"cd {GUEST} && {PYTHON} -m {kernel_tls.__name__} 4 5", seconds=SECONDS).strip()
 
 
 def compare(lab: Lab) -> str:
