@@ -49,6 +49,11 @@ is missing.
 then a pod's logs; each turn reads at most :attr:`TailSettings.turn_bytes` of one file, and nothing where
 those behind it have no room (:meth:`Taker.room`).
 
+**Many files.** A log may have thousands of them: one a request, or one a day. Only those that have something to
+do have turns, or are gone through as time passes (``in_order.py``). What a new file may be a copy of is found by how
+it begins (``heads.py``). All that is new at a time is told in one write of the positions file, and what goes before
+new files is looked at once for all of them.
+
 **Lines.** Only whole lines are delivered. A longer one than :attr:`TailSettings.line_bytes` is cut at that
 length, counted from its first byte, so that it is cut alike when it is read again. What has no end for a
 while, or never will have one as the file was rotated, is delivered too; since it may grow after all,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Protocol
 
@@ -10,7 +9,9 @@ from nodeagent.logs.tail.by_inode import ByInode
 from nodeagent.logs.tail.coverage import Mark
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import BEGINNING, NOWHERE, Generation, restored
+from nodeagent.logs.tail.heads import Heads
 from nodeagent.logs.tail.identity import TAIL_BYTES, FileKey, Inode, tail_hash
+from nodeagent.logs.tail.in_order import InOrder
 from nodeagent.logs.tail.interfaces import LogSource, OpenTaker, TailCounts, TailSettings
 from nodeagent.logs.tail.positions import PositionEntry, done_entry
 
@@ -56,14 +57,20 @@ class Contents:
 
     __slots__ = (
         "_done",
+        "_growing",
+        "_serial",
         "aside",
         "counts",
         "files",
+        "heads",
         "left_out",
+        "new",
         "orphans",
         "restored_at",
         "source",
         "tail",
+        "timed",
+        "todo",
         "unclaimed",
     )
 
@@ -72,8 +79,15 @@ class Contents:
         self.source = source
         self.tail = tail
         self.counts = TailCounts()
-        self.files: list[OpenFile] = []
-        """In the order in which they are read."""
+        self.files = InOrder()
+        self.new = InOrder()
+        """Those of which it is not made sure yet that nothing before them is unread."""
+        self.todo = InOrder()
+        """Those that may have something to be read, or to be found out."""
+        self.timed = InOrder()
+        """Those to which time may bring something, and all of :attr:`todo`."""
+        self.heads: Heads | None = None
+        """None: there never were so many files that it is worth it."""
         self.orphans: list[Generation] = []
         """Contents whose file is gone or holds another one now, the oldest first."""
         self.unclaimed: ByInode[Generation] = ByInode()
@@ -84,6 +98,8 @@ class Contents:
         self.aside: dict[FileKey, Inode] = {}
         """Files that were closed though they are there: what is known of them is not forgotten."""
         self._done: ByInode[int] = ByInode()
+        self._growing: OpenFile | None = None
+        self._serial = 0
         self.learn(entries, now)
 
     def learn(self, entries: Iterable[PositionEntry], now: float) -> None:
@@ -111,7 +127,11 @@ class Contents:
         nothing.
         """
         self.left_out = False
-        insort(self.files, file, key=_place)
+        self._serial += 1
+        file.place = (not file.compressed, file.born, file.added, self._serial)
+        self.files.add(file)
+        self.new.add(file)
+        self.stir(file)
         done = self._was_done(file.inode)
         if file.size <= done:
             file.done = done
@@ -136,18 +156,51 @@ class Contents:
         self.aside.pop(inode.key, None)
         return max(self._done.take(inode), default=NOWHERE)
 
+    def stir(self, file: OpenFile) -> None:
+        """Something about *file* has changed: it may have a turn, and time may tell more of it."""
+        self._growing = None
+        self.todo.add(file)
+        self.timed.add(file)
+
+    def release(self, file: OpenFile) -> Generation | None:
+        """*file* is closed; return the content that it held."""
+        self._growing = None
+        for row in self._rows():
+            row.discard(file)
+        return self._let_go(file)
+
+    def _let_go(self, file: OpenFile) -> Generation | None:
+        """*file* does not hold any more what it held; return that."""
+        generation, file.generation = file.generation, None
+        if generation is not None:
+            generation.held = False
+        if self.heads is not None:
+            self.heads.drop(file)
+        return generation
+
     def growing(self) -> OpenFile:
         """Return the file that is written to: the youngest, but for copies that have another one's name with
         something behind it.
         """
-        present = [each for each in self.files if each.removed is None and each.name]
-        shortest = min((each.name for each in present), key=len, default="")
-        own = [each for each in present if each.name == shortest or not each.name.startswith(shortest)]
-        return (own or self.files)[-1]
+        if self._growing is None:
+            files = list(self.files)
+            present = [each for each in files if each.removed is None and each.name]
+            shortest = min((each.name for each in present), key=len, default="")
+            own = [each for each in present if each.name == shortest or not each.name.startswith(shortest)]
+            self._growing = (own or files)[-1]
+        return self._growing
 
-    def sort(self) -> None:
-        """Have the files in their order after one turned out to be compressed."""
-        self.files.sort(key=_place)
+    def sort(self, file: OpenFile) -> None:
+        """Have *file*, which turned out to be compressed, in its place."""
+        rows = [each for each in self._rows() if file in each]
+        for each in rows:
+            each.discard(file)
+        file.place = (False, *file.place[1:])
+        for each in rows:
+            each.add(file)
+
+    def _rows(self) -> tuple[InOrder, ...]:
+        return self.files, self.new, self.todo, self.timed
 
     def _claim(self, file: OpenFile) -> bool:
         """Find what was known of *file* before a restart, or before it was closed; return whether that says what it
@@ -157,8 +210,8 @@ class Contents:
         if known := self.unclaimed.still(inode):
             before = known[0]
             self.unclaimed.remove(before.inode, before)
-            if self._fits(file, before):
-                self._hold(file, before)
+            if self.fits(file, before):
+                self.hold(file, before)
                 return True
             before.overwritten = True
             self.orphan(before)
@@ -168,9 +221,9 @@ class Contents:
         if self._claim_by_content(file):
             return True
         for each in self.orphans:
-            if each.inode.is_still(inode) and not each.overwritten and each.reached.offset and self._fits(file, each):
+            if each.inode.is_still(inode) and not each.overwritten and each.reached.offset and self.fits(file, each):
                 self.orphans.remove(each)  # left out, or out of its folder, for a while
-                self._hold(file, each)
+                self.hold(file, each)
                 return True
         gone = [each.truncated for each in self.orphans if each.inode.may_be(inode)]
         if gone:
@@ -181,21 +234,30 @@ class Contents:
     def _claim_by_content(self, file: OpenFile) -> bool:
         """Find what was known of *file* by what it holds, where a device's new number hides whether it is the same."""
         for each in self.unclaimed.may_be(file.inode):
-            if each.reached.offset and self._fits(file, each):
+            if each.reached.offset and self.fits(file, each):
                 self.unclaimed.remove(each.inode, each)
-                self._hold(file, each)
+                self.hold(file, each)
                 return True
         return False
 
-    def _fits(self, file: OpenFile, generation: Generation) -> bool:
+    def fits(self, file: OpenFile, generation: Generation) -> bool:
+        """Say whether *file* still holds all that is known of *generation*."""
         return self.holds(file, generation) and self.agrees(file, generation)
 
-    @staticmethod
-    def _hold(file: OpenFile, generation: Generation) -> None:
-        """*file* is where *generation* goes on, as before."""
+    def hold(self, file: OpenFile, generation: Generation) -> None:
+        """*file* is where *generation* is, or goes on."""
         file.generation = generation
+        file.partial = NOWHERE
+        generation.held = True
         generation.inode = file.inode
         generation.name = file.name
+        self.told_of(file)
+        self.stir(file)
+
+    def told_of(self, file: OpenFile) -> None:
+        """More is known of how the content of *file* looks."""
+        if self.heads is not None:
+            self.heads.unknown[file] = None
 
     @staticmethod
     def holds(file: OpenFile, generation: Generation) -> bool:
@@ -222,8 +284,7 @@ class Contents:
 
     def begin(self, file: OpenFile, truncated: int, at: Mark = BEGINNING) -> None:
         """Let *file* hold a new content."""
-        file.generation = Generation(file.inode, file.name, truncated, self.tail.changed, at)
-        file.partial = NOWHERE
+        self.hold(file, Generation(file.inode, file.name, truncated, self.tail.changed, at))
 
     def orphan(self, generation: Generation) -> None:
         self.orphans.append(generation)
@@ -234,7 +295,7 @@ class Contents:
 
     def anew(self, file: OpenFile, size: int, now: float) -> Generation:
         """The content of *file*, which had *size* bytes, is another one; return the one that it was."""
-        old = file.generation
+        old = self._let_go(file)
         assert old is not None, "only what is read can be found to be another"
         self.counts.truncations += 1
         old.overwritten_bytes = max(size - old.read.offset, 0)
@@ -259,9 +320,8 @@ class Contents:
 
     def put_aside(self, file: OpenFile) -> None:
         """*file*, which is settled, is closed though it is there."""
-        self.files.remove(file)
+        generation = self.release(file)
         self.aside[file.inode.key] = file.inode
-        generation, file.generation = file.generation, None
         if generation is not None:
             generation.finish()
         if file.done != NOWHERE:
@@ -296,14 +356,11 @@ class Contents:
         if generation in self.orphans:
             self.orphans.remove(generation)
         self.unclaimed.remove(generation.inode, generation)
-        generation.inode = file.inode
-        generation.name = file.name
         generation.overwritten = False
         generation.overwritten_bytes = 0
         if not file.compressed:
             generation.shorten(file.size)
-        file.generation = generation
-        file.partial = NOWHERE
+        self.hold(file, generation)
         self.counts.twins += 1
         self.tail.changed()
 
@@ -337,7 +394,7 @@ class Contents:
         """Say whether its file was put aside, or a twin is only known by *generation*, which is not settled yet."""
         if self.aside.get(generation.inode.key) == generation.inode:
             return True
-        return generation.coverage.under_way and any(each.original is generation for each in self.files)
+        return generation.coverage.under_way and any(each.original is generation for each in self.timed)
 
     @property
     def settled(self) -> bool:
@@ -364,8 +421,3 @@ class Contents:
     def _stands_alone(file: OpenFile) -> bool:
         held = file.original or file.generation
         return held is None or held.coverage.mark.offset >= file.length
-
-
-def _place(file: OpenFile) -> tuple[bool, int, float]:
-    """Return what says where *file* stands among those of its log."""
-    return not file.compressed, file.born, file.added

@@ -38,7 +38,6 @@ class OpenFile:
         "failed",
         "generation",
         "hole",
-        "in_order",
         "inode",
         "kind",
         "length",
@@ -46,6 +45,7 @@ class OpenFile:
         "name",
         "original",
         "partial",
+        "place",
         "removed",
         "renamed",
         "size",
@@ -90,8 +90,8 @@ class OpenFile:
         """Why it cannot be read."""
         self.again = 0.0
         """When reading is tried again after it failed; 0: never, what is there cannot be read."""
-        self.in_order = False
-        """Whether it was made sure that nothing before it is unread."""
+        self.place = (False, 0, 0.0, 0)
+        """Where it stands among those of its log: compressed ones first, then by age."""
         self.kind = _JOURNAL if journal else _EMPTY
         self.entries = 0
         """Of a journal, that there were at the last look."""
@@ -237,10 +237,14 @@ class OpenFile:
         """Free what reading it needs, not the descriptor."""
         self._content = None
 
-    def close(self) -> None:
-        """Close the descriptor."""
+    def part(self) -> None:
+        """Nobody reads it any more, and its descriptor is to be closed."""
         self._content = None
         self.closed = True
+
+    def close(self) -> None:
+        """Close the descriptor. Of a removed file this has the disk free what it took, which may take milliseconds."""
+        self.part()
         os.close(self.descriptor)
 
 

@@ -37,6 +37,7 @@ class Generation:
         "coverage",
         "cuts",
         "foretold",
+        "held",
         "hollow",
         "id",
         "inode",
@@ -82,8 +83,10 @@ class Generation:
         """Whether its file holds another content now."""
         self.overwritten_bytes = 0
         """Bytes that were unread when its file was truncated."""
+        self.held = False
+        """Whether an open file has it."""
         self.since = 0.0
-        """Since when no file has it."""
+        """Since when none has."""
 
     @property
     def read(self) -> Mark:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from typing import Final
 
 from nodeagent.errors import shown
 from nodeagent.logs.tail.contents import Contents, TailMeans
@@ -16,6 +18,13 @@ from nodeagent.logs.tail.judge import Judge
 from nodeagent.logs.tail.positions import PositionEntry
 from nodeagent.logs.tail.unpacked import CompressedError
 
+FEW: Final = 100
+LOOK_SECONDS: Final = 50e-6
+"""Between two looks at all that is read before new files, for each of a log's files where it has more than a few: what
+such looks cost is a small share of a processor, however fast files come.
+"""
+AT_ONCE: Final = 64
+"""So many files are found out about in a turn that has nothing to read."""
 log = logging.getLogger("nodeagent.logs.tail.log")
 
 
@@ -24,14 +33,15 @@ class Turn(Enum):
 
     READ = "something was read or compared, and more may follow"
     BLOCKED = "no room behind it"
-    WAITING = "a write of the positions file goes first"
+    TOLD = "a write of the positions file goes first, and more contents that are new are to be in it"
+    WAITING = "a write of the positions file, or a look at what was there before, goes first"
     NOTHING = "nothing is unread"
 
 
 class FollowedLog:
     """All files of one source. Nothing here raises for what a pod does to its files."""
 
-    __slots__ = ("_judge", "_judged", "_tail", "blocked", "contents", "source")
+    __slots__ = ("_judge", "_judged", "_ordered", "_tail", "_told", "blocked", "contents", "source")
 
     def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[PositionEntry], now: float) -> None:
         """*entries*: what the positions file has of this source."""
@@ -43,6 +53,10 @@ class FollowedLog:
         """Whether files that are unknown had their turn since time was to tell what they are, and those behind them."""
         self._tail = tail
         self._judge = Judge(self.contents)
+        self._ordered = -math.inf
+        """When all that is read before new files was looked at last."""
+        self._told: tuple[int, OpenFile] | None = None
+        """Before which write of the positions file it was told of what is new, and up to which file."""
 
     def add(self, file: OpenFile, start: int) -> None:
         """Take *file* in; *start*: up to where somebody else read it, if nothing is known of it here."""
@@ -54,9 +68,12 @@ class FollowedLog:
         kind = file.kind
         size = file.size
         if not file.look(now):
+            if file.removed is not None:
+                self.contents.stir(file)
             return False
-        if kind != file.kind:
-            self.contents.sort()
+        self.contents.stir(file)
+        if kind != file.kind and file.compressed:
+            self.contents.sort(file)
         found = file.generation
         if found is not None and not file.compressed:
             offset = found.read.offset
@@ -75,7 +92,7 @@ class FollowedLog:
     @property
     def readable(self) -> bool:
         """Whether some file has something to read."""
-        return any(map(self.unread, self.contents.files))
+        return any(map(self.unread, self.contents.todo))
 
     def unread(self, file: OpenFile) -> bool:
         """Return whether *file* has something to read."""
@@ -89,29 +106,73 @@ class FollowedLog:
     def turn(self, now: float) -> Turn:
         """Read the next chunk of the first file that has one, or find out a bit more of one that is unknown."""
         self.blocked = False
-        for file in self.contents.files:
+        left = AT_ONCE
+        for file in self.contents.todo:
             if not self.unread(file):
+                self.contents.todo.discard(file)
                 continue
-            if not file.in_order and self._former_grew(file, now):
-                return Turn.READ  # what came before it goes first
+            if file in self.contents.new:
+                if self._ordered_lately(now):
+                    return Turn.WAITING
+                if self._former_grew(now):
+                    return Turn.READ  # what came before it goes first
             if file.generation is None:
-                if self._judge.decide(file, now):
+                left -= 1
+                if not left or self._judge.decide(file, now):
                     return Turn.READ
                 file.partial = file.size  # until something changes, or time tells
                 continue
             self._judged = True
             came = self._try_to_read(file, file.generation, now)
             self.blocked = came is Turn.BLOCKED
+            if came is Turn.WAITING:
+                return self._tell_of_next(file, file.generation.barrier, now)
             if came is not Turn.NOTHING:
                 return came
         self._judged = True
         return Turn.NOTHING
 
-    def _former_grew(self, file: OpenFile, now: float) -> bool:
-        """Look at what is read before *file*, whose first turn it is; return whether something changed there."""
-        file.in_order = True
-        files = self.contents.files
-        former = files[: files.index(file)]
+    def _tell_of_next(self, first: OpenFile, barrier: int, now: float) -> Turn:
+        """Before *first* is read the positions file is written: have what is new behind it in the same write."""
+        most = self._tail.settings.turn_bytes
+        left = most
+        before, last = self._told or (0, first)
+        for file in self.contents.todo.after(last if before == barrier else first):
+            if file in self.contents.new:
+                break  # what came before it goes first
+            came = self._tell_of(file, now)
+            if came is Turn.BLOCKED:
+                break
+            if came is Turn.READ:
+                return Turn.TOLD
+            self._told = barrier, file
+            left -= max(min(file.size, most), most // AT_ONCE)
+            if left <= 0:
+                return Turn.TOLD
+        return Turn.WAITING
+
+    def _tell_of(self, file: OpenFile, now: float) -> Turn:
+        """Have the positions file told of what *file* holds, if that is new; READ: there is more to be found out."""
+        if not self.unread(file):
+            self.contents.todo.discard(file)
+            return Turn.NOTHING
+        if file.generation is None and not self._judge.decide(file, now):
+            file.partial = file.size
+            return Turn.NOTHING
+        if file.generation is None:
+            return Turn.READ
+        return Turn.NOTHING if file.generation.foretold else self._try_to_read(file, file.generation, now)
+
+    def _ordered_lately(self, now: float) -> bool:
+        """Say whether there are too many files to look at all of them again so soon."""
+        many = len(self.contents.files)
+        return many > FEW and now < self._ordered + many * LOOK_SECONDS
+
+    def _former_grew(self, now: float) -> bool:
+        """Look at all that is read before files that had no turn yet; return whether something changed there."""
+        self._ordered = now
+        former = self.contents.files.before(self.contents.new.last())
+        self.contents.new.clear()
         grew = [each for each in former if self.look(each, now)]
         return bool(grew)
 
@@ -151,6 +212,7 @@ class FollowedLog:
             return Turn.BLOCKED
         if generation.foretell(data, before, end):
             generation.barrier = self._tail.barrier()
+            self.contents.told_of(file)
             return Turn.WAITING
         try:
             generation.deliver(data, before, end)
@@ -277,9 +339,9 @@ class FollowedLog:
     # -- what time brings --
 
     def age(self, now: float) -> list[OpenFile]:
-        """Do what is due; return the files that were closed."""
+        """Do what is due; return the files that are to be closed."""
         judged, self._judged = self._judged, False
-        for file in self.contents.files:
+        for file in self.contents.timed:
             if file.again and now >= file.again:
                 file.failed = ""
             if not file.known:
@@ -288,8 +350,12 @@ class FollowedLog:
                 self._age_twin(file)
             elif file.generation is not None:
                 self._age_partial(file, file.generation, now)
+            if self.unread(file):
+                self.contents.todo.add(file)
+            elif not self._restless(file):
+                self.contents.timed.discard(file)
         closed = [
-            each for each in self.contents.files if each.removed is not None and self._over(each, each.removed, now)
+            each for each in self.contents.timed if each.removed is not None and self._over(each, each.removed, now)
         ]
         for each in closed:
             self._close(each, now)
@@ -299,7 +365,7 @@ class FollowedLog:
     def _age_twin(self, file: OpenFile) -> None:
         original = file.original
         if file.done == NOWHERE:
-            if not any(each.generation is original for each in self.contents.files):
+            if original is not None and not original.held:
                 file.original = None  # that one ended: compared anew, it goes on here or is done
                 file.partial = NOWHERE
         elif original is not None and original.coverage.mark.offset >= file.length:
@@ -354,7 +420,7 @@ class FollowedLog:
         return max(end - file.generation.read.offset, 0)
 
     def give_up(self, file: OpenFile, now: float) -> None:
-        """Close *file* though it may have unread data."""
+        """Have *file* closed though it may have unread data."""
         self._close(file, now)
 
     def leave(self, now: float, *, left_out: bool) -> None:
@@ -365,6 +431,7 @@ class FollowedLog:
         for each in self.contents.files:
             if each.removed is None:
                 each.removed = now
+            self.contents.stir(each)
 
     def spare(self, now: float) -> Iterator[OpenFile]:
         """Yield the files that may be closed though they are there: nobody seems to write to them, and all that can be
@@ -389,21 +456,20 @@ class FollowedLog:
             log.warning(
                 "%s: %s was removed with %d bytes unread, and given up", self.source.key, shown(file.name), lost
             )
-        self.contents.files.remove(file)
+        generation = self.contents.release(file)
         self._judge.again()  # who was compared with it has to be compared with what it leaves
-        generation, file.generation = file.generation, None
         if generation is not None:
             generation.finish()
             generation.since = now
             if file.done == NOWHERE:
                 self.contents.orphan(generation)
-        file.close()
+        file.part()
         self._tail.changed()
 
     @property
     def remembers(self) -> bool:
         """Whether nothing but forgetting is to be done in time."""
-        return not any(map(self._restless, self.contents.files))
+        return not len(self.contents.timed)
 
     @property
     def calm(self) -> bool:

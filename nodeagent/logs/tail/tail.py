@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -29,6 +30,12 @@ BLOCKED_SECONDS: Final = 0.25
 """After which those without room are asked again, if nobody wakes the tail before: a thousand of them, while a sink
 is down, are not to cost what reading them would.
 """
+TOLD_SECONDS: Final = 0.1
+"""For so long a write of the positions file that somebody waits for is put off, while more contents are found that are
+to be in it: thousands of new files do not have it written for each of them.
+"""
+CLOSE_SECONDS: Final = 0.02
+"""For so long removed files are closed before others have their turn: some disks take 5 ms to free what one took."""
 AGE_SECONDS: Final = 0.25
 FORGET_SECONDS: Final = 5.0
 """Between two looks at logs of which only something has to be forgotten in time."""
@@ -55,6 +62,8 @@ class Tail:
         self._positions = PositionsFile(folder)
         self._logs: dict[SourceKey, FollowedLog] = {}
         self._files: dict[FileKey, tuple[FollowedLog, OpenFile]] = {}
+        self._closing: deque[OpenFile] = deque()
+        """Removed files that nobody reads any more."""
         self._closed: list[FileKey] = []
         self._aside: dict[FileKey, FollowedLog] = {}
         """Whose files were closed to make room."""
@@ -68,15 +77,19 @@ class Tail:
         self._asked = clock()
         self._aged = clock()
         self._started = clock()
-        self._entries: dict[str, list[PositionEntry]] = {}
-        self._whose: dict[int, list[str]] = {}
-        """Of which sources the positions file has something of the file of an inode number."""
-        for each in self._positions.read():
-            self._entries.setdefault(each.source, []).append(each)
+        self._entries: dict[str, dict[int, PositionEntry]] = {}
+        """What the positions file has of sources that did not come yet, numbered."""
+        self._whose: dict[int, list[tuple[str, int]]] = {}
+        """Of which sources the positions file has something of the file of an inode number, and as which number."""
+        for number, each in enumerate(self._positions.read()):
+            self._entries.setdefault(each.source, {})[number] = each
             if not each.gone:
-                self._whose.setdefault(each.inode, []).append(each.source)
+                self._whose.setdefault(each.inode, []).append((each.source, number))
         self._dirty = False
         self._urgent = False
+        self._urgent_at = clock()
+        self._telling: set[SourceKey] = set()
+        """Of which logs it is found out what else is to be in that write."""
         self._begun = 0
         self._saved = 0
         self._saved_at = clock()
@@ -103,13 +116,15 @@ class Tail:
         key = file.inode.key
         if key in self._files:
             file.close()
-            self._files[key][1].removed = None  # it is wanted again
+            owner, file = self._files[key]
+            file.removed = None  # it is wanted again
+            owner.contents.stir(file)
             self.named(*key, name)
             return True
         found = self._logs.get(source.key)
         if found is None:
-            entries = self._entries.pop(source.key, [])
-            found = self._logs[source.key] = FollowedLog(source, self, entries, now)
+            entries = self._entries.pop(source.key, {})
+            found = self._logs[source.key] = FollowedLog(source, self, entries.values(), now)
         file.look(now)
         aside = self._aside.get(key)
         if aside is not None and aside.contents.aside[key] != file.inode:
@@ -130,15 +145,16 @@ class Tail:
         renamed.
         """
         taken: list[PositionEntry] = []
-        for other in self._whose.get(inode.number, ()):
+        for other, number in self._whose.get(inode.number, ()):
             if other == key:
                 continue
             former = self._logs.get(SourceKey(other))
             if former is not None:
                 taken += former.contents.unlearn(inode)
-            elif other in self._entries:
-                taken += [each for each in self._entries[other] if not each.gone and each.where().is_still(inode)]
-                self._entries[other] = [each for each in self._entries[other] if each not in taken]
+                continue
+            entries = self._entries.get(other, {})
+            if number in entries and entries[number].where().is_still(inode):
+                taken.append(entries.pop(number))
         return taken
 
     def named(self, device: int, inode: int, name: str) -> None:
@@ -149,7 +165,8 @@ class Tail:
             return
         if pair[1].name == name:
             return
-        file = pair[1]
+        found, file = pair
+        found.contents.stir(file)
         file.name = name
         file.renamed = True
         if file.generation is not None:
@@ -224,6 +241,8 @@ class Tail:
     def barrier(self) -> int:
         """Ask for a write of the positions file that has all as it is now; return its number."""
         self._dirty = True
+        if not self._urgent:
+            self._urgent_at = self._clock()
         self._urgent = True
         return self._begun + 1
 
@@ -241,8 +260,8 @@ class Tail:
 
     @property
     def urgent(self) -> bool:
-        """Whether somebody waits for a write of the positions file."""
-        return self._urgent
+        """Whether somebody waits for a write of the positions file, and it is to begin."""
+        return self._urgent and (not self._telling or self._clock() >= self._urgent_at + TOLD_SECONDS)
 
     def remembered(self) -> int:
         """Return of how many contents a restart would know."""
@@ -272,7 +291,7 @@ class Tail:
             if not self._ready:
                 break
             self._take_turn(now)
-        if self._ready:
+        if (self._closing and self._close_some()) or self._ready:
             return 0.0
         left = min(self._looks.seconds_left(now), self._aged + AGE_SECONDS - now)
         return max(min(left, self._asked + BLOCKED_SECONDS - now), 0.0) if self._held else left
@@ -288,7 +307,10 @@ class Tail:
         found = waiting.pop(next(iter(waiting)))
         came = found.turn(now)
         self._held.pop(found.source.key, None)
-        if came is Turn.READ:
+        self._telling.discard(found.source.key)
+        if came is Turn.TOLD:
+            self._telling.add(found.source.key)
+        if came in (Turn.READ, Turn.TOLD):
             waiting[found.source.key] = found
         elif came is not Turn.NOTHING:
             self._held[found.source.key] = found
@@ -319,14 +341,25 @@ class Tail:
 
     def _forget_file(self, file: OpenFile) -> None:
         self._looks.remove(file)
-        key = file.inode.key
-        del self._files[key]
-        self._closed.append(key)
+        del self._files[file.inode.key]
+        self._closing.append(file)
+
+    def _close_some(self) -> bool:
+        """Return whether there are more to be closed."""
+        end = self._clock() + CLOSE_SECONDS
+        while self._closing:
+            file = self._closing.popleft()
+            file.close()
+            self._closed.append(file.inode.key)
+            if self._clock() >= end:
+                break
+        return bool(self._closing)
 
     def _drop(self, found: FollowedLog) -> None:
         key = found.source.key
         for row in (self._restless, self._remembering, self._held, self._logs):
             row.pop(key, None)
+        self._telling.discard(key)
         waiting = self._ready.get(found.source.uid)
         if waiting is not None:
             waiting.pop(key, None)
@@ -372,7 +405,7 @@ class Tail:
         for each in self._logs.values():
             yield from each.contents.entries()
         for entries in self._entries.values():
-            yield from entries
+            yield from entries.values()
 
     def _written(self, number: int, there: bool) -> None:
         self._saved_at = self._clock()
@@ -384,7 +417,7 @@ class Tail:
 
     def _save_if_due(self) -> None:
         due = self._clock() - self._saved_at >= self.settings.save_seconds
-        if self._saving is None and ((self._dirty and due) or (self._urgent and not self._positions.problem)):
+        if self._saving is None and ((self._dirty and due) or (self.urgent and not self._positions.problem)):
             self._saving = asyncio.create_task(self._save_aside())
 
     async def _save_aside(self) -> None:
@@ -433,8 +466,9 @@ class Tail:
     def close(self) -> None:
         """Close all files; nothing is saved or told to takers."""
         self._stopping = True
-        for _, file in self._files.values():
+        for file in [*self._closing, *(file for _, file in self._files.values())]:
             file.close()
+        self._closing.clear()
         self._files.clear()
 
     # -- what it tells --

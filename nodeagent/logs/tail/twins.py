@@ -25,11 +25,17 @@ STEP: Final = 256 << 10
 class Comparison:
     """One unknown file against all that it may be a copy of; a step at a time."""
 
-    __slots__ = ("_at", "_checksum", "_refuted", "_targets", "complete", "file", "matches", "rivals")
+    __slots__ = ("_at", "_checksum", "_refuted", "_targets", "complete", "file", "head", "matches", "rivals", "serial")
 
-    def __init__(self, file: OpenFile, generations: Iterable[Generation], rivals: Iterable[OpenFile]) -> None:
+    def __init__(
+        self, file: OpenFile, head: bytes, generations: Iterable[Generation], rivals: Iterable[OpenFile]
+    ) -> None:
         """*generations* are compared by their marks, *rivals* byte by byte."""
         self.file = file
+        self.head = head
+        """Of its content, by which was looked for what it may be a copy of."""
+        self.serial = 0
+        """The files' heads' :attr:`~nodeagent.logs.tail.heads.Heads.serial` when it was compared last."""
         self.rivals = list(rivals)
         """Those that it agrees with so far."""
         self.matches: list[tuple[Mark, Generation]] = []
