@@ -34,8 +34,13 @@ from packaging.utils import canonicalize_name
 
 from nodeagent.redirect import precompiled
 
-PACKAGES = ("python3", "python3-cryptography", "libstdc++6", "iptables", "iproute2", "busybox", "ca-certificates")
-"""libstdc++ is for grpc; iptables and iproute2 for `nodeagent sidecar-init`; ip and a shell for people."""
+PACKAGES = (
+    *("python3", "python3-cryptography", "libstdc++6", "libzstd1", "liblz4-1"),
+    *("iptables", "iproute2", "busybox", "ca-certificates"),
+)
+"""libstdc++ is for grpc, libzstd and liblz4 for values of the journal; iptables and iproute2 for `nodeagent
+sidecar-init`; ip and a shell for people.
+"""
 LEFT_OUT = ("dpkg", "tar", "debconf", "gcc-12-base", "readline-common", "libtirpc-common", "openssl")
 """Of what those depend on: needed only to configure packages."""
 PROGRAMS = f"nodeagent/bpf/{precompiled.FILE}"

@@ -46,7 +46,8 @@ Version: {version}
 Architecture: {architecture}
 Maintainer: nodeagent's authors <nodeagent@localhost>
 Installed-Size: {size}
-Depends: python3 (>= {python}), python3 (<< {next_python}), python3-cryptography, libc6 (>= {libc}), libstdc++6, passwd
+Depends: python3 (>= {python}), python3 (<< {next_python}), python3-cryptography, libc6 (>= {libc}), libstdc++6,
+ libzstd1, liblz4-1, passwd
 Recommends: python3-bpfcc, apparmor
 Section: net
 Priority: optional

@@ -19,8 +19,8 @@ XZ: Final = 1
 LZ4: Final = 2
 ZSTD: Final = 4
 """Flags of an object (``OBJECT_COMPRESSED_*`` of systemd's journal-def.h)."""
-_LZ4_LIBRARY: Final = "liblz4.so.1"
-_ZSTD_LIBRARY: Final = "libzstd.so.1"
+LZ4_LIBRARY: Final = "liblz4.so.1"
+ZSTD_LIBRARY: Final = "libzstd.so.1"
 _XZ_MEMORY: Final = 64 << 20
 _WINDOW_LOG: Final = 24
 """journald's level wants 2 MiB; zstd alone would take 128."""
@@ -65,7 +65,7 @@ def _lz4(packed: bytes, most: int) -> bytes:
     size: int = min(_LZ4_HEAD.unpack_from(packed)[0], most)
     block = packed[_LZ4_HEAD.size :]
     made = ctypes.create_string_buffer(max(size, 1))
-    count = _library(_LZ4_LIBRARY).LZ4_decompress_safe_partial(block, made, len(block), size, size)
+    count = _library(LZ4_LIBRARY).LZ4_decompress_safe_partial(block, made, len(block), size, size)
     if count < 0:
         raise ValueFault("damaged")
     return ctypes.string_at(made, count)
@@ -80,7 +80,7 @@ class _ZstdBuffer(ctypes.Structure):
 @functools.cache
 def _zstd_library() -> ctypes.CDLL:
     """Raises ValueFault where there is none."""
-    found = _library(_ZSTD_LIBRARY)
+    found = _library(ZSTD_LIBRARY)
     found.ZSTD_createDCtx.restype = ctypes.c_void_p
     found.ZSTD_freeDCtx.argtypes = [ctypes.c_void_p]
     found.ZSTD_DCtx_setParameter.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]

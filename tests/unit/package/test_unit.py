@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from nodeagent.config import Kubernetes
+from nodeagent.logs.tail.journal_values import LZ4_LIBRARY, ZSTD_LIBRARY
 from nodeagent.places.runtime import SOCKETS
 from nodeagent.redirect.rights import LOG_RIGHTS, RIGHTS
 from nodeagent.service_manager import WATCHDOG_SECONDS
 from nodeagent.supervisor import PATIENCE_SECONDS, TAKE_OVER_SECONDS
-from package.deb.build import debian_version
+from package.deb.build import CONTROL, debian_version
 
 ROOT = Path(__file__).parents[3]
 UNIT = ROOT / "package" / "nodeagent.service"
@@ -101,3 +102,11 @@ def test_versions_sort_for_dpkg_as_they_do_for_pip(version: str, debian: str, la
 def test_pins_can_be_written_whatever_is_read_only() -> None:
     """ProtectKernelTunables= names bpffs itself read-only, which no ReadWritePaths= of the same path outweighs."""
     assert values("ProtectKernelTunables") == [] and values("ReadWritePaths") == ["/sys/fs/bpf"]
+
+
+@pytest.mark.parametrize("library", [ZSTD_LIBRARY, LZ4_LIBRARY])
+def test_libraries_that_values_of_the_journal_want_come_with_package_and_image(library: str) -> None:
+    asked = ["dpkg-query", "--search", f"*/{library}"]
+    package = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.partition(":")[0]
+    assert f" {package}," in CONTROL
+    assert f'"{package}"' in (ROOT / "daemonset" / "image" / "build.py").read_text()

@@ -195,7 +195,7 @@ def test_a_value_that_cannot_be_decompressed_is_said_and_all_else_is_there(tmp_p
 
 def test_a_library_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "system.journal", [{"MESSAGE": b"a trace\n" * 300, "PRIORITY": b"3"}])
-    monkeypatch.setattr(journal_values, "_ZSTD_LIBRARY", "libnone.so.1")
+    monkeypatch.setattr(journal_values, "ZSTD_LIBRARY", "libnone.so.1")
     journal_values._zstd_library.cache_clear()
     try:
         assert "compressed, and libnone.so.1 is not there" in read(path)[0][INCOMPLETE]
