@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -25,13 +26,16 @@ SOURCE = LogSource(SourceKey("journal//run/log/journal/system.journal"), PodUid(
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Return where journald, which runs as long as the test, writes."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True)  # a machine's own is there, and is not to be removed
     with subprocess.Popen([JOURNALD]) as process:
         try:
             eventually(lambda: SOCKET.exists() and CONTROL.exists(), "journald listens")
             yield eventually(lambda: next(FOLDER.glob("*/system.journal"), None), "it has a file").parent
         finally:
             process.terminate()
+            process.wait()
+            shutil.rmtree(FOLDER)
+            shutil.rmtree(SOCKET.parent)
 
 
 def journalctl(*words: str) -> None:
