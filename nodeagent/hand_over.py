@@ -318,7 +318,11 @@ class HandOver:
         return self._end is not None
 
     def open(self) -> None:
-        """Listen. Raises OSError: nothing can be handed over then."""
+        """Listen, if nobody does, nor is about to: a daemon of an earlier release may remove its successor's socket for
+        its own. Raises OSError: nothing can be handed over then.
+        """
+        if self._listener is not None and self.stage is None and not self._listener.is_there:
+            self.leave()
         if self._listener is None:
             self._listener = LocalListener(self._path)
 
@@ -358,6 +362,12 @@ class HandOver:
         """Nobody can call any more; who has taken over is still heard."""
         if self._listener is not None:
             self._listener.close()
+            self._listener = None
+
+    def leave(self) -> None:
+        """As :meth:`close`, where another daemon listens in this one's place."""
+        if self._listener is not None:
+            self._listener.leave()
             self._listener = None
 
     def inherit(self) -> list[int]:

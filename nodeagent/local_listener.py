@@ -58,12 +58,26 @@ class LocalListener:
         end.close()
         return None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether who calls at the path comes here."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Nobody can call any more."""
         self._socket.close()
         with suppress(OSError):
-            if self._path.stat().st_ino == self._inode:  # a successor may have its own there
+            if self.is_there:  # a successor may have its own there
                 self._path.unlink()
+
+    def leave(self) -> None:
+        """Nobody can call here any more; at the path a successor listens, or will at this very moment, so that who
+        looked whose it is, and then removed it, might remove that one's.
+        """
+        self._socket.close()
 
     def detach(self) -> int:
         """Return the descriptor, for whoever closes it alone: the path is another process's."""

@@ -269,6 +269,8 @@ class Supervisor:
             self._tell(Beats(felt))
         if felt and not self._alone:
             self._took_over()
+        elif self._alone:
+            self._open_hand_over()
         if felt:
             self._manager.beaten(now)
 
@@ -683,7 +685,7 @@ class Supervisor:
         _say("another daemon has taken over; this one drains, and ends when what is open has ended", logging.INFO)
         self._stop_asked_at = 0.0
         self._heart.leave()
-        hand_over.close()
+        hand_over.leave()
         if self._giving_back and self._predecessor is not None:
             self._predecessor.hang_up()  # it was not that one who came: there is nothing to give any more
         for lock in self._locks.values():

@@ -211,6 +211,53 @@ def test_everything_is_handed_over_and_the_old_one_ends_without_ending_the_heart
     goes_on(third)
 
 
+LOOKED_BEFORE = """
+    own = {}
+
+    def stat(path, before=Path.stat, **rest):
+        found = before(path, **rest)
+        return own.setdefault(path, found) if path.name == hand_over.SOCKET else found
+    Path.stat = stat
+
+    def step_down_late(self, over, before=supervisor.Supervisor._step_down):
+        path = folder / "run" / hand_over.SOCKET
+        while not os.path.exists(path) or os.stat(path).st_ino == own[path].st_ino:
+            time.sleep(0.01)
+        before(self, over)
+    supervisor.Supervisor._step_down = step_down_late
+"""
+
+
+NEVER_AGAIN = """
+    def open_once(self, before=hand_over.HandOver.open):
+        if self._listener is None:
+            before(self)
+    hand_over.HandOver.open = open_once
+"""
+
+
+def test_the_old_one_leaves_the_socket_to_its_successor_that_listens_at_this_very_moment(start: Start) -> None:
+    """Input: the old one has looked whose the socket is just before the successor has its own there. Verdict: a third
+    daemon takes over.
+    """
+    old = running(start, LOOKED_BEFORE)
+    running(start, NEVER_AGAIN)
+    old.says("superseded")
+    assert old.ends() == 0
+    start().says("begun")
+
+
+def test_a_socket_that_an_earlier_release_removed_is_there_again(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "run" / SOCKET
+    daemon = running(start)
+    eventually(path.exists, "it listens")
+    path.unlink()
+    eventually(path.exists, "it listens again")
+    start().says("begun")
+    daemon.says("superseded")
+    assert daemon.ends() == 0
+
+
 SLOW = """
     def step_down():
         time.sleep(600)  # connections are open
@@ -652,9 +699,8 @@ def test_a_daemon_of_other_folders_is_refused(start: Start, tmp_path: Path) -> N
     goes_on(old)
 
 
-def test_a_daemon_of_a_release_before_there_was_a_hand_over_is_named(start: Start, tmp_path: Path) -> None:
-    running(start)
-    (tmp_path / "run" / SOCKET).unlink()
+def test_a_daemon_of_a_release_before_there_was_a_hand_over_is_named(start: Start) -> None:
+    running(start, "hand_over.HandOver.open = lambda self: None")
     new = start()
     assert new.ends() == 1
     assert "it is of a release that hands nothing over, or has not come up yet" in new.text
